@@ -1,0 +1,1 @@
+"""What each model architecture needs on its way to MLX."""

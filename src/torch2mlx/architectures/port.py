@@ -1,0 +1,261 @@
+"""Hand-written ports of mlx-lm as conversion targets, known from the config alone.
+
+MLX arrays are lazy, so a port of any size is instantiated to learn its parameters without
+allocating one of them.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from torch2mlx.architectures.tracing import trace_call
+from torch2mlx.errors import PlanError, UnsupportedError
+from torch2mlx.planning.expressions import Expr, sources_of
+
+if TYPE_CHECKING:
+    import mlx.nn as nn
+
+__all__ = ["Port", "PortMapping", "Target", "load_port"]
+
+
+@dataclass(frozen=True)
+class Target:
+    """One parameter of the MLX model.
+
+    Attributes:
+        name: dotted path, as in the written file.
+        shape: of the unquantized parameter.
+        module: path of the module that owns it.
+        kind: MLX class name of that module ("Linear", "Embedding", "SwitchLinear" ...).
+        quantizable: True for the weight of a module with `to_quantized`.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    module: str
+    kind: str
+    quantizable: bool
+
+
+@dataclass(frozen=True)
+class PortMapping:
+    """What a checkpoint's tensors become.
+
+    Attributes:
+        outputs: an expression for each parameter of the port, in the port's order.
+        dropped: checkpoint tensors that no output uses, each with the reason.
+    """
+
+    outputs: Mapping[str, Expr]
+    dropped: Mapping[str, str]
+
+
+class Port:
+    """A model class of mlx-lm with the config that it was chosen for.
+
+    Args:
+        config: the normalised config.
+        model_class, args_class: the port's `Model` and `ModelArgs`.
+
+    Raises:
+        UnsupportedError: the port refuses the config.
+    """
+
+    def __init__(self, config: dict[str, Any], model_class: type, args_class: type) -> None:
+        self.config = config
+        self.model_type = str(config["model_type"])
+        self.module: str = model_class.__module__
+        self._model_class = model_class
+        try:
+            self.args = args_class.from_dict(config)  # type: ignore[attr-defined]
+            self._skeleton = self.build()
+        except UnsupportedError:
+            raise
+        except Exception as error:
+            raise UnsupportedError(
+                f"{self.module} cannot be built from this config: "
+                f"{type(error).__name__}: {error}; check config.json against the model's "
+                "documentation, or report the config"
+            ) from error
+
+    def build(self) -> nn.Module:
+        """A fresh model in inference mode; its weights are lazy."""
+        model = self._model_class(self.args)
+        model.eval()
+        return model  # type: ignore[no-any-return]
+
+    @cached_property
+    def targets(self) -> dict[str, Target]:
+        """Every parameter by name, in the port's order."""
+        from mlx.utils import tree_flatten
+
+        modules = dict(self._skeleton.named_modules())
+        targets = {}
+        for name, array in tree_flatten(self._skeleton.parameters()):
+            path, _, leaf = name.rpartition(".")
+            owner = modules.get(path)
+            quantizable = leaf == "weight" and hasattr(owner, "to_quantized")
+            kind = type(owner).__name__ if owner is not None else ""
+            targets[name] = Target(name, tuple(array.shape), path, kind, quantizable)
+        return targets
+
+    @cached_property
+    def layer_count(self) -> int:
+        """Number of decoder layers, as the port counts them."""
+        return len(getattr(self._skeleton, "layers", ()))
+
+    def quantization_choice(self, path: str) -> bool | dict[str, Any]:
+        """What the port itself says of quantizing a module (mlx-lm's `quant_predicate`)."""
+        predicate = getattr(self._skeleton, "quant_predicate", None)
+        if predicate is None:
+            return True
+        return predicate(path, dict(self._skeleton.named_modules())[path])  # type: ignore[no-any-return]
+
+    def keeps_dtype(self, name: str) -> bool:
+        """True for a parameter that the port wants in its own precision (`cast_predicate`)."""
+        predicate = getattr(self._skeleton, "cast_predicate", None)
+        return predicate is not None and not predicate(name)
+
+    def map_state(self, state: Mapping[str, Expr]) -> PortMapping:
+        """Map a checkpoint's tensors to the port's parameters, from headers alone.
+
+        Args:
+            state: tensors under their Hugging Face names.
+
+        Raises:
+            PlanError: parameters that nothing fills, tensors that fit nowhere, or wrong shapes;
+                all of them in one message.
+            UnsupportedError: the port's mapping cannot be planned.
+        """
+        from torch2mlx.architectures.registry import rename_state
+
+        state = rename_state(state, self.config)
+        sanitize = getattr(self._skeleton, "sanitize", None)
+        try:
+            outputs = trace_call(sanitize, state) if sanitize else dict(state)
+        except (KeyError, IndexError, ValueError, TypeError, AttributeError) as error:
+            raise PlanError(self._mapping_failed(state, error)) from error
+        problems = self._problems(outputs, state)
+        if problems:
+            raise PlanError(
+                f"the checkpoint does not fit {self.module} ({len(problems)} problems):\n  "
+                + "\n  ".join(problems[:20])
+                + (f"\n  ... and {len(problems) - 20} more" if len(problems) > 20 else "")
+                + "\nThe checkpoint is incomplete, of another model, or its config.json differs."
+            )
+        used = {id(leaf) for expr in outputs.values() for leaf in _leaves(expr)}
+        dropped = {
+            name: _drop_reason(name, self.config)
+            for name, expr in state.items()
+            if not any(id(leaf) in used for leaf in _leaves(expr))
+        }
+        return PortMapping({name: outputs[name] for name in self.targets}, dropped)
+
+    def _mapping_failed(self, state: Mapping[str, Expr], error: Exception) -> str:
+        if isinstance(error, KeyError):
+            missing = str(error.args[0])
+            close = get_close_matches(missing, list(state), n=1)
+            hint = f"; the nearest name there is {close[0]!r}" if close else ""
+            return f"the checkpoint lacks tensor {missing!r}, which {self.module} needs{hint}"
+        return (
+            f"{self.module} cannot map this checkpoint's tensors: {type(error).__name__}: {error}"
+        )
+
+    def _problems(self, outputs: Mapping[str, Expr], state: Mapping[str, Expr]) -> list[str]:
+        problems = []
+        for name, target in self.targets.items():
+            if name not in outputs:
+                close = get_close_matches(name, list(state), n=1, cutoff=0.8)
+                hint = f" (the checkpoint has {close[0]!r})" if close else ""
+                problems.append(f"missing: {name} {list(target.shape)}{hint}")
+            elif outputs[name].shape != target.shape:
+                stored = next((leaf.name for leaf in sources_of(outputs[name])), "a constant")
+                problems.append(
+                    f"misshapen: {name} should be {list(target.shape)}, the checkpoint gives "
+                    f"{list(outputs[name].shape)} (from {stored!r})"
+                )
+        for name, expr in outputs.items():
+            if name not in self.targets:
+                problems.append(f"unexpected: {name} {list(expr.shape)}")
+        return problems
+
+
+def _leaves(expr: Expr) -> list[Expr]:
+    if not expr.children:
+        return [expr]
+    return [leaf for child in expr.children for leaf in _leaves(child)]
+
+
+_DROP_REASONS = (
+    ("rotary_emb.inv_freq", "rotary frequencies are computed, not stored, in MLX"),
+    ("rotary_emb.", "rotary tables are computed, not stored, in MLX"),
+    (".masked_bias", "a constant attention mask"),
+    (".attn.bias", "a constant attention mask"),
+    (".attention.bias", "a constant attention mask"),
+    ("lm_head.weight", "tied to the embedding by the config"),
+    ("embed_out.weight", "tied to the embedding by the config"),
+    ("vision", "the vision part is not in this text-only port"),
+    ("visual", "the vision part is not in this text-only port"),
+    ("audio", "the audio part is not in this text-only port"),
+    ("multi_modal_projector", "the vision part is not in this text-only port"),
+    ("mtp", "multi-token prediction layers are not in this port"),
+)
+
+
+def _drop_reason(name: str, config: Mapping[str, Any]) -> str:
+    for part, reason in _DROP_REASONS:
+        if part in name:
+            return reason
+    layers = config.get("num_hidden_layers")
+    parts = name.split(".")
+    if isinstance(layers, int) and any(p.isdigit() and int(p) >= layers for p in parts):
+        return f"belongs to a layer past num_hidden_layers={layers}, which this port leaves out"
+    return "this port leaves it out"
+
+
+def load_port(config: dict[str, Any]) -> Port:
+    """The mlx-lm port for a config.json.
+
+    Args:
+        config: as saved, of any transformers version.
+
+    Raises:
+        UnsupportedError: no port of this model type, or the port refuses the config.
+    """
+    from torch2mlx.architectures.normalize import normalize_config
+
+    normalised = normalize_config(config)
+    model_class, args_class = _port_classes(normalised)
+    return Port(normalised, model_class, args_class)
+
+
+def _port_classes(config: dict[str, Any]) -> tuple[type, type]:
+    from mlx_lm.utils import _get_classes
+
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str) or not model_type.replace("-", "_").isidentifier():
+        raise UnsupportedError(f"config.json: model_type {model_type!r} is no name of a model type")
+    try:
+        return _get_classes(config=config)  # type: ignore[no-any-return]
+    except ValueError as error:
+        names = available_ports()
+        close = get_close_matches(model_type, names, n=3)
+        hint = f"; similar: {', '.join(close)}" if close else ""
+        raise UnsupportedError(
+            f"model type {model_type!r} has no port in mlx-lm "
+            f"{importlib.import_module('mlx_lm').__version__} ({len(names)} types){hint}"
+        ) from error
+
+
+def available_ports() -> list[str]:
+    """Model types that mlx-lm ships a port for, sorted."""
+    import pkgutil
+
+    import mlx_lm.models
+
+    return sorted(m.name for m in pkgutil.iter_modules(mlx_lm.models.__path__))

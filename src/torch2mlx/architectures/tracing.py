@@ -1,0 +1,473 @@
+"""Run a port's own weight mapping on symbolic tensors.
+
+Every mlx-lm port describes its layout in `Model.sanitize`: Python that pops, stacks, splits and
+transposes arrays.  Executed on `Traced` tensors instead of arrays, that very code yields an
+expression for each output tensor: no second set of rules to keep in step with the port, no
+weight read, and the result can be evaluated in row blocks and run backwards.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from math import prod
+from types import ModuleType
+from typing import Any
+
+from torch2mlx.dtypes import DTYPES, DType, dtype_from_mx
+from torch2mlx.errors import UnsupportedError
+from torch2mlx.planning.expressions import (
+    Apply,
+    Bits,
+    Concat,
+    Expr,
+    Reshape,
+    Slice,
+    Transpose,
+    Whole,
+    cast,
+    stack,
+)
+
+__all__ = ["Traced", "trace_call"]
+
+
+class Traced:
+    """A stand-in for `mlx.core.array` that records what is done to it."""
+
+    __array_priority__ = 1000
+
+    def __init__(self, expr: Expr) -> None:
+        self.expr = expr
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.expr.shape
+
+    @property
+    def dtype(self) -> Any:
+        return _mx_dtype(self.expr.dtype)
+
+    @property
+    def ndim(self) -> int:
+        return len(self.expr.shape)
+
+    @property
+    def size(self) -> int:
+        return self.expr.size
+
+    @property
+    def itemsize(self) -> int:
+        return self.expr.dtype.itemsize
+
+    @property
+    def nbytes(self) -> int:
+        return self.expr.nbytes
+
+    @property
+    def T(self) -> Traced:
+        return _transpose(self)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __iter__(self) -> Iterator[Traced]:
+        return (self[i] for i in range(len(self)))
+
+    def __getitem__(self, index: Any) -> Traced:
+        return _index(self, index)
+
+    def __bool__(self) -> bool:
+        raise _depends_on_values("truth of a tensor")
+
+    def item(self) -> Any:
+        raise _depends_on_values("item()")
+
+    def tolist(self) -> Any:
+        raise _depends_on_values("tolist()")
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        import mlx.core as mx
+
+        if name.startswith("__") or not hasattr(mx.array, name):
+            raise AttributeError(name)
+        return lambda *args, **kwargs: _dispatch(name, None, (self, *args), kwargs)
+
+
+def _operator(name: str, swapped: bool = False) -> Callable[[Traced, Any], Any]:
+    def method(self: Traced, other: Any) -> Any:
+        return _dispatch(name, None, (other, self) if swapped else (self, other), {})
+
+    return method
+
+
+for _symbol, _function in (
+    ("add", "add"),
+    ("sub", "subtract"),
+    ("mul", "multiply"),
+    ("truediv", "divide"),
+    ("pow", "power"),
+    ("and", "bitwise_and"),
+    ("or", "bitwise_or"),
+    ("rshift", "right_shift"),
+    ("lshift", "left_shift"),
+    ("matmul", "matmul"),
+):
+    setattr(Traced, f"__{_symbol}__", _operator(_function))
+    setattr(Traced, f"__r{_symbol}__", _operator(_function, swapped=True))
+Traced.__neg__ = lambda self: _dispatch("negative", None, (self,), {})  # type: ignore[attr-defined]
+
+
+def _depends_on_values(what: str) -> UnsupportedError:
+    return UnsupportedError(
+        f"this port's weight mapping depends on tensor values ({what}), so it cannot be planned "
+        "from headers"
+    )
+
+
+def _mx_dtype(dtype: DType) -> Any:
+    """The dtype under which mlx.core.load presents a stored type (fp8 as uint8)."""
+    import mlx.core as mx
+
+    return getattr(mx, dtype.mx_name) if dtype.mx_name else mx.uint8
+
+
+# Movement: exact nodes of the expression language.
+
+
+def _axis(axis: int, ndim: int) -> int:
+    return axis + ndim if axis < 0 else axis
+
+
+def _transpose(a: Traced, *axes: Any) -> Traced:
+    if len(axes) == 1 and not isinstance(axes[0], int):
+        axes = tuple(axes[0])
+    order = tuple(_axis(i, a.ndim) for i in axes) or tuple(reversed(range(a.ndim)))
+    return Traced(Transpose(a.expr, order))
+
+
+def _swapaxes(a: Traced, axis1: int, axis2: int) -> Traced:
+    order = list(range(a.ndim))
+    i, j = _axis(axis1, a.ndim), _axis(axis2, a.ndim)
+    order[i], order[j] = order[j], order[i]
+    return Traced(Transpose(a.expr, tuple(order)))
+
+
+def _moveaxis(a: Traced, source: int, destination: int) -> Traced:
+    order = [i for i in range(a.ndim) if i != _axis(source, a.ndim)]
+    order.insert(_axis(destination, a.ndim), _axis(source, a.ndim))
+    return Traced(Transpose(a.expr, tuple(order)))
+
+
+def _reshape(a: Traced, *shape: Any) -> Traced:
+    if len(shape) == 1 and not isinstance(shape[0], int):
+        shape = tuple(shape[0])
+    known = prod(n for n in shape if n != -1)
+    resolved = tuple(a.size // known if n == -1 else n for n in shape)
+    if prod(resolved) != a.size:
+        raise ValueError(f"cannot reshape {a.shape} into {shape}")
+    return a if resolved == a.shape else Traced(Reshape(a.expr, resolved))
+
+
+def _flatten(a: Traced, start_axis: int = 0, end_axis: int = -1) -> Traced:
+    i, j = _axis(start_axis, a.ndim), _axis(end_axis, a.ndim)
+    return _reshape(a, (*a.shape[:i], prod(a.shape[i : j + 1]), *a.shape[j + 1 :]))
+
+
+def _squeeze(a: Traced, axis: int | Sequence[int] | None = None) -> Traced:
+    if axis is None:
+        gone = {i for i, n in enumerate(a.shape) if n == 1}
+    else:
+        gone = {_axis(i, a.ndim) for i in ([axis] if isinstance(axis, int) else axis)}
+    return _reshape(a, tuple(n for i, n in enumerate(a.shape) if i not in gone))
+
+
+def _expand_dims(a: Traced, axis: int | Sequence[int]) -> Traced:
+    axes = [axis] if isinstance(axis, int) else list(axis)
+    shape = list(a.shape)
+    for i in sorted(_axis(i, a.ndim + len(axes)) for i in axes):
+        shape.insert(i, 1)
+    return _reshape(a, tuple(shape))
+
+
+def _index(a: Traced, index: Any) -> Traced:
+    items = list(index) if isinstance(index, tuple) else [index]
+    if Ellipsis in items:
+        at = items.index(Ellipsis)
+        given = sum(i is not None for i in items) - 1
+        items[at : at + 1] = [slice(None)] * (a.ndim - given)
+    ranges: list[range] = []
+    shape: list[int] = []
+    for item in items:
+        if item is None:
+            shape.append(1)
+            continue
+        extent = a.shape[len(ranges)]
+        if isinstance(item, int):
+            ranges.append(range(extent)[item : item + 1 or None])
+            continue
+        if not isinstance(item, slice) or (item.step or 1) < 0:
+            raise UnsupportedError(f"this port indexes weights by {type(item).__name__}")
+        ranges.append(range(extent)[item])
+        shape.append(len(ranges[-1]))
+    for extent in a.shape[len(ranges) :]:
+        ranges.append(range(extent))
+        shape.append(extent)
+    return _reshape(Traced(Slice(a.expr, tuple(ranges))), tuple(shape))
+
+
+def _split(a: Traced, indices_or_sections: int | Sequence[int], axis: int = 0) -> list[Traced]:
+    axis = _axis(axis, a.ndim)
+    extent = a.shape[axis]
+    if isinstance(indices_or_sections, int):
+        step = extent // indices_or_sections
+        bounds = [i * step for i in range(indices_or_sections)] + [extent]
+    else:
+        bounds = [0, *indices_or_sections, extent]
+    before = (slice(None),) * axis
+    return [
+        a[(*before, slice(lo, hi))] for lo, hi in zip(bounds[:-1], bounds[1:], strict=True)
+    ]
+
+
+def _concatenate(arrays: Sequence[Traced], axis: int = 0) -> Traced:
+    parts = tuple(a.expr for a in arrays)
+    return Traced(Concat(parts, _axis(axis, len(parts[0].shape))))
+
+
+def _stack(arrays: Sequence[Traced], axis: int = 0) -> Traced:
+    shapes = {a.shape for a in arrays}
+    if len(shapes) > 1:
+        raise ValueError(f"cannot stack tensors of shapes {sorted(shapes)}")
+    return Traced(stack([a.expr for a in arrays], _axis(axis, arrays[0].ndim + 1)))
+
+
+def _astype(a: Traced, dtype: Any) -> Traced:
+    return Traced(cast(a.expr, dtype_from_mx(dtype)))
+
+
+def _view(a: Traced, dtype: Any) -> Traced:
+    return Traced(Bits(a.expr, dtype_from_mx(dtype)))
+
+
+def _contiguous(a: Traced, allow_col_major: bool = False) -> Traced:
+    return a
+
+
+_MOVEMENT: dict[str, Callable[..., Any]] = {
+    "transpose": _transpose,
+    "swapaxes": _swapaxes,
+    "moveaxis": _moveaxis,
+    "reshape": _reshape,
+    "flatten": _flatten,
+    "squeeze": _squeeze,
+    "expand_dims": _expand_dims,
+    "split": _split,
+    "concatenate": _concatenate,
+    "stack": _stack,
+    "astype": _astype,
+    "view": _view,
+    "contiguous": _contiguous,
+}
+
+_ELEMENTWISE = frozenset(
+    "abs add bitwise_and bitwise_or divide exp from_fp8 left_shift log log1p maximum minimum "
+    "multiply negative power reciprocal right_shift rsqrt sigmoid sqrt square subtract "
+    "where".split()
+)
+
+
+def _dispatch(name: str, function: Callable[..., Any] | None, args: Any, kwargs: Any) -> Any:
+    """Record one MLX call that has a traced argument."""
+    if name in _MOVEMENT:
+        return _MOVEMENT[name](*args, **{k: v for k, v in kwargs.items() if k != "stream"})
+    import mlx.core as mx
+
+    function = function or getattr(mx, name, None)
+    if function is None:
+        raise UnsupportedError(f"this port calls {name}() on weights, which cannot be planned")
+    operands: list[Expr] = []
+
+    def hole(value: Any) -> Any:
+        if isinstance(value, Traced):
+            operands.append(value.expr)
+            return _Hole(len(operands) - 1)
+        if isinstance(value, list | tuple):
+            return type(value)(hole(v) for v in value)
+        return value
+
+    holed, holed_kwargs = hole(tuple(args)), {k: hole(v) for k, v in kwargs.items()}
+
+    def call(*values: Any) -> Any:
+        def fill(value: Any) -> Any:
+            if isinstance(value, _Hole):
+                return values[value.index]
+            if isinstance(value, list | tuple):
+                return type(value)(fill(v) for v in value)
+            return value
+
+        return function(*fill(holed), **{k: fill(v) for k, v in holed_kwargs.items()})
+
+    # MLX is lazy: this infers shapes and dtypes and computes nothing.
+    probe = call(*(mx.zeros(o.shape, _mx_dtype(o.dtype)) for o in operands))
+    if name in _ELEMENTWISE:
+        inverse, forward = _numeric_inverse(name, args)
+        return Traced(
+            Apply(
+                name, call, tuple(operands), dtype_from_mx(probe.dtype), tuple(probe.shape),
+                inverse=inverse, forward=forward,
+            )
+        )  # fmt: skip
+    if isinstance(probe, mx.array):
+        return Traced(
+            Whole(name, call, tuple(operands), dtype_from_mx(probe.dtype), tuple(probe.shape))
+        )
+    return type(probe)(
+        Traced(
+            Whole(
+                f"{name}[{i}]",
+                lambda *values, _i=i: call(*values)[_i],
+                tuple(operands),
+                dtype_from_mx(part.dtype),
+                tuple(part.shape),
+            )
+        )
+        for i, part in enumerate(probe)
+    )
+
+
+class _Hole:
+    """Where an operand goes in a recorded call."""
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+
+
+def _numeric_inverse(
+    name: str, args: tuple[Any, ...]
+) -> tuple[Callable[[Any], Any] | None, Callable[[Any], Any] | None]:
+    """(inverse, forward) in torch of a unary function or one with a scalar constant."""
+    constants = [a for a in args if isinstance(a, int | float)]
+    if len(args) == 1:
+        unary: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
+            "negative": (lambda x: -x, lambda x: -x),
+            "exp": (lambda y: y.log(), lambda x: x.exp()),
+            "log": (lambda y: y.exp(), lambda x: x.log()),
+        }
+        return unary.get(name, (None, None))
+    if len(args) == 2 and len(constants) == 1 and isinstance(args[0], Traced):
+        c = constants[0]
+        binary: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
+            "add": (lambda y: y - c, lambda x: x + c),
+            "subtract": (lambda y: y + c, lambda x: x - c),
+            "multiply": (lambda y: y / c, lambda x: x * c),
+            "divide": (lambda y: y * c, lambda x: x / c),
+        }
+        return binary.get(name, (None, None))
+    if name == "add" and len(constants) == 1:
+        c = constants[0]
+        return (lambda y: y - c), (lambda x: c + x)
+    return None, None
+
+
+class _MlxProxy(ModuleType):
+    """`mlx.core` (or a submodule) as a port sees it during tracing."""
+
+    def __init__(self, module: Any) -> None:
+        super().__init__(module.__name__)
+        self.__dict__["_module"] = module
+
+    def __getattr__(self, name: str) -> Any:
+        real = getattr(self.__dict__["_module"], name)
+        if isinstance(real, ModuleType):
+            return _MlxProxy(real)
+        if name == "array":
+            return _ArrayType
+        if isinstance(real, type) or not callable(real):
+            return real
+        if name == "eval":
+            return lambda *_: None
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if _has_traced(args) or _has_traced(kwargs.values()):
+                return _dispatch(name, real, args, kwargs)
+            return real(*args, **kwargs)
+
+        return call
+
+
+class _ArrayMeta(type):
+    def __instancecheck__(cls, instance: Any) -> bool:
+        import mlx.core as mx
+
+        return isinstance(instance, mx.array | Traced)
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        import mlx.core as mx
+
+        return mx.array(*args, **kwargs)
+
+
+class _ArrayType(metaclass=_ArrayMeta):
+    """`mlx.core.array` during tracing: traced tensors are instances."""
+
+
+def _has_traced(values: Any) -> bool:
+    return any(
+        isinstance(v, Traced) or (isinstance(v, list | tuple) and _has_traced(v)) for v in values
+    )
+
+
+@contextmanager
+def _mlx_replaced() -> Iterator[None]:
+    """Give every loaded port module the recording `mx`."""
+    import mlx.core as mx
+
+    proxy = _MlxProxy(mx)
+    changed = [
+        module
+        for name, module in list(sys.modules.items())
+        if name.startswith("mlx_lm.models.") and getattr(module, "mx", None) is mx
+    ]
+    for module in changed:
+        module.mx = proxy  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        for module in changed:
+            module.mx = mx  # type: ignore[attr-defined]
+
+
+def trace_call(
+    function: Callable[[dict[str, Any]], Mapping[str, Any]], state: Mapping[str, Expr]
+) -> dict[str, Expr]:
+    """The expressions that a weight-mapping function makes of a state.
+
+    Args:
+        function: takes and returns a dict of arrays, such as `Model.sanitize`.
+        state: input tensors by name.
+
+    Raises:
+        UnsupportedError: the function depends on tensor values or on an operation that cannot
+            be recorded.
+    """
+    inputs = {name: Traced(_as_mlx_loads(expr)) for name, expr in state.items()}
+    with _mlx_replaced():
+        outputs = function(inputs)
+    result: dict[str, Expr] = {}
+    for name, value in outputs.items():
+        if not isinstance(value, Traced):
+            value = Traced(_constant(value))
+        result[name] = value.expr
+    return result
+
+
+def _as_mlx_loads(expr: Expr) -> Expr:
+    """MLX computes in float32 at most: float64 weights enter as float32."""
+    return cast(expr, DTYPES["F32"]) if expr.dtype.name == "F64" else expr
+
+
+def _constant(value: Any) -> Expr:
+    """An array that the port makes itself, such as a default scale."""
+    return Whole("constant", lambda: value, (), dtype_from_mx(value.dtype), tuple(value.shape))

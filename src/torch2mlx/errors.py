@@ -1,0 +1,74 @@
+"""Every error that torch2mlx raises for a reason a user can act on.
+
+    Torch2MLXError            base: catch this one; its text is one message, ready to show
+    ├── OptionError           options that contradict each other or the model
+    ├── SourceError           the checkpoint is missing, damaged, ambiguous or not a checkpoint
+    ├── UnsupportedError      understood, but no route converts it
+    ├── PlanError             tensors and model do not fit together (missing, extra, misshapen)
+    ├── NumericError          NaN, Inf or overflow in a tensor
+    ├── DestinationError      the destination exists, cannot be written, or the disk is full
+    └── ParityError           the result differs from PyTorch
+
+A message names the file or tensor, what was expected and found, and what to do.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "DestinationError",
+    "NumericError",
+    "OptionError",
+    "ParityError",
+    "PlanError",
+    "SourceError",
+    "Torch2MLXError",
+    "UnsupportedError",
+]
+
+
+class Torch2MLXError(Exception):
+    """Base of all errors with a message for the user; `exit_code` is the command line's."""
+
+    exit_code = 1
+
+
+class OptionError(Torch2MLXError):
+    """Options that contradict each other or the model."""
+
+    exit_code = 2
+
+
+class SourceError(Torch2MLXError):
+    """The checkpoint is missing, damaged, ambiguous, or not a checkpoint at all."""
+
+    exit_code = 3
+
+
+class UnsupportedError(Torch2MLXError):
+    """The checkpoint is understood, but nothing here converts it."""
+
+    exit_code = 4
+
+
+class PlanError(Torch2MLXError):
+    """Source tensors and target model do not fit together."""
+
+    exit_code = 5
+
+
+class NumericError(Torch2MLXError):
+    """A tensor holds NaN or Inf, or overflows in the requested dtype."""
+
+    exit_code = 6
+
+
+class DestinationError(Torch2MLXError):
+    """The destination exists already, cannot be written, or has no room."""
+
+    exit_code = 7
+
+
+class ParityError(Torch2MLXError):
+    """The converted model does not equal the PyTorch original."""
+
+    exit_code = 8

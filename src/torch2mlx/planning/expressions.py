@@ -1,0 +1,536 @@
+"""Tensors as expressions over source tensors, evaluated region by region.
+
+A conversion never holds a model.  Every output tensor is an expression; asking it for a region
+(one `range` per axis) asks its operands for just the regions they need, down to rows of a
+file.  A stack of 256 experts is written block by block without ever being whole in memory.
+
+Movement (transpose, reshape, slice, concatenate) works on bit views and is exact for every
+dtype.  Arithmetic goes through the very MLX functions that a port's own loader calls, so the
+bytes are the same as on the in-memory path.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from math import prod
+from typing import Any, Protocol
+
+import numpy as np
+
+from torch2mlx.dtypes import DType, from_mx, to_mx
+
+__all__ = [
+    "Apply",
+    "Bits",
+    "Concat",
+    "Expr",
+    "Reader",
+    "Region",
+    "Reshape",
+    "Slice",
+    "Source",
+    "Transpose",
+    "Whole",
+    "cast",
+    "flat_pieces",
+    "full",
+    "reshape_groups",
+    "rows_of",
+    "sources_of",
+    "stack",
+]
+
+Array = np.ndarray[Any, Any]
+Region = tuple[range, ...]
+
+# Column slabs of a file are gathered from row chunks of this size, so that a transposed read
+# holds the slab and one chunk, not the tensor.
+_CHUNK_BYTES = 16 << 20
+
+
+class Reader(Protocol):
+    """What expressions read from; `torch2mlx.sources.base.TensorSource` is one."""
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> Array: ...
+
+
+def full(shape: Sequence[int]) -> Region:
+    """The region that covers a whole tensor."""
+    return tuple(range(n) for n in shape)
+
+
+def _lengths(region: Region) -> tuple[int, ...]:
+    return tuple(len(r) for r in region)
+
+
+def _as_slices(region: Region) -> tuple[slice, ...]:
+    return tuple(slice(r.start, r.stop, r.step) for r in region)
+
+
+class Expr(ABC):
+    """A tensor that can be read by region.
+
+    Attributes:
+        dtype: element type of the values.
+        shape: extent of each axis.
+    """
+
+    dtype: DType
+    shape: tuple[int, ...]
+
+    @property
+    def children(self) -> tuple[Expr, ...]:
+        """Operands, in order."""
+        return ()
+
+    @abstractmethod
+    def read(self, region: Region, reader: Reader) -> Array:
+        """The values of a region as a bit view; its shape is the lengths of the ranges."""
+
+    def __len__(self) -> int:
+        return self.shape[0] if self.shape else 1
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the values."""
+        return self.size * self.dtype.itemsize
+
+
+@dataclass(frozen=True, eq=False)
+class Source(Expr):
+    """A stored tensor."""
+
+    name: str
+    dtype: DType
+    shape: tuple[int, ...]
+
+    def read(self, region: Region, reader: Reader) -> Array:
+        if not self.shape:
+            return reader.read(self.name).reshape(())
+        rows, rest = region[0], region[1:]
+        if not rows:
+            return np.empty(_lengths(region), self.dtype.numpy)
+        whole = rest == full(self.shape[1:])
+        if whole and rows.step == 1:
+            return reader.read(self.name, rows.start, rows.stop)
+        row_bytes = max(1, prod(self.shape[1:]) * self.dtype.itemsize)
+        chunk = max(1, _CHUNK_BYTES // row_bytes)
+        parts = []
+        for start in range(rows.start, rows[-1] + 1, chunk * rows.step):
+            stop = min(start + (chunk - 1) * rows.step + 1, rows[-1] + 1)
+            block = reader.read(self.name, start, stop)
+            parts.append(block[(slice(None, None, rows.step), *_as_slices(rest))])
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+@dataclass(frozen=True, eq=False)
+class Transpose(Expr):
+    """Axes in another order: output axis i is operand axis `axes[i]`."""
+
+    operand: Expr
+    axes: tuple[int, ...]
+
+    @property
+    def dtype(self) -> DType:  # type: ignore[override]
+        return self.operand.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        return tuple(self.operand.shape[a] for a in self.axes)
+
+    @property
+    def children(self) -> tuple[Expr, ...]:
+        return (self.operand,)
+
+    def operand_region(self, region: Region) -> Region:
+        """The operand's region that holds `region` of the output."""
+        return tuple(region[self.axes.index(a)] for a in range(len(self.axes)))
+
+    def read(self, region: Region, reader: Reader) -> Array:
+        return self.operand.read(self.operand_region(region), reader).transpose(self.axes)
+
+
+@dataclass(frozen=True, eq=False)
+class Slice(Expr):
+    """A strided part of the operand, one range an axis."""
+
+    operand: Expr
+    ranges: Region
+
+    @property
+    def dtype(self) -> DType:  # type: ignore[override]
+        return self.operand.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        return _lengths(self.ranges)
+
+    @property
+    def children(self) -> tuple[Expr, ...]:
+        return (self.operand,)
+
+    def operand_region(self, region: Region) -> Region:
+        """The operand's region that holds `region` of the output."""
+        return tuple(
+            mine[r.start : r.stop : r.step] if r else range(0)
+            for mine, r in zip(self.ranges, region, strict=True)
+        )
+
+    def read(self, region: Region, reader: Reader) -> Array:
+        return self.operand.read(self.operand_region(region), reader)
+
+
+@dataclass(frozen=True, eq=False)
+class Concat(Expr):
+    """Operands one after the other along an axis."""
+
+    operands: tuple[Expr, ...]
+    axis: int
+
+    @property
+    def dtype(self) -> DType:  # type: ignore[override]
+        return self.operands[0].dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        first, axis = self.operands[0].shape, self.axis
+        return (*first[:axis], sum(o.shape[axis] for o in self.operands), *first[axis + 1 :])
+
+    @property
+    def children(self) -> tuple[Expr, ...]:
+        return self.operands
+
+    def pieces(self, region: Region) -> Iterator[tuple[Expr, Region, slice]]:
+        """(operand, its region, where it lands along the axis in the output region)."""
+        wanted, offset, landed = region[self.axis], 0, 0
+        for operand in self.operands:
+            extent = operand.shape[self.axis]
+            # First wanted index at or after `offset`, and the wanted ones below its end.
+            skip = max(0, -(-(offset - wanted.start) // wanted.step))
+            part = wanted[skip:]
+            if part and part.start < offset + extent:
+                count = min(len(part), -(-(offset + extent - part.start) // part.step))
+                part = part[:count]
+                local = range(part.start - offset, part[-1] - offset + 1, part.step)
+                inner = (*region[: self.axis], local, *region[self.axis + 1 :])
+                yield operand, inner, slice(landed, landed + count)
+                landed += count
+            offset += extent
+
+    def read(self, region: Region, reader: Reader) -> Array:
+        parts = [operand.read(inner, reader) for operand, inner, _ in self.pieces(region)]
+        if not parts:
+            return np.empty(_lengths(region), self.dtype.numpy)
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=self.axis)
+
+
+def reshape_groups(
+    old: Sequence[int], new: Sequence[int]
+) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Pair runs of axes of two shapes of equal size, as finely as their products allow.
+
+    (2, 3, 4) → (6, 4) gives [((0, 1), (0,)), ((2,), (1,))]: axis indexes of old and new.
+    """
+    groups: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
+    i = j = 0
+    while i < len(old) or j < len(new):
+        left, right = [], []
+        a = b = 1
+        while True:
+            if a == b and left and right:
+                break
+            if (a <= b and i < len(old)) or j >= len(new):
+                if i >= len(old):
+                    break
+                a *= old[i]
+                left.append(i)
+                i += 1
+            else:
+                b *= new[j]
+                right.append(j)
+                j += 1
+        groups.append((tuple(left), tuple(right)))
+    return groups
+
+
+def flat_pieces(shape: Sequence[int], lo: int, hi: int) -> list[tuple[Region, int, int]]:
+    """Cut the flat range [lo, hi) of a tensor into boxes: (region, its flat lo, its flat hi)."""
+    if lo >= hi:
+        return []
+    if len(shape) <= 1:
+        return [((range(lo, hi),) if shape else (), lo, hi)]
+    inner = prod(shape[1:])
+    pieces: list[tuple[Region, int, int]] = []
+    row = lo // inner
+    if lo % inner or hi - lo < inner:
+        stop = min(hi, (row + 1) * inner)
+        for region, a, b in flat_pieces(shape[1:], lo - row * inner, stop - row * inner):
+            pieces.append(((range(row, row + 1), *region), a + row * inner, b + row * inner))
+        lo, row = stop, row + 1
+    last = hi // inner
+    if lo < last * inner:
+        pieces.append(((range(row, last), *full(shape[1:])), lo, last * inner))
+        lo = last * inner
+    if lo < hi:
+        for region, a, b in flat_pieces(shape[1:], lo - last * inner, hi - last * inner):
+            pieces.append(((range(last, last + 1), *region), a + last * inner, b + last * inner))
+    return pieces
+
+
+def _flat_hull(shape: Sequence[int], region: Region) -> tuple[int, int, Region]:
+    """Smallest flat range that holds a box, and the box inside of it.
+
+    Axes up to the first that is longer than one index stay exact; later ones are taken whole.
+    """
+    lo, hi = 0, prod(shape)
+    inside: list[range] = []
+    exact = True
+    for axis, (extent, r) in enumerate(zip(shape, region, strict=True)):
+        if not exact:
+            inside.append(r)
+            continue
+        inner = prod(shape[axis + 1 :])
+        first, last = (r.start, r[-1]) if r else (0, -1)
+        lo, hi = lo + first * inner, lo + (last + 1) * inner
+        inside.append(range(0, last - first + 1, r.step))
+        exact = extent == 1 or last == first
+    return lo, hi, tuple(inside)
+
+
+@dataclass(frozen=True, eq=False)
+class Reshape(Expr):
+    """The same elements in row-major order under another shape."""
+
+    operand: Expr
+    shape: tuple[int, ...]
+
+    @property
+    def dtype(self) -> DType:  # type: ignore[override]
+        return self.operand.dtype
+
+    @property
+    def children(self) -> tuple[Expr, ...]:
+        return (self.operand,)
+
+    def pieces(self, region: Region) -> tuple[tuple[int, ...], list[Any], tuple[slice, ...]]:
+        """How a region lies in the operand.
+
+        Returns:
+            the extents of a buffer with one axis a group of axes; [(operand region, buffer
+            slices)]; and the slices that cut `region` out of the buffer once it is reshaped
+            to the hull of the region.
+        """
+        old, extents, per_group = self.operand.shape, [], []
+        cut: list[slice] = []
+        for left, right in reshape_groups(old, self.shape):
+            lo, hi, inside = _flat_hull([self.shape[j] for j in right], tuple(region[j] for j in right))
+            cut.extend(_as_slices(inside))
+            extents.append(hi - lo)
+            per_group.append(
+                [
+                    (part, slice(a - lo, b - lo))
+                    for part, a, b in flat_pieces([old[i] for i in left], lo, hi)
+                ]
+            )
+        combined = [
+            (tuple(r for part, _ in combo for r in part), tuple(where for _, where in combo))
+            for combo in product(*per_group)
+        ]
+        return tuple(extents), combined, tuple(cut)
+
+    def hull(self, region: Region) -> tuple[int, ...]:
+        """Extents of the smallest row-major box around a region that `pieces` fills."""
+        extents: list[int] = []
+        for _, right in reshape_groups(self.operand.shape, self.shape):
+            exact = True
+            for j in right:
+                r = region[j]
+                if not exact:
+                    extents.append(self.shape[j])
+                    continue
+                span = r[-1] - r.start + 1 if r else 0
+                extents.append(span)
+                exact = self.shape[j] == 1 or span == 1
+        return tuple(extents)
+
+    def read(self, region: Region, reader: Reader) -> Array:
+        if not all(_lengths(region)):
+            return np.empty(_lengths(region), self.dtype.numpy)
+        extents, pieces, cut = self.pieces(region)
+        if len(pieces) == 1:
+            buffer = self.operand.read(pieces[0][0], reader)
+        else:
+            buffer = np.empty(extents, self.dtype.numpy)
+            for inner, where in pieces:
+                target = buffer[where]
+                target[...] = self.operand.read(inner, reader).reshape(target.shape)
+        return buffer.reshape(self.hull(region))[cut]
+
+
+@dataclass(frozen=True, eq=False)
+class Bits(Expr):
+    """The operand's bits under another dtype, as `mlx.core.array.view` does along the last axis."""
+
+    operand: Expr
+    dtype: DType
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        shape, old = self.operand.shape, self.operand.dtype.itemsize
+        return (*shape[:-1], shape[-1] * old // self.dtype.itemsize) if shape else ()
+
+    @property
+    def children(self) -> tuple[Expr, ...]:
+        return (self.operand,)
+
+    def operand_region(self, region: Region) -> Region:
+        """The operand's region that holds `region` of the output (last axis whole)."""
+        return (*region[:-1], range(self.operand.shape[-1])) if region else ()
+
+    def read(self, region: Region, reader: Reader) -> Array:
+        block = np.ascontiguousarray(self.operand.read(self.operand_region(region), reader))
+        viewed = block.view(self.dtype.numpy)
+        return viewed[(..., _as_slices(region)[-1])] if region else viewed
+
+
+@dataclass(frozen=True, eq=False)
+class Apply(Expr):
+    """An elementwise MLX function with numpy broadcasting; constants are bound inside `function`.
+
+    Attributes:
+        name: for printing ("astype bfloat16").
+        function: takes one MLX array an operand, returns the result.
+        operands: tensors; an extent of 1 broadcasts.
+        inverse: undoes the function in float32 torch, where it has one operand and an inverse.
+        forward: the function in torch, for checking without MLX (None: not available).
+    """
+
+    name: str
+    function: Callable[..., Any]
+    operands: tuple[Expr, ...]
+    dtype: DType
+    shape: tuple[int, ...]
+    inverse: Callable[[Any], Any] | None = None
+    forward: Callable[[Any], Any] | None = None
+
+    @property
+    def children(self) -> tuple[Expr, ...]:
+        return self.operands
+
+    def operand_region(self, operand: Expr, region: Region) -> Region:
+        """The operand's region that holds `region` of the output."""
+        own = region[len(region) - len(operand.shape) :]
+        return tuple(
+            range(min(1, len(r))) if extent == 1 else r
+            for extent, r in zip(operand.shape, own, strict=True)
+        )
+
+    def read(self, region: Region, reader: Reader) -> Array:
+        values = [
+            to_mx(np.ascontiguousarray(o.read(self.operand_region(o, region), reader)), o.dtype)
+            for o in self.operands
+        ]
+        return np.broadcast_to(from_mx(_on_cpu(self.function, values)), _lengths(region))
+
+
+@dataclass(frozen=True, eq=False)
+class Whole(Expr):
+    """Any other MLX function: operands are read whole, then the result is cut.
+
+    The only node whose memory grows with the tensor; the plan lists such outputs.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    operands: tuple[Expr, ...]
+    dtype: DType
+    shape: tuple[int, ...]
+
+    @property
+    def children(self) -> tuple[Expr, ...]:
+        return self.operands
+
+    def read(self, region: Region, reader: Reader) -> Array:
+        values = [
+            to_mx(np.ascontiguousarray(o.read(full(o.shape), reader)), o.dtype)
+            for o in self.operands
+        ]
+        return from_mx(_on_cpu(self.function, values))[_as_slices(region)]
+
+
+def _on_cpu(function: Callable[..., Any], values: list[Any]) -> Any:
+    """Evaluate on MLX's CPU stream: the same rounding everywhere, and float64 works."""
+    import mlx.core as mx
+
+    with mx.stream(mx.cpu):
+        result = function(*values)
+        mx.eval(result)
+    return result
+
+
+def stack(operands: Sequence[Expr], axis: int = 0) -> Expr:
+    """Operands along a new axis."""
+    shape = operands[0].shape
+    unit = (*shape[:axis], 1, *shape[axis:])
+    return Concat(tuple(Reshape(o, unit) for o in operands), axis)
+
+
+def rows_of(expr: Expr) -> Expr:
+    """The tensor as a matrix of its last axis: [..., n] → [rows, n]; 0-d and 1-d → one row."""
+    if len(expr.shape) == 2:
+        return expr
+    last = expr.shape[-1] if expr.shape else 1
+    return Reshape(expr, (prod(expr.shape[:-1]), last))
+
+
+def sources_of(expr: Expr) -> Iterator[Source]:
+    """Every stored tensor under an expression, repeated where it is used more than once."""
+    if isinstance(expr, Source):
+        yield expr
+    for child in expr.children:
+        yield from sources_of(child)
+
+
+def _decoded(value: Any, dtype: DType) -> Any:
+    """Values of an fp8 bit pattern, which MLX holds as uint8; other arrays as they are."""
+    import mlx.core as mx
+
+    if dtype.name == "F8_E4M3":
+        return mx.from_fp8(value, dtype=mx.float32)
+    if dtype.name == "F8_E5M2":  # the upper byte of a float16
+        return mx.left_shift(value.astype(mx.uint16), 8).view(mx.float16)
+    if dtype.name == "F8_E8M0":  # an exponent alone; 255 is NaN, 0 a subnormal float32
+        return mx.where(value == 255, mx.nan, mx.power(2.0, value.astype(mx.float32) - 127.0))
+    return value
+
+
+def cast(expr: Expr, dtype: DType) -> Expr:
+    """The values in another dtype, rounded to nearest even, as MLX's `astype` does.
+
+    fp8 operands (e4m3, e5m2, e8m0) are decoded to the numbers that their bits mean.
+    """
+    if expr.dtype == dtype:
+        return expr
+
+    def convert(value: Any) -> Any:
+        import mlx.core as mx
+
+        return _decoded(value, expr.dtype).astype(getattr(mx, str(dtype.mx_name)))
+
+    def forward(value: Any) -> Any:
+        import torch
+
+        return value.to(getattr(torch, dtype.torch_name))
+
+    return Apply(
+        f"astype {dtype}", convert, (expr,), dtype, expr.shape,
+        inverse=lambda value: value, forward=forward,
+    )  # fmt: skip

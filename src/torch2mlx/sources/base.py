@@ -1,0 +1,121 @@
+"""What every source of tensors offers: names, dtypes and shapes first, rows on demand."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from torch2mlx.dtypes import DType
+
+if TYPE_CHECKING:
+    from torch2mlx.planning.expressions import Expr
+
+__all__ = ["Checkpoint", "TensorInfo", "TensorSource"]
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One stored tensor, known from a header alone.
+
+    Attributes:
+        name: the name in the file.
+        dtype, shape: of its values.
+        file: where it lives, for messages.
+    """
+
+    name: str
+    dtype: DType
+    shape: tuple[int, ...]
+    file: Path
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the values (not of the packed form that a file may hold)."""
+        return self.size * self.dtype.itemsize
+
+
+class TensorSource(ABC):
+    """Tensors of one checkpoint, opened by header, read in row blocks with plain file reads.
+
+    Memory-mapped pages count as resident memory, so readers use `pread` into buffers that
+    they hand over, never a map of the file.
+    """
+
+    @property
+    @abstractmethod
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """Every tensor by name."""
+
+    @abstractmethod
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray[Any, Any]:
+        """Rows [start, stop) along axis 0 as a bit view (see `torch2mlx.dtypes`), C-contiguous
+        and owned by the caller.  A 0-d tensor is read whole.
+
+        Raises:
+            SourceError: the file ends early or its data cannot be decoded; names file and tensor.
+        """
+
+    @property
+    @abstractmethod
+    def files(self) -> tuple[Path, ...]:
+        """Files that hold the tensors, sorted."""
+
+    def close(self) -> None:
+        """Release file handles."""
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A tensor that its file already holds on a grid which MLX's affine format can express.
+
+    Attributes:
+        bits, group_size: of the grid, along the last axis.
+        weight, scales, biases: expressions of the three MLX tensors, over virtual tensors of
+            the same source; rows correspond to rows of the tensor.
+    """
+
+    bits: int
+    group_size: int
+    weight: Expr
+    scales: Expr
+    biases: Expr
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint as a Hugging Face user sees it, whatever its files are.
+
+    Attributes:
+        location: what the user named: a folder, a file or a hub id.
+        folder: the local folder with config and tokenizer files.
+        kind: "safetensors", "torch", "gguf".
+        config: config.json as a dict (made from the metadata where the format has none).
+        generation_config: generation_config.json, or {}.
+        source: where the stored tensors are read.
+        state: tensors under their Hugging Face names, as expressions over `source`.
+        packed: names of `state` that MLX's affine format can take without loss.
+        tokenizer_files: files to be copied byte for byte, by name in the output.
+        notes: what a user should know (skipped files, alternatives ...).
+    """
+
+    location: str
+    folder: Path
+    kind: str
+    config: dict[str, Any]
+    source: TensorSource
+    state: Mapping[str, Expr]
+    generation_config: dict[str, Any] = field(default_factory=dict)
+    packed: Mapping[str, Packed] = field(default_factory=dict)
+    tokenizer_files: Mapping[str, Path] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
