@@ -1,0 +1,1 @@
+"""One file a model family: `RULES` for its model types (see `architectures.registry`)."""
