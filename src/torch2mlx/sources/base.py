@@ -16,7 +16,7 @@ from torch2mlx.dtypes import DType
 if TYPE_CHECKING:
     from torch2mlx.planning.expressions import Expr
 
-__all__ = ["Checkpoint", "TensorInfo", "TensorSource"]
+__all__ = ["Checkpoint", "Packed", "TensorInfo", "TensorSource"]
 
 
 @dataclass(frozen=True)

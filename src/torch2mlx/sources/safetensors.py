@@ -19,40 +19,41 @@ import numpy as np
 from torch2mlx.dtypes import DTYPES
 from torch2mlx.errors import SourceError
 from torch2mlx.sources.base import TensorInfo, TensorSource
+from torch2mlx.sources.local_files import PositionalFiles, refuse_lfs_pointer, unreadable
 
 __all__ = ["SafetensorsSource", "read_header"]
 
 _MAX_HEADER = 100_000_000  # bytes; the limit of the reference implementation
-_LFS = b"version https://git-lfs"
+_NAMED = 5  # names a message lists before it counts the rest
 
 
 def read_header(path: Path) -> tuple[dict[str, Any], int]:
     """Header of a safetensors file and the offset at which its data begins.
 
     Raises:
-        SourceError: the file is missing, truncated, a Git LFS pointer, or its header does not
-            describe its bytes exactly.
+        SourceError: the file is missing, truncated, a Git LFS pointer, or does not start with
+            a JSON header.
     """
+    refuse_lfs_pointer(path)
     try:
         with path.open("rb") as file:
             start = file.read(8)
-            if start + b" " and _LFS.startswith(start) and len(start) == 8:
-                raise SourceError(
-                    f"{path}: this is a Git LFS pointer, not the weights; run `git lfs pull` "
-                    "in the checkpoint's folder or download the file again"
-                )
             length = int.from_bytes(start, "little")
             size = os.fstat(file.fileno()).st_size
-            if len(start) < 8 or length > size - 8:
-                raise SourceError(
-                    f"{path}: truncated: its header should end at byte {8 + length:,}, but the "
-                    f"file has {size:,} bytes; download it again"
-                )
-            if length > _MAX_HEADER:
-                raise SourceError(f"{path}: header of {length:,} bytes; at most 100 MB is allowed")
-            text = file.read(length)
+            text = file.read(min(length, _MAX_HEADER)) if length <= size - 8 else b""
     except OSError as error:
-        raise SourceError(f"{path}: cannot be read: {error.strerror or error}") from error
+        raise unreadable(path, error) from error
+    if size < 8:
+        raise SourceError(f"{path}: truncated: the file has {size} bytes; download it again")
+    if length > size - 8:
+        raise SourceError(
+            f"{path}: truncated, or not a safetensors file: its header should end at byte "
+            f"{8 + length:,}, but the file has {size:,} bytes; download it again"
+        )
+    if length > _MAX_HEADER:
+        raise SourceError(
+            f"{path}: header of {length:,} bytes; at most {_MAX_HEADER:,} are allowed"
+        )
     try:
         header = json.loads(text, object_pairs_hook=_unique_keys)
     except (ValueError, RecursionError) as error:
@@ -65,10 +66,38 @@ def read_header(path: Path) -> tuple[dict[str, Any], int]:
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
-        seen: set[str] = set()
-        twice = next(k for k, _ in pairs if k in seen or seen.add(k))  # type: ignore[func-returns-value]
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"the name {twice!r} occurs twice")
     return result
+
+
+def _entry(path: Path, name: str, entry: Any) -> tuple[TensorInfo, int, int]:
+    """(info, begin, end) of one header entry, its fields checked against each other."""
+    try:
+        dtype_name, shape = entry["dtype"], tuple(entry["shape"])
+        begin, end = entry["data_offsets"]
+        ok = all(type(n) is int and n >= 0 for n in (*shape, begin, end))
+        ok = ok and isinstance(dtype_name, str)
+    except (KeyError, TypeError, ValueError):
+        ok = False
+    if not ok:
+        raise SourceError(
+            f"{path}: tensor {name!r}: malformed entry {str(entry)[:120]}; expected dtype, shape "
+            "and data_offsets"
+        )
+    if dtype_name not in DTYPES:
+        raise SourceError(
+            f"{path}: tensor {name!r} has dtype {dtype_name}, which is not supported; expected "
+            f"one of {', '.join(DTYPES)}"
+        )
+    info = TensorInfo(name, DTYPES[dtype_name], shape, path)
+    if end - begin != info.nbytes:
+        raise SourceError(
+            f"{path}: tensor {name!r}: {list(shape)} of {info.dtype} needs {info.nbytes:,} bytes, "
+            f"its offsets span {end - begin:,}"
+        )
+    return info, begin, end
 
 
 def _entries(path: Path) -> dict[str, tuple[TensorInfo, int]]:
@@ -80,24 +109,7 @@ def _entries(path: Path) -> dict[str, tuple[TensorInfo, int]]:
     for name, entry in header.items():
         if name == "__metadata__":
             continue
-        try:
-            dtype = DTYPES[entry["dtype"]]
-            shape = tuple(entry["shape"])
-            begin, end = entry["data_offsets"]
-            ok = all(type(n) is int and n >= 0 for n in (*shape, begin, end))
-        except (KeyError, TypeError, ValueError):
-            ok = False
-        if not ok:
-            raise SourceError(
-                f"{path}: tensor {name!r}: malformed entry {str(entry)[:120]}; expected dtype "
-                f"(one of {', '.join(DTYPES)}), shape and data_offsets"
-            )
-        info = TensorInfo(name, dtype, shape, path)
-        if end - begin != prod(shape) * dtype.itemsize:
-            raise SourceError(
-                f"{path}: tensor {name!r}: {list(shape)} of {dtype} needs {info.nbytes:,} bytes, "
-                f"its offsets span {end - begin:,}"
-            )
+        info, begin, end = _entry(path, name, entry)
         if base + end > size:
             raise SourceError(
                 f"{path}: truncated: tensor {name!r} should end at byte {base + end:,}, but the "
@@ -105,16 +117,19 @@ def _entries(path: Path) -> dict[str, tuple[TensorInfo, int]]:
             )
         found[name] = (info, base + begin)
         spans.append((begin, end, name))
-    spans.sort()
     position = 0
-    for begin, end, name in spans:
+    for begin, end, name in sorted(spans):
         if begin != position:
             what = "overlaps another tensor" if begin < position else "leaves a gap before it"
-            raise SourceError(f"{path}: tensor {name!r} {what} (byte {begin:,}, expected {position:,})")
+            raise SourceError(
+                f"{path}: tensor {name!r} {what} (it begins at data byte {begin:,}, expected "
+                f"{position:,}); the file is damaged"
+            )
         position = end
     if base + position != size:
         raise SourceError(
-            f"{path}: {size - base - position:,} bytes after the last tensor belong to none"
+            f"{path}: {size - base - position:,} bytes after the last tensor belong to none; "
+            "the file is damaged"
         )
     return found
 
@@ -132,23 +147,18 @@ class SafetensorsSource(TensorSource):
 
     def __init__(self, files: Sequence[Path], weight_map: Mapping[str, str] | None = None) -> None:
         self._files = tuple(sorted(files))
-        self._handles: dict[Path, int] = {}
+        self._reads = PositionalFiles()
         self._entries: dict[str, tuple[TensorInfo, int]] = {}
         for path in self._files:
             for name, entry in _entries(path).items():
                 if name in self._entries:
                     raise SourceError(
-                        f"tensor {name!r} is in {self._entries[name][0].file.name} and in "
-                        f"{path.name}; keep only one set of weights in the folder"
+                        f"tensor {name!r} is in {self._entries[name][0].file} and in {path.name}; "
+                        "keep only one set of weights in the folder"
                     )
                 self._entries[name] = entry
-        for name, file in (weight_map or {}).items():
-            if name not in self._entries or self._entries[name][0].file.name != Path(file).name:
-                raise SourceError(
-                    f"the index says that {name!r} is in {file}, but it is not there; "
-                    "download the checkpoint again"
-                )
         self._infos = {name: info for name, (info, _) in self._entries.items()}
+        check_weight_map(self._infos, weight_map or {})
 
     @property
     def tensors(self) -> Mapping[str, TensorInfo]:
@@ -158,14 +168,6 @@ class SafetensorsSource(TensorSource):
     def files(self) -> tuple[Path, ...]:
         return self._files
 
-    def _handle(self, path: Path) -> int:
-        if path not in self._handles:
-            try:
-                self._handles[path] = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
-            except OSError as error:
-                raise SourceError(f"{path}: cannot be read: {error.strerror}") from error
-        return self._handles[path]
-
     def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray[Any, Any]:
         info, offset = self._entries[name]
         shape = info.shape
@@ -174,22 +176,23 @@ class SafetensorsSource(TensorSource):
             offset += start * prod(shape[1:]) * info.dtype.itemsize
             shape = (stop - start, *shape[1:])
         block = np.empty(shape, info.dtype.numpy)
-        view = memoryview(block.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
-        handle = self._handle(info.file)
-        done = 0
-        while done < len(view):
-            try:
-                count = os.preadv(handle, [view[done:]], offset + done)
-            except OSError as error:
-                raise SourceError(f"{info.file}: tensor {name!r}: {error.strerror}") from error
-            if not count:
-                raise SourceError(
-                    f"{info.file}: ended inside tensor {name!r}; did the file change meanwhile?"
-                )
-            done += count
+        self._reads.fill(block, info.file, offset, name)
         return block
 
     def close(self) -> None:
-        for handle in self._handles.values():
-            os.close(handle)
-        self._handles.clear()
+        self._reads.close()
+
+
+def check_weight_map(infos: Mapping[str, TensorInfo], weight_map: Mapping[str, str]) -> None:
+    """Raise SourceError unless every tensor of an index is in the file the index names."""
+    wrong = [
+        f"{name!r} in {file}"
+        for name, file in weight_map.items()
+        if name not in infos or infos[name].file.name != Path(file).name
+    ]
+    if wrong:
+        more = f" and {len(wrong) - _NAMED} more" if len(wrong) > _NAMED else ""
+        raise SourceError(
+            f"the index places {', '.join(wrong[:_NAMED])}{more}, but the files do not hold them "
+            "there; download the checkpoint again"
+        )

@@ -1,0 +1,151 @@
+"""Open a checkpoint, whatever it is: a folder, a file or a hub id."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch2mlx.errors import SourceError
+from torch2mlx.planning.expressions import Expr, Source
+from torch2mlx.sources.base import Checkpoint, TensorSource
+from torch2mlx.sources.companions import companion_files, read_config, read_generation_config
+from torch2mlx.sources.local_files import read_json_object, unreadable
+from torch2mlx.sources.safetensors import SafetensorsSource
+from torch2mlx.sources.weight_files import WeightFiles, choose_file, choose_weights, kind_of
+
+__all__ = ["open_checkpoint"]
+
+_HUB_ID = re.compile(r"[\w][\w.\-]*(/[\w][\w.\-]*)?")
+
+
+def open_checkpoint(
+    location: str | Path,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    accept_config: Callable[[dict[str, Any]], None] | None = None,
+) -> Checkpoint:
+    """Open a folder, a weight file or a hub id; headers are read and checked, tensors are not.
+
+    Args:
+        location: a folder, a .safetensors/.bin/.pt/.pth/.gguf file, an index, or "owner/name".
+        revision: branch, tag or commit of a hub id.
+        trust_remote_code: also take the checkpoint's Python files along; nothing runs them here.
+        accept_config: called with config.json before weights of a hub id are downloaded; what
+            it raises is passed on.
+
+    Raises:
+        SourceError: nothing there, damaged, ambiguous, or not a checkpoint; the message says which
+            file and what to do.
+        UnsupportedError: a GGUF architecture that has no exact mapping.
+    """
+    path = Path(location).expanduser()
+    if not path.exists():
+        if path.is_symlink():
+            raise SourceError(f"{location}: a link to {path.readlink()}, which does not exist")
+        folder = _download(str(location), revision, trust_remote_code, accept_config)
+        return _open_folder(str(location), folder, trust_remote_code)
+    if revision is not None:
+        raise SourceError(f"{location}: is a local path; a revision belongs to a hub id")
+    if path.is_dir():
+        return _open_folder(str(location), path, trust_remote_code)
+    chosen = choose_file(
+        str(path.parent),
+        path.name,
+        _file_names(path.parent),
+        lambda n: read_json_object(path.parent / n),
+    )
+    return _open(str(location), path.parent, chosen, trust_remote_code)
+
+
+def _download(
+    location: str,
+    revision: str | None,
+    trust_remote_code: bool,
+    accept_config: Callable[[dict[str, Any]], None] | None,
+) -> Path:
+    if kind_of(location) or not _HUB_ID.fullmatch(location):
+        raise SourceError(
+            f"{location}: no such file or folder, and not a hub id (owner/name) either"
+        )
+    from torch2mlx.sources.hub import download
+
+    return download(location, revision, trust_remote_code, accept_config)
+
+
+def _file_names(folder: Path) -> list[str]:
+    try:
+        return [entry.name for entry in os.scandir(folder) if not entry.is_dir()]
+    except OSError as error:
+        raise unreadable(folder, error) from error
+
+
+def _open_folder(location: str, folder: Path, trust_remote_code: bool) -> Checkpoint:
+    chosen = choose_weights(
+        str(folder), _file_names(folder), lambda name: read_json_object(folder / name)
+    )
+    return _open(location, folder, chosen, trust_remote_code)
+
+
+def _open(location: str, folder: Path, chosen: WeightFiles, trust_remote_code: bool) -> Checkpoint:
+    files = [folder / name for name in chosen.files]
+    _require_inside(folder, files, chosen.index)
+    if chosen.kind == "gguf":
+        from torch2mlx.sources.gguf_checkpoint import open_gguf
+
+        return open_gguf(location, folder, files, chosen.notes)
+    config = read_config(folder)
+    notes = list(chosen.notes)
+    source: TensorSource
+    if chosen.kind == "torch":
+        from torch2mlx.sources.torch_zip import TorchZipSource
+
+        source = torch_source = TorchZipSource(files, chosen.weight_map)
+        notes += torch_source.notes
+    else:
+        source = SafetensorsSource(files, chosen.weight_map)
+    if not source.tensors:
+        raise SourceError(f"{files[0]}: holds no tensors")
+    state: dict[str, Expr] = {
+        name: Source(name, info.dtype, info.shape) for name, info in source.tensors.items()
+    }
+    return Checkpoint(
+        location=location,
+        folder=folder,
+        kind=chosen.kind,
+        config=config,
+        source=source,
+        state=state,
+        generation_config=read_generation_config(folder),
+        tokenizer_files=companion_files(folder, trust_remote_code),
+        notes=tuple(notes),
+    )
+
+
+def _require_inside(folder: Path, files: list[Path], index: str | None) -> None:
+    """Refuse an index that reaches out of the folder through links.
+
+    The Hugging Face cache is the exception: its snapshots link to ../../blobs of the same model.
+    """
+    if index is None:
+        return
+    real = folder.resolve()
+    allowed = [real]
+    if real.parent.name == "snapshots":
+        allowed.append(real.parent.parent / "blobs")
+    missing = [str(f.relative_to(folder)) for f in files if not f.exists()]
+    if missing:
+        raise SourceError(
+            f"{folder}: {len(missing)} of {len(files)} weight files are missing: "
+            f"{', '.join(missing[:8])}; download them"
+        )
+    for file in files:
+        target = file.resolve()
+        if not any(target.is_relative_to(place) for place in allowed):
+            raise SourceError(
+                f"{folder / index}: lists {file.name}, a link to {target}, which is outside of the "
+                "folder; put the file itself there if you trust it"
+            )

@@ -1,0 +1,91 @@
+"""Files beside the weights: config, tokenizer, processor, chat templates, licence."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from torch2mlx.errors import SourceError
+from torch2mlx.sources.local_files import read_json_object, refuse_lfs_pointer
+
+__all__ = ["companion_files", "is_companion", "read_config", "read_generation_config"]
+
+# Everything that a tokenizer, a processor or `generate` of transformers may want to load.
+_COMPANION = re.compile(
+    r"tokenizer[\w.\-]*\.(json|model|txt|bpe)|tokenizer\.model\.v\d+\w*|"
+    r"special_tokens_map\.json|added_tokens\.json|"
+    r"vocab[\w.\-]*\.(json|txt|bpe|jsonl)|merges[\w.\-]*\.txt|[\w.\-]+\.tiktoken|[\w.\-]+\.spm|"
+    r"tekken\.json|spiece\.model|spm\.model|sentencepiece[\w.\-]*\.model|"
+    r"[\w\-]*(source|target)\.spm|dict\.txt|emoji\.json|normalizer\.json|bpe\.codes|"
+    r"chat_template\.(jinja|json)|[\w\-]*\.jinja|additional_chat_templates/[\w.\-]+\.jinja|"
+    r"(pre|image_)?processor_config\.json|preprocessor_config\.json|"
+    r"(video|audio|image|feature)_\w*(processor|preprocessor|extractor)\w*\.json|"
+    r"generation_config\.json|"
+    r"(LICENSE|LICENCE|NOTICE|COPYING|USE_POLICY|USAGE_POLICY)[\w.\- ]*",
+    re.IGNORECASE,
+)
+
+
+def is_companion(name: str, trust_remote_code: bool = False) -> bool:
+    """True for a file, named relative to the checkpoint, that the output should have as it is."""
+    if name.endswith(".py") and "/" not in name:
+        return trust_remote_code
+    return _COMPANION.fullmatch(name) is not None
+
+
+def companion_files(folder: Path, trust_remote_code: bool = False) -> dict[str, Path]:
+    """Files to be copied byte for byte, by their name in the output.
+
+    Raises:
+        SourceError: one of them is a Git LFS pointer or cannot be read.
+    """
+    found = {
+        name: folder / name
+        for name in sorted(_names(folder))
+        if is_companion(name, trust_remote_code) and (folder / name).is_file()
+    }
+    for path in found.values():
+        refuse_lfs_pointer(path)
+    return found
+
+
+def _names(folder: Path) -> Iterable[str]:
+    yield from (entry.name for entry in folder.iterdir())
+    templates = folder / "additional_chat_templates"
+    if templates.is_dir():
+        yield from (f"{templates.name}/{entry.name}" for entry in templates.iterdir())
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json of a checkpoint.
+
+    Raises:
+        SourceError: it is missing, not a JSON object, or names no model_type.
+    """
+    path = folder / "config.json"
+    if not path.exists():
+        if (folder / "params.json").exists():
+            raise SourceError(
+                f"{folder}: has params.json but no config.json, so it is in its authors' own "
+                "layout; use the Hugging Face version of the model"
+            )
+        raise SourceError(
+            f"{path}: no such file; it says which model the weights belong to. Download it, or "
+            "save the model with save_pretrained"
+        )
+    config = read_json_object(path)
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str) or not model_type:
+        raise SourceError(
+            f"{path}: expected a 'model_type' such as \"llama\", found {model_type!r}; it "
+            "says which architecture the weights belong to"
+        )
+    return config
+
+
+def read_generation_config(folder: Path) -> dict[str, Any]:
+    """generation_config.json of a checkpoint, {} where there is none."""
+    path = folder / "generation_config.json"
+    return read_json_object(path) if path.exists() else {}

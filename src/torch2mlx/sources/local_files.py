@@ -1,0 +1,122 @@
+"""Files of a checkpoint on disk: refused early where damaged, read by position."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from torch2mlx.errors import SourceError
+
+__all__ = ["PositionalFiles", "read_json_object", "refuse_lfs_pointer", "unreadable"]
+
+_LFS_START = b"version https://git-lfs"
+
+_MAX_READ = 1 << 30  # bytes a call; macOS refuses reads of 2 GiB and more
+
+# How transformers writes the floats that JSON lacks.
+_TAGGED_FLOATS = {"Infinity": float("inf"), "-Infinity": float("-inf"), "NaN": float("nan")}
+
+
+def refuse_lfs_pointer(path: Path) -> None:
+    """Raise if a file is a Git LFS pointer, or cannot be read at all.
+
+    Raises:
+        SourceError: either of these; names the file and the remedy.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(_LFS_START))
+    except OSError as error:
+        raise unreadable(path, error) from error
+    if start == _LFS_START:
+        raise SourceError(
+            f"{path}: this is a Git LFS pointer, not the file itself; run `git lfs pull` in the "
+            "checkpoint's folder or download the file again"
+        )
+
+
+def unreadable(path: Path, error: OSError) -> SourceError:
+    """The error for a file that the operating system does not let us read."""
+    if isinstance(error, FileNotFoundError):
+        return SourceError(f"{path}: no such file; download the checkpoint again")
+    reason = error.strerror or str(error)
+    remedy = "; check its permissions" if isinstance(error, PermissionError) else ""
+    return SourceError(f"{path}: cannot be read: {reason}{remedy}")
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The object that a JSON file holds, with transformers' tagged floats made floats.
+
+    Raises:
+        SourceError: the file is missing, unreadable, a Git LFS pointer, not JSON or no object.
+    """
+    refuse_lfs_pointer(path)
+    try:
+        value = json.loads(path.read_text(encoding="utf-8-sig"), object_hook=_untag_float)
+    except OSError as error:
+        raise unreadable(path, error) from error
+    except (ValueError, RecursionError) as error:
+        raise SourceError(f"{path}: not valid JSON: {error}; download the file again") from None
+    if not isinstance(value, dict):
+        raise SourceError(f"{path}: expected a JSON object, found {_json_type(value)}")
+    return value
+
+
+def _untag_float(value: dict[str, Any]) -> Any:
+    if len(value) == 1 and isinstance(value.get("__float__"), str):
+        return _TAGGED_FLOATS.get(value["__float__"], value)
+    return value
+
+
+def _json_type(value: Any) -> str:
+    if isinstance(value, list):
+        return "an array"
+    return "null" if value is None else f"a {type(value).__name__}"
+
+
+class PositionalFiles:
+    """Open files, read at byte offsets; one handle a file, safe to use from several threads."""
+
+    def __init__(self) -> None:
+        self._handles: dict[Path, int] = {}
+
+    def _handle(self, path: Path) -> int:
+        if path not in self._handles:
+            try:
+                handle = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+            except OSError as error:
+                raise unreadable(path, error) from error
+            if self._handles.setdefault(path, handle) != handle:
+                os.close(handle)
+        return self._handles[path]
+
+    def fill(self, block: np.ndarray[Any, Any], path: Path, offset: int, tensor: str) -> None:
+        """Fill a C-contiguous array with the bytes of a file from `offset` on.
+
+        Raises:
+            SourceError: the file cannot be read or ends early; names file and tensor.
+        """
+        view = memoryview(block.reshape(-1).view(np.uint8))
+        handle = self._handle(path)
+        done = 0
+        while done < len(view):
+            try:
+                count = os.preadv(handle, [view[done : done + _MAX_READ]], offset + done)
+            except OSError as error:
+                raise SourceError(
+                    f"{path}: tensor {tensor!r}: cannot be read: {error.strerror or error}"
+                ) from error
+            if not count:
+                raise SourceError(
+                    f"{path}: ended inside tensor {tensor!r}; did the file change meanwhile?"
+                )
+            done += count
+
+    def close(self) -> None:
+        """Release the handles."""
+        while self._handles:
+            os.close(self._handles.popitem()[1])
