@@ -1,0 +1,98 @@
+"""Fingerprints of what a converted folder holds, and of what a conversion imported.
+
+    python benchmarks/contents.py tensors FOLDER OUT.json
+    python benchmarks/contents.py modules OUT.json -m mlx_lm convert …
+    python benchmarks/contents.py import MODULES.json
+
+`tensors` hashes each tensor apart, so two folders can be compared whatever their shards are and
+without both on the disk.  `modules` runs a module as `python -m` would and writes the names of
+everything that was imported; `import` imports those and does nothing else.  The benchmark takes
+what that last process uses as the import footprint of the program.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib
+import json
+import runpy
+import struct
+import sys
+import warnings
+from pathlib import Path
+
+__all__ = ["import_all", "imported_modules", "tensor_digests"]
+
+CHUNK = 2**23
+
+
+def tensor_digests(folder: Path) -> dict[str, str]:
+    """For each tensor in `folder`'s safetensors files "dtype shape blake2b(bytes)" by its name."""
+    digests: dict[str, str] = {}
+    buffer = memoryview(bytearray(CHUNK))
+    for path in sorted(folder.glob("model*.safetensors")):
+        with path.open("rb", buffering=0) as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(length))
+            for name, entry in header.items():
+                if name == "__metadata__":
+                    continue
+                begin, end = entry["data_offsets"]
+                file.seek(8 + length + begin)
+                digest, left = hashlib.blake2b(digest_size=16), end - begin
+                while left:
+                    count = file.readinto(buffer[: min(left, CHUNK)])
+                    if not count:
+                        raise EOFError(f"{path}: {name} ends {left} bytes early")
+                    digest.update(buffer[:count])
+                    left -= count
+                digests[name] = f"{entry['dtype']} {entry['shape']} {digest.hexdigest()}"
+    return digests
+
+
+def imported_modules(arguments: list[str]) -> list[str]:
+    """Names of the modules that `python -m arguments…` imports, in order.
+
+    `sys.exit(0)` counts as its end.  Modules without a spec, which libraries make up at run time,
+    cannot be imported by name and are left out.
+    """
+    before = set(sys.modules)
+    sys.argv = arguments
+    try:
+        runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)
+    except SystemExit as stop:
+        if stop.code:
+            raise
+    return [
+        name
+        for name, module in list(sys.modules.items())
+        if name not in before
+        and getattr(module, "__spec__", None) is not None
+        and not name.endswith("__main__")
+    ]
+
+
+def import_all(names: list[str]) -> None:
+    """Import every module; what cannot be imported by itself is skipped."""
+    warnings.simplefilter("ignore")
+    for name in names:
+        with contextlib.suppress(Exception):
+            importlib.import_module(name)
+
+
+def main(arguments: list[str]) -> None:
+    """Command line: see the module's text."""
+    match arguments:
+        case ["tensors", folder, out]:
+            Path(out).write_text(json.dumps(tensor_digests(Path(folder))))
+        case ["modules", out, "-m", *rest]:
+            Path(out).write_text(json.dumps(imported_modules(rest)))
+        case ["import", names]:
+            import_all(json.loads(Path(names).read_text()))
+        case _:
+            sys.exit(__doc__)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
