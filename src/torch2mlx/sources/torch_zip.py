@@ -1,0 +1,287 @@
+"""torch files (.bin, .pt, .pth): the zip format of torch.save, read in place.
+
+The archive holds data.pkl, which describes tensors as strided views, and one uncompressed record
+a storage (docs: torch/csrc and https://docs.pytorch.org/docs/stable/notes/serialization.html).
+The pickle is interpreted by `torch_pickle`, never executed; storages are read by position.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping, Sequence
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from torch2mlx.errors import SourceError
+from torch2mlx.sources.base import TensorInfo, TensorSource
+from torch2mlx.sources.local_files import PositionalFiles, refuse_lfs_pointer, unreadable
+from torch2mlx.sources.safetensors import check_weight_map
+from torch2mlx.sources.torch_pickle import StoredTensor, read_pickle
+
+__all__ = ["TorchZipSource", "unwrap_state_dict"]
+
+# Where training scripts keep the weights inside of what they save, most specific first.
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "net", "network", "weights")
+# What DistributedDataParallel and torch.compile put before every name.
+_PREFIXES = ("module.", "_orig_mod.")
+_BUFFER = 8 << 20  # bytes of a storage held at once while a strided tensor is gathered
+_MAX_PICKLE = 1 << 30  # bytes
+_LOCAL_HEADER = 30  # bytes of a zip record's header before its name
+
+
+class TorchZipSource(TensorSource):
+    """Tensors of one or several torch files.
+
+    Args:
+        files: the shards.
+        weight_map: file name of each tensor, as an index gives it; checked.
+
+    Attributes:
+        notes: what was unwrapped and what was left out.
+
+    Raises:
+        SourceError: a damaged, legacy or TorchScript file, a pickle that is more than tensors, a
+            tensor in two files, or an index that does not match.
+    """
+
+    def __init__(self, files: Sequence[Path], weight_map: Mapping[str, str] | None = None) -> None:
+        self._files = tuple(sorted(files))
+        self._reads = PositionalFiles()
+        self._entries: dict[str, tuple[TensorInfo, StoredTensor, int]] = {}
+        notes: list[str] = []
+        for path in self._files:
+            entries, file_notes = _entries(path)
+            notes += file_notes
+            for name, entry in entries.items():
+                if name in self._entries:
+                    raise SourceError(
+                        f"tensor {name!r} is in {self._entries[name][0].file} and in {path.name}; "
+                        "keep only one set of weights in the folder"
+                    )
+                self._entries[name] = entry
+        self.notes = tuple(dict.fromkeys(notes))
+        self._infos = {name: entry[0] for name, entry in self._entries.items()}
+        check_weight_map(self._infos, weight_map or {})
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        return self._infos
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return self._files
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray[Any, Any]:
+        info, stored, base = self._entries[name]
+        shape, origin = info.shape, stored.offset
+        if shape:
+            stop = shape[0] if stop is None else stop
+            shape = (stop - start, *shape[1:])
+            origin += start * stored.stride[0]
+        block = np.empty(shape, info.dtype.numpy)
+        if block.size:
+            self._gather(block, stored.stride, origin, info, base)
+        return block
+
+    def _gather(
+        self,
+        block: np.ndarray[Any, Any],
+        strides: tuple[int, ...],
+        origin: int,
+        info: TensorInfo,
+        base: int,
+    ) -> None:
+        """Fill `block` with the strided elements that begin at element `origin` of a storage.
+
+        A block whose elements lie apart is cut along the axis with the longest steps until the
+        stretch of file that holds a piece fits the buffer, or is worth a read of its own.
+        """
+        itemsize = info.dtype.itemsize
+        shape = block.shape
+        span = 1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
+        if _is_contiguous(shape, strides) and block.flags.c_contiguous:
+            self._reads.fill(block, info.file, base + origin * itemsize, info.name)
+            return
+        if span * itemsize <= _BUFFER:
+            stretch = np.empty(span, block.dtype)
+            self._reads.fill(stretch, info.file, base + origin * itemsize, info.name)
+            steps = tuple(s * itemsize for s in strides)
+            block[...] = np.lib.stride_tricks.as_strided(stretch, shape, steps, writeable=False)
+            return
+        axis = max((i for i in range(len(shape)) if shape[i] > 1), key=lambda i: strides[i])
+        inner = span - (shape[axis] - 1) * strides[axis]
+        fitting = max(1, (_BUFFER // itemsize - inner) // strides[axis] + 1)
+        if inner * itemsize >= _BUFFER // 64 and inner * 4 <= strides[axis]:
+            fitting = 1  # long runs far apart: what lies between them stays unread
+        for first in range(0, shape[axis], fitting):
+            part = (slice(None),) * axis + (slice(first, first + fitting),)
+            self._gather(block[part], strides, origin + first * strides[axis], info, base)
+
+    def close(self) -> None:
+        self._reads.close()
+
+
+def _is_contiguous(shape: Sequence[int], strides: Sequence[int]) -> bool:
+    return all(
+        n == 1 or stride == prod(shape[axis + 1 :])
+        for axis, (n, stride) in enumerate(zip(shape, strides, strict=True))
+    )
+
+
+def unwrap_state_dict(path: Path, value: Any) -> tuple[dict[str, StoredTensor], list[str]]:
+    """The state dict inside of what a file holds, and notes on what was left out.
+
+    Raises:
+        SourceError: there is none, or several could be meant.
+    """
+    trail: list[str] = []
+    notes: list[str] = []
+    while isinstance(value, Mapping):
+        inner = {k: v for k, v in value.items() if isinstance(v, Mapping) and _holds_tensors(v)}
+        key = next((k for k in _WRAPPERS if k in inner), None)
+        if key is None:
+            if _direct(value) or not inner:
+                break
+            if len(inner) > 1:
+                raise SourceError(
+                    f"{path}: several groups of tensors: {', '.join(map(repr, inner))}; save the "
+                    "one that is the model: torch.save(checkpoint[...], path)"
+                )
+            key = next(iter(inner))
+        others = [str(k) for k in value if k != key]
+        if others:
+            notes.append(f"{path.name}: left out {', '.join(others[:12])} beside {key!r}")
+        trail.append(str(key))
+        value = value[key]
+    tensors = _direct(value) if isinstance(value, Mapping) else {}
+    if not tensors:
+        found = "no tensors" if isinstance(value, Mapping) else f"a {type(value).__name__}"
+        raise SourceError(
+            f"{path}: expected a state dict (names and tensors), found {found}; save one with "
+            "torch.save(model.state_dict(), path)"
+        )
+    if trail:
+        notes.insert(0, f"{path.name}: the state dict is under {' / '.join(map(repr, trail))}")
+    rest = [str(k) for k in value if k not in tensors]
+    if rest:
+        notes.append(f"{path.name}: left out {', '.join(rest[:12])}: not tensors")
+    for prefix in _PREFIXES:
+        if all(name.startswith(prefix) for name in tensors):
+            tensors = {name.removeprefix(prefix): t for name, t in tensors.items()}
+            notes.append(f"{path.name}: the prefix {prefix!r} was taken off every name")
+    return tensors, notes
+
+
+def _direct(value: Mapping[Any, Any]) -> dict[str, StoredTensor]:
+    return {k: v for k, v in value.items() if isinstance(k, str) and isinstance(v, StoredTensor)}
+
+
+def _holds_tensors(value: Mapping[Any, Any]) -> bool:
+    return any(
+        isinstance(v, StoredTensor) or (isinstance(v, Mapping) and _holds_tensors(v))
+        for v in value.values()
+    )
+
+
+def _entries(path: Path) -> tuple[dict[str, tuple[TensorInfo, StoredTensor, int]], list[str]]:
+    """(info, view, file offset of its storage) of each tensor of a file, bounds checked."""
+    refuse_lfs_pointer(path)
+    try:
+        with zipfile.ZipFile(path) as archive, path.open("rb") as file:
+            records = {info.filename: info for info in archive.infolist()}
+            root = _root(path, records)
+            _refuse_byte_order(path, archive, f"{root}/byteorder")
+            tensors, notes = unwrap_state_dict(
+                path, read_pickle(path, archive.read(f"{root}/data.pkl"))
+            )
+            offsets: dict[str, int] = {}
+            found: dict[str, tuple[TensorInfo, StoredTensor, int]] = {}
+            for name, tensor in tensors.items():
+                record = records.get(f"{root}/data/{tensor.key}")
+                info = TensorInfo(name, tensor.dtype, tensor.shape, path)
+                _check_bounds(info, tensor, record)
+                assert record is not None
+                if tensor.key not in offsets:
+                    file.seek(record.header_offset)
+                    header = file.read(_LOCAL_HEADER)
+                    name_length, extra_length = header[26:28], header[28:30]
+                    offsets[tensor.key] = (
+                        record.header_offset
+                        + _LOCAL_HEADER
+                        + int.from_bytes(name_length, "little")
+                        + int.from_bytes(extra_length, "little")
+                    )
+                found[name] = (info, tensor, offsets[tensor.key])
+    except OSError as error:
+        raise unreadable(path, error) from error
+    except (zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:
+        raise _not_a_zip(path, error) from None
+    return found, notes
+
+
+def _root(path: Path, records: Mapping[str, zipfile.ZipInfo]) -> str:
+    """The archive's top folder; an error for archives of other kinds."""
+    roots = [name.removesuffix("/data.pkl") for name in records if name.endswith("/data.pkl")]
+    roots = [root for root in roots if "/" not in root]
+    top = next(iter(records), "").split("/")[0]
+    if f"{top}/archive_format" in records:
+        raise SourceError(f"{path}: an exported program (torch.export), not a state dict")
+    if len(roots) != 1:
+        raise SourceError(
+            f"{path}: a zip file, but not one of torch.save (no data.pkl in it); expected a state "
+            "dict saved by torch.save"
+        )
+    if f"{roots[0]}/constants.pkl" in records:
+        raise SourceError(
+            f"{path}: a TorchScript archive, not a state dict; save its weights first: "
+            f"torch.save(torch.jit.load({path.name!r}).state_dict(), 'weights.pt')"
+        )
+    if records[f"{roots[0]}/data.pkl"].file_size > _MAX_PICKLE:
+        raise SourceError(f"{path}: its pickle is larger than {_MAX_PICKLE:,} bytes")
+    return roots[0]
+
+
+def _refuse_byte_order(path: Path, archive: zipfile.ZipFile, record: str) -> None:
+    if record in archive.namelist() and archive.read(record) != b"little":
+        raise SourceError(
+            f"{path}: written in big-endian byte order; save it again on a little-endian machine"
+        )
+
+
+def _check_bounds(info: TensorInfo, tensor: StoredTensor, record: zipfile.ZipInfo | None) -> None:
+    if record is None:
+        raise SourceError(
+            f"{info.file}: tensor {info.name!r}: its data are missing; the file is damaged"
+        )
+    if record.compress_type != zipfile.ZIP_STORED:
+        raise SourceError(
+            f"{info.file}: the archive is compressed, which torch.save never does; save it again "
+            "with torch.save"
+        )
+    last = tensor.offset + sum(
+        (n - 1) * s for n, s in zip(tensor.shape, tensor.stride, strict=True)
+    )
+    if info.size and (last + 1) * info.dtype.itemsize > record.file_size:
+        raise SourceError(
+            f"{info.file}: tensor {info.name!r} reaches beyond its storage of "
+            f"{record.file_size:,} bytes; the file is damaged"
+        )
+
+
+def _not_a_zip(path: Path, error: Exception) -> SourceError:
+    with path.open("rb") as file:
+        start = file.read(2)
+    if start == b"PK":
+        return SourceError(f"{path}: truncated or damaged: {error}; download it again")
+    if start[:1] == b"\x80":
+        return SourceError(
+            f"{path}: a torch file of the format before torch 1.6; save it again: "
+            f"torch.save(torch.load({path.name!r}, map_location='cpu', weights_only=True), "
+            "'weights.pt')"
+        )
+    return SourceError(
+        f"{path}: not a torch file: expected a zip archive of torch.save, found bytes {start!r}"
+    )
