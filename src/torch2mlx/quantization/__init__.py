@@ -1,3 +1,5 @@
-"""Quantization into MLX's formats: scheme (the format), kernel (the bytes), recipe (which
-module gets which format) and measure (what the written files really hold).
+"""Quantization into MLX's formats.
+
+scheme: the format; kernel: the bytes; targets: the modules; recipe: which module gets which
+format; measure: what the written files really hold.
 """

@@ -23,6 +23,9 @@ __all__ = ["dequantize_rows", "quantize_rows"]
 
 Array = np.ndarray[Any, Any]
 
+_E8M0_SUSPECT = 200
+"""Scale bytes above this mean 2^73 or more: a huge weight, or an exponent that wrapped."""
+
 
 def quantize_rows(
     rows: Array,
@@ -39,24 +42,35 @@ def quantize_rows(
         stream: a CPU stream of the calling thread; default: MLX's own CPU stream.
 
     Returns:
-        Bit views by suffix, shaped as `scheme.layout(rows.shape, dtype)` says.
+        Bit views by suffix, shaped as `scheme.layout(rows.shape, dtype)` says.  They are
+        those of `mx.quantize`, except for mxfp4 and mxfp8 groups whose values are all below
+        2^-100, which that turns into huge ones and which are zeros here.
 
     Raises:
         OptionError: the rows are no whole groups, or the dtype cannot be quantized.
     """
     import mlx.core as mx
 
+    def quantize(bits: Array) -> dict[str, Array]:
+        parts = mx.quantize(
+            to_mx(bits, dtype),
+            group_size=scheme.group_size,
+            bits=scheme.bits,
+            mode=scheme.mode,
+            # Always the CPU: the result must not depend on the machine that converts.
+            stream=mx.cpu if stream is None else stream,
+        )
+        mx.eval(parts)
+        return dict(zip(scheme.layout(bits.shape, dtype), map(from_mx, parts), strict=True))
+
     scheme.require(rows.shape, dtype)
-    parts = mx.quantize(
-        to_mx(rows, dtype),
-        group_size=scheme.group_size,
-        bits=scheme.bits,
-        mode=scheme.mode,
-        # Always the CPU: the result must not depend on the machine that converts.
-        stream=mx.cpu if stream is None else stream,
-    )
-    mx.eval(parts)
-    return dict(zip(scheme.layout(rows.shape, dtype), map(from_mx, parts), strict=True))
+    parts = quantize(rows)
+    if scheme.mode in ("mxfp4", "mxfp8") and parts["scales"].max() > _E8M0_SUSPECT:
+        # The exponent of a scale below 2^-127 wraps around to the top of its byte, so a group of
+        # nearly subnormal values (an untrained embedding row, say) would come back as 1e38 or
+        # Inf.  Such a group is zero for every purpose, and is stored so.
+        return quantize(_flush_tiny_groups(rows, dtype, scheme.group_size))
+    return parts
 
 
 def dequantize_rows(parts: Mapping[str, Array], dtype: DType, scheme: Scheme) -> Array:
@@ -90,7 +104,7 @@ def dequantize_rows(parts: Mapping[str, Array], dtype: DType, scheme: Scheme) ->
 
 def unpack_codes(words: Array, bits: int) -> Array:
     """The codes of packed 32-bit words, lowest bits first: uint8 `[..., words * 32 / bits]`."""
-    octets = np.ascontiguousarray(words, dtype="<u4").view(np.uint8)
+    octets: Array = np.ascontiguousarray(words, dtype="<u4").view(np.uint8)
     if bits == 8:
         return octets
     # Eight codes fill `bits` bytes whatever the width, so they fit one 64-bit word.
@@ -98,8 +112,16 @@ def unpack_codes(words: Array, bits: int) -> Array:
     wide = np.zeros((*octets.shape[:-1], 8), np.uint8)
     wide[..., :bits] = octets
     lanes = wide.view("<u8") >> (np.arange(8, dtype=np.uint64) * np.uint64(bits))
-    codes = (lanes & np.uint64(2**bits - 1)).astype(np.uint8)
+    codes: Array = (lanes & np.uint64(2**bits - 1)).astype(np.uint8)
     return codes.reshape(*words.shape[:-1], -1)
+
+
+def _flush_tiny_groups(rows: Array, dtype: DType, group_size: int) -> Array:
+    """The rows with each group of magnitudes below 2^-100 replaced by zeros."""
+    grouped = rows.reshape(*rows.shape[:-1], -1, group_size)
+    largest = np.abs(_as_float32(grouped, dtype)).max(axis=-1, keepdims=True)
+    flushed: Array = np.where(largest < 2.0**-100, np.zeros_like(grouped), grouped)
+    return flushed.reshape(rows.shape)
 
 
 def _as_float32(bits: Array, dtype: DType) -> Array:
@@ -130,7 +152,8 @@ def _small_float(mantissa: int, bits: int) -> Array:
     magnitude = (fraction + normal) * 2.0 ** (np.where(normal, exponent, 1) - bias)
     if bits == 8:
         magnitude[codes & 127 == 127] = np.nan
-    return np.where(codes >> bits - 1, -magnitude, magnitude).astype(np.float32)
+    signed: Array = np.where(codes >> bits - 1, -magnitude, magnitude).astype(np.float32)
+    return signed
 
 
 def _e8m0() -> Array:
@@ -139,4 +162,5 @@ def _e8m0() -> Array:
     """
     words = np.arange(256, dtype=np.uint32) << 23
     words[0] = 1 << 22
-    return words.view(np.float32)
+    scales: Array = words.view(np.float32)
+    return scales
