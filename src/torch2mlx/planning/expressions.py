@@ -331,7 +331,8 @@ class Reshape(Expr):
         old, extents, per_group = self.operand.shape, [], []
         cut: list[slice] = []
         for left, right in reshape_groups(old, self.shape):
-            lo, hi, inside = _flat_hull([self.shape[j] for j in right], tuple(region[j] for j in right))
+            extent = [self.shape[j] for j in right]
+            lo, hi, inside = _flat_hull(extent, tuple(region[j] for j in right))
             cut.extend(_as_slices(inside))
             extents.append(hi - lo)
             per_group.append(

@@ -1,0 +1,202 @@
+"""The frozen plan of a conversion: what will be written, from what, where, and why.
+
+Everything is decided from headers and configs; a plan holds no tensor and can be printed,
+compared and executed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch2mlx.architectures.port import Port, Target
+from torch2mlx.dtypes import DTYPES, DType, parse_dtype
+from torch2mlx.errors import OptionError
+from torch2mlx.planning.expressions import Expr, cast
+from torch2mlx.planning.shards import ShardPlan, TensorSpec, plan_shards
+from torch2mlx.quantization.recipe import Assignment, QuantOptions, QuantTarget, assign_schemes
+from torch2mlx.quantization.scheme import Scheme
+from torch2mlx.sources.base import Checkpoint, Packed
+
+__all__ = ["DEFAULT_SHARD_SIZE", "FLOAT_DTYPES", "Output", "Plan", "build_plan", "choose_dtype"]
+
+DEFAULT_SHARD_SIZE = 5 * 10**9  # bytes
+FLOAT_DTYPES = ("float16", "bfloat16", "float32")
+
+
+@dataclass(frozen=True)
+class Output:
+    """One parameter of the MLX model and the tensors it is written as.
+
+    Attributes:
+        name: parameter path, ending in ".weight" where it is quantized.
+        expr: its values in the final dtype, before quantization.
+        scheme: how it is quantized, or None.
+        packed: the stored grid that is taken over without loss, or None.
+        specs: the tensors written: one, or weight, scales and (affine) biases.
+    """
+
+    name: str
+    expr: Expr
+    scheme: Scheme | None
+    packed: Packed | None
+    specs: tuple[TensorSpec, ...]
+
+    @property
+    def module(self) -> str:
+        """Path of the module that owns the parameter."""
+        return self.name.rpartition(".")[0]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a conversion will do.
+
+    Attributes:
+        outputs: in the port's order.
+        shards: the files, with every byte offset.
+        dtype: of the floating-point tensors that are not quantized; None keeps each one's own.
+        config: the port's config, without quantization.
+        quantization: the `quantization` entry of config.json, or None.
+        assignment: which module is quantized how and why, or None.
+        dropped: checkpoint tensors that are not written, with the reason.
+        notes: what a user should know.
+    """
+
+    outputs: tuple[Output, ...]
+    shards: tuple[ShardPlan, ...]
+    dtype: DType | None
+    config: Mapping[str, Any]
+    quantization: Mapping[str, Any] | None
+    assignment: Assignment | None
+    dropped: Mapping[str, str]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the finished weight files."""
+        return sum(shard.nbytes for shard in self.shards)
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights before quantization."""
+        return sum(output.expr.size for output in self.outputs)
+
+
+def choose_dtype(config: Mapping[str, Any], requested: str | None) -> DType | None:
+    """The dtype of unquantized floating-point tensors.
+
+    `requested` wins; then config.json's `torch_dtype` or `dtype`, nested text config included,
+    where it is one that MLX computes in; else None: every tensor keeps its own.
+
+    Raises:
+        OptionError: the requested dtype is not one of `FLOAT_DTYPES`.
+    """
+    if requested is not None:
+        if requested not in FLOAT_DTYPES:
+            raise OptionError(f"--dtype {requested}: choose one of {', '.join(FLOAT_DTYPES)}")
+        return parse_dtype(requested)
+    text = config.get("text_config")
+    nested = text if isinstance(text, Mapping) else {}
+    for name in (
+        config.get("torch_dtype"), config.get("dtype"),
+        nested.get("torch_dtype"), nested.get("dtype"),
+    ):  # fmt: skip
+        if isinstance(name, str) and name.removeprefix("torch.") in FLOAT_DTYPES:
+            return parse_dtype(name)
+    return None
+
+
+def build_plan(
+    checkpoint: Checkpoint,
+    port: Port,
+    *,
+    dtype: str | None = None,
+    quantize: QuantOptions | None = None,
+    max_shard_size: int = DEFAULT_SHARD_SIZE,
+) -> Plan:
+    """Decide everything about a conversion from headers.
+
+    Args:
+        checkpoint: the opened source.
+        port: the model class that its tensors become parameters of.
+        dtype: of unquantized floating-point tensors (see `choose_dtype`).
+        quantize: round-to-nearest quantization; None writes plain weights.
+        max_shard_size: bytes a file may have at most, its header included.
+
+    Raises:
+        PlanError: tensors and model do not fit, or a tensor exceeds the shard size.
+        OptionError: options that do not fit this model.
+    """
+    mapping = port.map_state(checkpoint.state)
+    chosen = choose_dtype(checkpoint.config, dtype)
+    assignment = _assign(port, quantize, chosen or DTYPES["BF16"]) if quantize else None
+    by_expr = {id(expr): checkpoint.packed.get(name) for name, expr in checkpoint.state.items()}
+    notes = list(checkpoint.notes)
+    outputs = []
+    for name, expr in mapping.outputs.items():
+        target = port.targets[name]
+        scheme = None
+        if assignment and target.quantizable:
+            scheme = assignment.schemes[target.module]
+        packed = by_expr.get(id(expr))
+        if scheme is None or packed is None or not _same_grid(scheme, packed):
+            packed = None
+        final = _in_final_dtype(expr, chosen, port, target)
+        outputs.append(Output(name, final, scheme, packed, _specs(name, final, scheme, packed)))
+    repacked = sum(output.packed is not None for output in outputs)
+    if repacked:
+        notes.append(f"{repacked} tensors take over their stored grid without loss")
+    if assignment:
+        notes.extend(assignment.notes)
+    return Plan(
+        outputs=tuple(outputs),
+        shards=tuple(plan_shards((o.specs for o in outputs), max_shard_size)),
+        dtype=chosen,
+        config=port.config,
+        quantization=assignment.to_config() if assignment else None,
+        assignment=assignment,
+        dropped=mapping.dropped,
+        notes=tuple(notes),
+    )
+
+
+def _assign(port: Port, options: QuantOptions, dtype: DType) -> Assignment:
+    targets = [
+        QuantTarget(
+            path=target.module,
+            kind=target.kind,
+            shape=target.shape,
+            port_choice=port.quantization_choice(target.module),
+        )
+        for target in port.targets.values()
+        if target.quantizable
+    ]
+    return assign_schemes(targets, options, layers=port.layer_count, dtype=dtype)
+
+
+def _same_grid(scheme: Scheme, packed: Packed) -> bool:
+    return scheme == Scheme(bits=packed.bits, group_size=packed.group_size, mode="affine")
+
+
+def _in_final_dtype(expr: Expr, chosen: DType | None, port: Port, target: Target) -> Expr:
+    if not expr.dtype.floating:
+        return expr
+    if expr.dtype.mx_name is None:  # fp8: MLX has no such array
+        return cast(expr, chosen or DTYPES["BF16"])
+    if chosen is None or port.keeps_dtype(target.name):
+        return cast(expr, DTYPES["F32"]) if expr.dtype.name == "F64" else expr
+    return cast(expr, chosen)
+
+
+def _specs(
+    name: str, expr: Expr, scheme: Scheme | None, packed: Packed | None
+) -> tuple[TensorSpec, ...]:
+    if scheme is None:
+        return (TensorSpec(name, expr.dtype, expr.shape),)
+    module = name.removesuffix("weight")
+    dtype = packed.scales.dtype if packed else expr.dtype
+    layout = scheme.layout(expr.shape, dtype)
+    return tuple(TensorSpec(module + part, d, shape) for part, (d, shape) in layout.items())
+
