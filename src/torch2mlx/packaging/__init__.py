@@ -1,0 +1,1 @@
+"""A publishable folder: staging, index, configs, tokenizer files, model card and manifest."""
