@@ -29,7 +29,16 @@ from torch2mlx.planning.expressions import (
     full,
 )
 
-__all__ = ["Chain", "Leaf", "NotInvertible", "Restored", "numbers_before", "push", "restore_state"]
+__all__ = [
+    "Chain",
+    "Leaf",
+    "NotInvertible",
+    "Restored",
+    "as_numbers",
+    "numbers_before",
+    "push",
+    "restore_state",
+]
 
 Array = np.ndarray[Any, Any]
 Chain = tuple[Apply | Bits, ...]
@@ -68,8 +77,8 @@ def push(
     Args:
         expr: the output.
         region: part of it, one range an axis with a positive step.
-        value: its bit view, of the region's shape.  Structured dtypes are allowed where `expr`
-            is an `Apply` (its values are only moved, never reinterpreted).
+        value: its bit view, of the region's shape.  Below an `Apply` values are only moved,
+            never reinterpreted, so there any array of that shape will do.
         stops: id of an expression → name; such expressions are leaves, whatever is below.
 
     Yields:
@@ -193,6 +202,19 @@ def _viewed(value: Array, dtype: np.dtype[Any]) -> Array:
     return value.reshape(1).view(dtype).reshape(()) if value.ndim == 0 else value.view(dtype)
 
 
+def as_numbers(expr: Expr) -> Expr:
+    """`expr` under a function to float32: its values are numbers to `push`, not bit patterns."""
+    return Apply(
+        "as float32",
+        lambda x: x,
+        (expr,),
+        DTYPES["F32"],
+        expr.shape,
+        inverse=lambda y: y,
+        forward=lambda x: x.float(),
+    )
+
+
 def numbers_before(chain: Chain, value: Array) -> Array:
     """Undo a chain of functions numerically, in float32 on the CPU.
 
@@ -284,7 +306,9 @@ def _restore(
             break
         rows = (region[0].start, region[0].stop) if region else (0, 1)
         try:
-            for leaf in push(_numbers(outputs[output]), region, read_output(output, *rows), stops):
+            for leaf in push(
+                as_numbers(outputs[output]), region, read_output(output, *rows), stops
+            ):
                 if leaf.expr is not expr:
                     continue
                 box: tuple[Any, ...] = (*(slice(r.start, r.stop, r.step) for r in leaf.region), ...)
@@ -297,11 +321,6 @@ def _restore(
     if not missing:
         return Restored(name, values)
     return Restored(name, values if covered.any() else None, covered, reason)
-
-
-def _numbers(expr: Expr) -> Expr:
-    """`expr` under a function, which tells `push` that values are numbers and no bit patterns."""
-    return Apply("as float32", lambda x: x, (expr,), DTYPES["F32"], expr.shape, inverse=lambda y: y)
 
 
 def _blocks_of_leaves(
