@@ -1,0 +1,1 @@
+"""The parity gate: proof that a converted model equals its PyTorch original."""

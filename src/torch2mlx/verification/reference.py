@@ -1,0 +1,325 @@
+"""The PyTorch side of every comparison: the transformers model, in float32, on the CPU.
+
+Checkpoint names and layouts (per-expert tensors, old prefixes ...) are mapped by transformers'
+own loader, so a state dict in hub naming is what goes in and the reference is the library's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from torch2mlx.dtypes import DType
+from torch2mlx.errors import PlanError, UnsupportedError
+
+if TYPE_CHECKING:
+    import torch
+
+    from torch2mlx.planning.expressions import Expr, Reader
+
+__all__ = [
+    "Trace",
+    "build_reference",
+    "build_skeleton",
+    "decoder_layers",
+    "match_rounding",
+    "quiet",
+    "read_state",
+    "reference_config",
+    "run_reference",
+    "to_torch",
+]
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What a model computed for one sequence.
+
+    Attributes:
+        logits: float32 [tokens, vocabulary].
+        layers: output of each layer, float32 [..., tokens, width]; None where it is no array.
+    """
+
+    logits: Array
+    layers: tuple[Array | None, ...] = ()
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers' progress bars and warnings off the terminal, then restore them."""
+    import warnings
+
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def reference_config(
+    config: Mapping[str, Any], folder: Path | None = None, trust_remote_code: bool = False
+) -> Any:
+    """Transformers' config object of a config.json.
+
+    Args:
+        config: the file's contents; a `quantization_config` is left out, since the reference
+            computes with dequantized values.
+        folder: the checkpoint's folder, where code of its own (`auto_map`) lies.
+        trust_remote_code: run that code.
+
+    Raises:
+        UnsupportedError: transformers knows no such model type and may not run foreign code, or
+            refuses the config.
+    """
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    model_type = str(config.get("model_type"))
+    values = {k: v for k, v in config.items() if k not in ("quantization_config", "quantization")}
+    if model_type in CONFIG_MAPPING:
+        try:
+            with quiet():
+                result = CONFIG_MAPPING[model_type].from_dict(values)
+        except Exception as error:
+            raise UnsupportedError(
+                f"config.json: transformers refuses this {model_type!r} config: {error}; correct "
+                "the config, or convert without the parity gate (--no-verify)"
+            ) from error
+    elif trust_remote_code and folder is not None and "AutoConfig" in config.get("auto_map", {}):
+        from transformers import AutoConfig
+
+        with quiet():
+            result = AutoConfig.from_pretrained(str(folder), trust_remote_code=True)
+    else:
+        reason = (
+            "the checkpoint brings its own code"
+            if config.get("auto_map")
+            else "only newer or other libraries may know it"
+        )
+        raise UnsupportedError(
+            f"config.json: the installed transformers has no model type {model_type!r} "
+            f"({reason}), so the result cannot be compared with PyTorch; allow the code with "
+            "--trust-remote-code, upgrade transformers, or convert unproven with --no-verify"
+        )
+    result._attn_implementation = "eager"  # sdpa leaves soft caps and sinks out
+    if hasattr(result, "_experts_implementation"):
+        result._experts_implementation = "eager"
+    return result
+
+
+def _model_class(config: Any, trust_remote_code: bool) -> Any:
+    """The class with a language-model head for a config object."""
+    from transformers import AutoModelForCausalLM
+    from transformers.models.auto import modeling_auto
+
+    for mapping in (
+        modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING,
+        modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    ):
+        if type(config) in mapping:
+            return mapping[type(config)]
+    if trust_remote_code and "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {}):
+        return AutoModelForCausalLM
+    raise UnsupportedError(
+        f"transformers has no language model for {config.model_type!r}, so the result cannot be "
+        "compared with PyTorch; convert unproven with --no-verify"
+    )
+
+
+def build_skeleton(
+    config: Mapping[str, Any], folder: Path | None = None, trust_remote_code: bool = False
+) -> torch.nn.Module:
+    """The model on the meta device: every module and shape, no memory."""
+    import torch
+
+    settings = reference_config(config, folder, trust_remote_code)
+    with quiet(), torch.device("meta"):
+        return _instance(settings, trust_remote_code)
+
+
+def _instance(settings: Any, trust_remote_code: bool) -> torch.nn.Module:
+    """A model in float32, with transformers' own initial values."""
+    import torch
+
+    cls = _model_class(settings, trust_remote_code)
+    try:
+        with quiet():
+            if hasattr(cls, "_from_config"):
+                model = cls._from_config(settings, dtype=torch.float32)
+            else:
+                model = cls.from_config(
+                    settings, dtype=torch.float32, trust_remote_code=trust_remote_code
+                )
+    except ImportError as error:
+        first = str(error).strip().splitlines()[0]
+        raise UnsupportedError(
+            f"PyTorch's {cls.__name__} cannot be built here: {first} Install what it asks for, or "
+            "convert unproven with --no-verify"
+        ) from error
+    return model.eval()  # type: ignore[no-any-return]
+
+
+def build_reference(
+    config: Mapping[str, Any],
+    state: Mapping[str, torch.Tensor] | None = None,
+    folder: Path | None = None,
+    trust_remote_code: bool = False,
+) -> torch.nn.Module:
+    """The float32 model with the weights of a state dict in hub naming.
+
+    Args:
+        config: contents of config.json.
+        state: weights; None gives transformers' own random initial values.
+        folder: the checkpoint's, where code of its own lies.
+        trust_remote_code: run that code.
+
+    Raises:
+        UnsupportedError: transformers has no such model.
+        PlanError: weights that the model needs are missing or have another shape.
+    """
+    import torch
+
+    settings = reference_config(config, folder, trust_remote_code)
+    if state is None:
+        return _instance(settings, trust_remote_code)
+    cls = _model_class(settings, trust_remote_code)
+    with quiet():
+        model, info = cls.from_pretrained(
+            None,
+            config=settings,
+            state_dict=dict(state),
+            dtype=torch.float32,
+            output_loading_info=True,
+            attn_implementation="eager",
+        )
+    absent = sorted(info["missing_keys"])
+    if absent:
+        raise PlanError(
+            f"PyTorch's {cls.__name__} misses {len(absent)} tensors, the first {absent[0]!r}: the "
+            "checkpoint and config.json do not belong together, or the checkpoint is incomplete"
+        )
+    odd = sorted(info["mismatched_keys"], key=str)
+    if odd:
+        name, found, expected = (*odd[0], None, None)[:3]
+        raise PlanError(
+            f"tensor {name!r}: shape {found}, PyTorch's {cls.__name__} expects {expected}: the "
+            "checkpoint and config.json do not belong together"
+        )
+    if info.get("error_msgs"):
+        raise PlanError(f"PyTorch's {cls.__name__} cannot load it: {info['error_msgs'][0]}")
+    return model.eval()  # type: ignore[no-any-return]
+
+
+def decoder_layers(model: torch.nn.Module) -> tuple[str, torch.nn.ModuleList]:
+    """The list of decoder layers and its dotted name.
+
+    Raises:
+        UnsupportedError: the model has no such list.
+    """
+    import torch
+
+    config: Any = model.config
+    count = config.get_text_config().num_hidden_layers
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model  # type: ignore[operator]
+    names = {id(module): name for name, module in model.named_modules()}
+    lists = [m for m in decoder.modules() if isinstance(m, torch.nn.ModuleList)]
+    children = {id(m) for m in decoder.children()}
+    # LongCat counts two attention blocks a layer, so its list is half as long as its count.
+    for module in (
+        *(m for m in lists if len(m) == count),
+        *(m for m in lists if id(m) in children and len(m) > 1),
+    ):
+        return names[id(module)], module
+    raise UnsupportedError(
+        f"{type(model).__name__}: no list of {count} decoder layers was found, so layers cannot be "
+        "compared one by one; convert unproven with --no-verify"
+    )
+
+
+def match_rounding(model: torch.nn.Module, port_module: str) -> None:
+    """Give the reference a rounding that the port keeps at every precision.
+
+    Gemma 3 multiplies embeddings by √width in the checkpoint's dtype, bfloat16; its port fixes
+    that rounded factor, while PyTorch in float32 would compute with the exact one.
+    """
+    import torch
+
+    if port_module.rpartition(".")[2] not in ("gemma3", "gemma3_text"):
+        return
+    for module in model.modules():
+        scale = getattr(module, "embed_scale", None)
+        if torch.is_tensor(scale):
+            module.embed_scale = scale.to(torch.bfloat16).to(scale.dtype)
+
+
+def run_reference(model: torch.nn.Module, tokens: Array) -> Trace:
+    """Logits and every layer's output for one sequence of token ids [tokens]."""
+    import torch
+
+    outputs: dict[int, Array | None] = {}
+
+    def record(index: int) -> Any:
+        def hook(_module: Any, _inputs: Any, output: Any) -> None:
+            value = output[0] if isinstance(output, tuple) else output
+            outputs[index] = (
+                value.detach().float().numpy().copy() if torch.is_tensor(value) else None
+            )
+
+        return hook
+
+    try:
+        layers = decoder_layers(model)[1]
+    except UnsupportedError:
+        layers = torch.nn.ModuleList()
+    handles = [layer.register_forward_hook(record(i)) for i, layer in enumerate(layers)]
+    try:
+        with torch.no_grad(), quiet():
+            ids = torch.from_numpy(np.asarray(tokens, dtype=np.int64))[None]
+            logits = model(input_ids=ids, use_cache=False).logits[0].float().numpy()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return Trace(logits, tuple(_drop_batch(outputs.get(i)) for i in range(len(layers))))
+
+
+def _drop_batch(value: Array | None) -> Array | None:
+    return value[0] if value is not None and value.ndim == 3 else value
+
+
+def to_torch(bits: Array, dtype: DType) -> torch.Tensor:
+    """The torch tensor of a bit view, values unchanged."""
+    import torch
+
+    array = np.ascontiguousarray(bits)
+    if not array.flags.writeable:
+        array = array.copy()
+    target = getattr(torch, dtype.torch_name)
+    if dtype.storage.startswith("<u") and not dtype.name.startswith("U"):
+        signed = array.view(array.dtype.str.replace("u", "i"))
+        return torch.from_numpy(signed).view(target)
+    return torch.from_numpy(array).view(target)
+
+
+def read_state(state: Mapping[str, Expr], reader: Reader) -> dict[str, torch.Tensor]:
+    """Every tensor of a state in memory; floating-point values as float32."""
+    from torch2mlx.planning.expressions import full
+
+    result = {}
+    for name, expr in state.items():
+        value = to_torch(expr.read(full(expr.shape), reader), expr.dtype)
+        result[name] = value.float() if expr.dtype.floating else value
+    return result
