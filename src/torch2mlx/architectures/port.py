@@ -6,19 +6,17 @@ allocating one of them.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from importlib.metadata import version
+from typing import Any
 
+from torch2mlx.architectures.catalog import available_ports, similar_ports
 from torch2mlx.architectures.tracing import trace_call
 from torch2mlx.errors import PlanError, UnsupportedError
 from torch2mlx.planning.expressions import Expr, sources_of
-
-if TYPE_CHECKING:
-    import mlx.nn as nn
 
 __all__ = ["Port", "PortMapping", "Target", "load_port"]
 
@@ -83,11 +81,11 @@ class Port:
                 "documentation, or report the config"
             ) from error
 
-    def build(self) -> nn.Module:
-        """A fresh model in inference mode; its weights are lazy."""
+    def build(self) -> Any:
+        """A fresh `mlx.nn.Module` in inference mode; its weights are lazy."""
         model = self._model_class(self.args)
         model.eval()
-        return model  # type: ignore[no-any-return]
+        return model
 
     @cached_property
     def targets(self) -> dict[str, Target]:
@@ -95,8 +93,9 @@ class Port:
         from mlx.utils import tree_flatten
 
         modules = dict(self._skeleton.named_modules())
+        parameters: Any = tree_flatten(self._skeleton.parameters())
         targets = {}
-        for name, array in tree_flatten(self._skeleton.parameters()):
+        for name, array in parameters:
             path, _, leaf = name.rpartition(".")
             owner = modules.get(path)
             quantizable = leaf == "weight" and hasattr(owner, "to_quantized")
@@ -243,19 +242,9 @@ def _port_classes(config: dict[str, Any]) -> tuple[type, type]:
     try:
         return _get_classes(config=config)  # type: ignore[no-any-return]
     except ValueError as error:
-        names = available_ports()
-        close = get_close_matches(model_type, names, n=3)
+        close = similar_ports(model_type)
         hint = f"; similar: {', '.join(close)}" if close else ""
         raise UnsupportedError(
-            f"model type {model_type!r} has no port in mlx-lm "
-            f"{importlib.import_module('mlx_lm').__version__} ({len(names)} types){hint}"
+            f"model type {model_type!r} has no port in mlx-lm {version('mlx-lm')} "
+            f"({len(available_ports())} types){hint}"
         ) from error
-
-
-def available_ports() -> list[str]:
-    """Model types that mlx-lm ships a port for, sorted."""
-    import pkgutil
-
-    import mlx_lm.models
-
-    return sorted(m.name for m in pkgutil.iter_modules(mlx_lm.models.__path__))

@@ -78,6 +78,9 @@ class Traced:
     def __getitem__(self, index: Any) -> Traced:
         return _index(self, index)
 
+    def __neg__(self) -> Any:
+        return _dispatch("negative", None, (self,), {})
+
     def __bool__(self) -> bool:
         raise _depends_on_values("truth of a tensor")
 
@@ -116,7 +119,6 @@ for _symbol, _function in (
 ):
     setattr(Traced, f"__{_symbol}__", _operator(_function))
     setattr(Traced, f"__r{_symbol}__", _operator(_function, swapped=True))
-Traced.__neg__ = lambda self: _dispatch("negative", None, (self,), {})  # type: ignore[attr-defined]
 
 
 def _depends_on_values(what: str) -> UnsupportedError:
@@ -226,9 +228,7 @@ def _split(a: Traced, indices_or_sections: int | Sequence[int], axis: int = 0) -
     else:
         bounds = [0, *indices_or_sections, extent]
     before = (slice(None),) * axis
-    return [
-        a[(*before, slice(lo, hi))] for lo, hi in zip(bounds[:-1], bounds[1:], strict=True)
-    ]
+    return [a[(*before, slice(lo, hi))] for lo, hi in zip(bounds[:-1], bounds[1:], strict=True)]
 
 
 def _concatenate(arrays: Sequence[Traced], axis: int = 0) -> Traced:

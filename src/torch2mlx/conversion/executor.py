@@ -116,7 +116,7 @@ def _write_shard(
 
 
 def _write_pieces(handle: int, pieces: list[tuple[int, Array]]) -> int:
-    return sum(_write_at(handle, memoryview(a.reshape(-1).view(np.uint8)), at) for at, a in pieces)  # type: ignore[arg-type]
+    return sum(_write_at(handle, a.reshape(-1).view(np.uint8).data, at) for at, a in pieces)
 
 
 def _write_at(handle: int, data: bytes | memoryview, offset: int) -> int:

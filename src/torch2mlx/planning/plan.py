@@ -199,4 +199,3 @@ def _specs(
     dtype = packed.scales.dtype if packed else expr.dtype
     layout = scheme.layout(expr.shape, dtype)
     return tuple(TensorSpec(module + part, d, shape) for part, (d, shape) in layout.items())
-

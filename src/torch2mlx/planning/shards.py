@@ -113,20 +113,19 @@ def plan_shards(groups: Iterable[Sequence[TensorSpec]], max_shard_size: int) -> 
     used = _HEADER_BOUND
     for group in groups:
         sizes = [spec.nbytes + _entry_bound(spec) for spec in group]
-        whole_fits = _HEADER_BOUND + sum(sizes) <= max_shard_size
-        parts = [(tuple(group), sum(sizes))] if whole_fits else [
-            ((spec,), size) for spec, size in zip(group, sizes, strict=True)
-        ]  # fmt: skip
-        for specs, size in parts:
+        parts = [(list(group), sum(sizes))]
+        if _HEADER_BOUND + sum(sizes) > max_shard_size:
+            parts = [([spec], size) for spec, size in zip(group, sizes, strict=True)]
+        for part, size in parts:
             if used + size > max_shard_size and shards[-1]:
                 shards.append([])
                 used = _HEADER_BOUND
             if used + size > max_shard_size:
                 raise PlanError(
-                    f"{specs[0].name} alone needs {used + size:,} bytes and a tensor cannot be "
+                    f"{part[0].name} alone needs {used + size:,} bytes and a tensor cannot be "
                     f"split over files; use --max-shard-size {used + size} or more"
                 )
-            shards[-1].extend(specs)
+            shards[-1].extend(part)
             used += size
     plans = []
     for i, specs in enumerate(shards, start=1):

@@ -1,0 +1,63 @@
+"""Which model types mlx-lm has a port for, told without importing it.
+
+Importing mlx-lm loads transformers and torch, which takes seconds; a question about names should
+not.  Its table of aliases is a literal in its source, so it can be read from there.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping
+from difflib import get_close_matches
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+__all__ = ["available_ports", "port_name", "similar_ports"]
+
+# Modules of mlx_lm.models that define no model.
+_SHARED = frozenset(
+    "activations base bitlinear_layers cache gated_delta mla pipeline rope_utils ssm "
+    "switch_layers".split()
+)
+
+
+@cache
+def _folder() -> Path:
+    spec = find_spec("mlx_lm")
+    if spec is None or not spec.submodule_search_locations:
+        raise ModuleNotFoundError("mlx_lm")
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+@cache
+def _aliases() -> dict[str, str]:
+    tree = ast.parse((_folder() / "utils.py").read_text(encoding="utf-8"))
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and any(
+            isinstance(t, ast.Name) and t.id == "MODEL_REMAPPING" for t in node.targets
+        ):
+            return dict(ast.literal_eval(node.value))
+    return {}
+
+
+@cache
+def available_ports() -> tuple[str, ...]:
+    """Model types of mlx-lm's ports, aliases included, sorted."""
+    modules = {path.stem for path in (_folder() / "models").glob("*.py")}
+    names = {name for name in modules - _SHARED if not name.startswith("_")}
+    return tuple(sorted(names | {a for a, target in _aliases().items() if target in names}))
+
+
+def port_name(config: Mapping[str, Any]) -> str | None:
+    """Name of the module of `mlx_lm.models` that serves a config's model type, or None."""
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str) or model_type not in available_ports():
+        return None
+    return _aliases().get(model_type, model_type)
+
+
+def similar_ports(model_type: str) -> list[str]:
+    """Up to three model types with a port and a similar name."""
+    return get_close_matches(model_type, available_ports(), n=3)

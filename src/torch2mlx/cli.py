@@ -1,0 +1,341 @@
+"""The command line: thin commands over `torch2mlx.api`.
+
+Results go to stdout (tables, or JSON with --json), progress and errors to stderr.  A user's
+mistake ends in one message and an exit code of its own (`torch2mlx.errors`), never a traceback.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+
+from torch2mlx import __version__
+from torch2mlx.errors import OptionError, Torch2MLXError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="torch2mlx",
+    help="Convert PyTorch models to MLX, proven equal to the original, in bounded memory.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class Mode(StrEnum):
+    """Quantization formats of MLX."""
+
+    affine = "affine"
+    mxfp4 = "mxfp4"
+    nvfp4 = "nvfp4"
+    mxfp8 = "mxfp8"
+
+
+class Recipe(StrEnum):
+    """mlx-lm's mixed recipes."""
+
+    mixed_2_6 = "mixed_2_6"
+    mixed_3_4 = "mixed_3_4"
+    mixed_3_6 = "mixed_3_6"
+    mixed_4_6 = "mixed_4_6"
+
+
+class FloatType(StrEnum):
+    """Types of what is not quantized."""
+
+    float16 = "float16"
+    bfloat16 = "bfloat16"
+    float32 = "float32"
+
+
+class Router(StrEnum):
+    """How the routers of mixture-of-experts models are stored."""
+
+    eight = "8bit"
+    keep = "keep"
+    same = "same"
+
+
+Source = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="SRC", help="A folder, a checkpoint file or a hub id.", show_default=False
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")]
+Trust = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Allow code that the checkpoint brings to run.")
+]
+Revision = Annotated[
+    str | None, typer.Option(help="Branch, tag or commit of a hub id.", show_default=False)
+]
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"torch2mlx {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def _progress(quiet: bool) -> Any:
+    if quiet:
+        from torch2mlx.progress import Silent
+
+        return Silent()
+    from torch2mlx.reporting.terminal import Bars
+
+    return Bars()
+
+
+def _show(result: Any, as_json: bool) -> None:
+    """Print a result object: its `to_dict` as JSON, or its table."""
+    if as_json:
+        typer.echo(json.dumps(result.to_dict(), indent=2, ensure_ascii=False))
+        return
+    from torch2mlx.reporting.tables import render
+
+    render(result)
+
+
+@app.command(epilog="Example:  torch2mlx inspect HuggingFaceTB/SmolLM2-135M-Instruct")
+def inspect(
+    source: Annotated[str, typer.Argument(metavar="SRC", help="A folder, a file or a hub id.")],
+    revision: Revision = None,
+    trust_remote_code: Trust = False,
+    as_json: Json = False,
+) -> None:
+    """Say what a checkpoint is and what could go wrong, from headers alone."""
+    from torch2mlx import api
+
+    _show(
+        api.inspect(source, revision=revision, trust_remote_code=trust_remote_code), as_json=as_json
+    )
+
+
+@app.command(epilog="Example:  torch2mlx convert ./SmolLM2-135M ./smollm2-4bit -q --q-bits 4")
+def convert(
+    source: Source = None,
+    destination: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="DST", help="Folder to create (default: mlx_model).", show_default=False
+        ),
+    ] = None,
+    hf_path: Annotated[
+        str | None,
+        typer.Option("--hf-path", "--model", help="SRC, as mlx-lm spells it.", show_default=False),
+    ] = None,
+    mlx_path: Annotated[
+        str | None, typer.Option(help="DST, as mlx-lm spells it.", show_default=False)
+    ] = None,
+    quantize: Annotated[
+        bool, typer.Option("-q", "--quantize", help="Quantize the weights.")
+    ] = False,
+    q_bits: Annotated[
+        int | None, typer.Option(help="Bits a weight: 2, 3, 4, 5, 6 or 8.", show_default="4")
+    ] = None,
+    q_group_size: Annotated[
+        int | None,
+        typer.Option(help="Weights that share a scale: 32, 64 or 128.", show_default="64"),
+    ] = None,
+    q_mode: Annotated[
+        Mode | None, typer.Option(help="Quantization format.", show_default="affine")
+    ] = None,
+    recipe: Annotated[
+        Recipe | None,
+        typer.Option(
+            "--recipe", "--quant-predicate", help="Mixed bits by layer.", show_default=False
+        ),
+    ] = None,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Leave modules unquantized, e.g. 'lm_head'; repeatable.", show_default=False
+        ),
+    ] = None,
+    bits: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Other bits for some modules: '*.down_proj=6', '=6:32' with a group size, or "
+            "'=mxfp8'; repeatable, the last match wins.",
+            show_default=False,
+        ),
+    ] = None,
+    embedding: Annotated[
+        str | None, typer.Option(help="Bits of the embedding, or keep.", show_default=False)
+    ] = None,
+    head: Annotated[
+        str | None, typer.Option(help="Bits of the output head, or keep.", show_default=False)
+    ] = None,
+    router: Annotated[
+        Router | None,
+        typer.Option(
+            help="Routers of expert layers: 8bit, keep (unquantized) or same (as mlx-lm).",
+            show_default="8bit",
+        ),
+    ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Fail if the group size does not divide a layer.")
+    ] = False,
+    dtype: Annotated[
+        FloatType | None,
+        typer.Option(help="Type of what is not quantized.", show_default="config.json's"),
+    ] = None,
+    max_shard_size: Annotated[
+        str, typer.Option(help="No weight file is larger than this.")
+    ] = "5GB",
+    memory_limit: Annotated[str, typer.Option(help="Memory of the conversion itself.")] = "1GB",
+    max_context: Annotated[
+        int | None,
+        typer.Option(
+            help="Prove and allow only so many tokens, for ports that are right up to a window.",
+            show_default=False,
+        ),
+    ] = None,
+    no_verify: Annotated[
+        bool,
+        typer.Option("--no-verify", help="Skip the comparison with PyTorch; the manifest says so."),
+    ] = False,
+    trust_remote_code: Trust = False,
+    revision: Revision = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Convert a checkpoint to MLX and prove that the result equals PyTorch.
+
+    The options of mlx_lm.convert are accepted with the same meaning.
+    """
+    from torch2mlx import api
+
+    result = api.convert(
+        _one("SRC", source, "--hf-path", hf_path),
+        _one("DST", destination, "--mlx-path", mlx_path, default="mlx_model"),
+        quantize=quantize,
+        q_bits=q_bits,
+        q_group_size=q_group_size,
+        q_mode=q_mode.value if q_mode else None,
+        recipe=recipe.value if recipe else None,
+        keep=tuple(keep or ()),
+        bits=tuple(bits or ()),
+        embedding=embedding,
+        head=head,
+        router=router.value if router else None,
+        strict=strict,
+        dtype=dtype.value if dtype else None,
+        max_shard_size=max_shard_size,
+        memory_limit=memory_limit,
+        verify=not no_verify,
+        max_context=max_context,
+        trust_remote_code=trust_remote_code,
+        revision=revision,
+        progress=_progress(quiet),
+    )
+    _show(result, as_json)
+
+
+def _one(
+    name: str, positional: str | None, flag: str, option: str | None, default: str | None = None
+) -> str:
+    """The value of an argument that mlx-lm takes as an option."""
+    if positional is not None and option is not None:
+        raise OptionError(f"{name} is given twice: {positional} and {flag} {option}")
+    value = positional if positional is not None else option if option is not None else default
+    if value is None:
+        raise OptionError(f"{name} is missing: torch2mlx convert SRC DST, or {flag}")
+    return value
+
+
+@app.command(epilog="Example:  torch2mlx verify ./SmolLM2-135M ./smollm2-4bit")
+def verify(
+    source: Annotated[str, typer.Argument(metavar="SRC", help="The PyTorch original.")],
+    folder: Annotated[str, typer.Argument(metavar="DST", help="An MLX folder, from any tool.")],
+    memory_limit: Annotated[
+        str, typer.Option(help="Memory beside one block of the model.")
+    ] = "1GB",
+    max_context: Annotated[
+        int | None, typer.Option(help="Check only so many tokens.", show_default=False)
+    ] = None,
+    trust_remote_code: Trust = False,
+    revision: Revision = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Compare an MLX folder, from this or any other tool, with its PyTorch source."""
+    from torch2mlx import api
+
+    result = api.verify(
+        source,
+        folder,
+        memory_limit=memory_limit,
+        max_context=max_context,
+        trust_remote_code=trust_remote_code,
+        revision=revision,
+        progress=_progress(quiet),
+    )
+    _show(result, as_json)
+    if not result.passed:
+        raise typer.Exit(8)
+
+
+@app.command(epilog="Example:  torch2mlx generate ./smollm2-4bit --prompt 'Why is the sky blue?'")
+def generate(
+    folder: Annotated[str, typer.Argument(metavar="DST", help="An MLX folder or hub id.")],
+    prompt: Annotated[str, typer.Option("-p", "--prompt", help="The prompt; - reads stdin.")],
+    max_tokens: Annotated[int, typer.Option("-m", "--max-tokens", help="Longest answer.")] = 100,
+    temperature: Annotated[float, typer.Option("--temp", help="0 is greedy.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="For sampling.")] = 0,
+    raw: Annotated[bool, typer.Option("--raw", help="Do not apply the chat template.")] = False,
+    trust_remote_code: Trust = False,
+    as_json: Json = False,
+) -> None:
+    """Generate text with a converted model."""
+    from torch2mlx import api
+
+    text = sys.stdin.read() if prompt == "-" else prompt
+    result = api.generate(
+        folder,
+        text,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        seed=seed,
+        raw=raw,
+        trust_remote_code=trust_remote_code,
+        on_text=None if as_json else lambda part: print(part, end="", flush=True),  # noqa: T201
+    )
+    _show(result, as_json)
+
+
+def main() -> None:
+    """Entry point: runs a command and turns errors into messages and exit codes."""
+    as_json = "--json" in sys.argv[1:]
+    try:
+        app()
+    except Torch2MLXError as error:
+        if as_json:
+            kind = type(error).__name__
+            typer.echo(json.dumps({"error": {"type": kind, "message": str(error)}}, indent=2))
+        else:
+            typer.secho("error: ", fg="red", bold=True, nl=False, err=True)
+            typer.echo(str(error), err=True)
+        raise SystemExit(error.exit_code) from None
+    except BrokenPipeError:
+        raise SystemExit(0) from None
+    except KeyboardInterrupt:
+        typer.echo("interrupted; nothing was left behind", err=True)
+        raise SystemExit(130) from None

@@ -1,0 +1,107 @@
+"""What a user can ask of a conversion, checked before anything is opened."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch2mlx.errors import OptionError
+from torch2mlx.planning.shards import parse_size
+from torch2mlx.quantization.recipe import QuantOptions, parse_override
+from torch2mlx.quantization.scheme import Scheme
+
+__all__ = ["ConvertOptions"]
+
+
+@dataclass(frozen=True)
+class ConvertOptions:
+    """Options of `torch2mlx.convert`, as given; `check` turns them into values.
+
+    Attributes:
+        quantize: quantize at all; the next nine are refused without it.
+        q_bits, q_group_size, q_mode: the format (see `Scheme.resolve` for the defaults).
+        recipe: one of mlx-lm's mixed recipes.
+        keep: patterns of modules that stay unquantized.
+        bits: "pattern=6", "pattern=6:32" or "pattern=mxfp8", the last match wins.
+        embedding, head: "keep" or a number of bits.
+        router: "8bit", "keep" or "same" (mlx-lm's choice).
+        strict: a layer that the group size does not divide is an error.
+        dtype: float16, bfloat16 or float32 for what is not quantized.
+        max_shard_size: bound on each weight file, such as "5GB".
+        memory_limit: bound on the memory of the conversion, such as "1GB".
+        verify: run the parity gate.
+        max_context: prove and allow only this many tokens; None: as many as the config says.
+        trust_remote_code: allow code that the checkpoint brings.
+        revision: branch, tag or commit of a hub id.
+    """
+
+    quantize: bool = False
+    q_bits: int | None = None
+    q_group_size: int | None = None
+    q_mode: str | None = None
+    recipe: str | None = None
+    keep: Sequence[str] = ()
+    bits: Sequence[str] = ()
+    embedding: str | int | None = None
+    head: str | int | None = None
+    router: str | None = None
+    strict: bool = False
+    dtype: str | None = None
+    max_shard_size: str | int = "5GB"
+    memory_limit: str | int = "1GB"
+    verify: bool = True
+    max_context: int | None = None
+    trust_remote_code: bool = False
+    revision: str | None = None
+
+    def check(self) -> None:
+        """Raise OptionError for contradictions, before any file is opened."""
+        needs_q = {
+            "--q-bits": self.q_bits, "--q-group-size": self.q_group_size, "--q-mode": self.q_mode,
+            "--recipe": self.recipe, "--keep": self.keep, "--bits": self.bits,
+            "--embedding": self.embedding, "--head": self.head, "--router": self.router,
+            "--strict": self.strict,
+        }  # fmt: skip
+        given = [flag for flag, value in needs_q.items() if value]
+        if given and not self.quantize:
+            raise OptionError(
+                f"{', '.join(given)} say how to quantize, but quantization is off; add -q"
+            )
+        if self.max_context is not None and self.max_context < 2:
+            raise OptionError(f"--max-context {self.max_context}: at least 2 tokens")
+        parse_size(self.max_shard_size)
+        parse_size(self.memory_limit)
+        self.quant_options()
+
+    def quant_options(self) -> QuantOptions | None:
+        """The quantization part, or None."""
+        if not self.quantize:
+            return None
+        if self.recipe and self.q_bits:
+            raise OptionError(
+                f"--recipe {self.recipe} chooses the bits of every layer; leave out --q-bits"
+            )
+        return QuantOptions(
+            scheme=Scheme.resolve(self.q_bits, self.q_group_size, self.q_mode or "affine"),
+            recipe=self.recipe,
+            keep=tuple(self.keep),
+            overrides=tuple(parse_override(text) for text in self.bits),
+            embedding=_bits("--embedding", self.embedding),
+            head=_bits("--head", self.head),
+            router=self.router or "8bit",
+            strict=self.strict,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The options that differ from their defaults."""
+        default = asdict(ConvertOptions())
+        return {k: v for k, v in asdict(self).items() if v != default[k]}
+
+
+def _bits(flag: str, value: str | int | None) -> int | str | None:
+    if value is None or value == "keep" or isinstance(value, int):
+        return value
+    if value.isdecimal():
+        return int(value)
+    raise OptionError(f"{flag} {value}: write a number of bits, or keep")
