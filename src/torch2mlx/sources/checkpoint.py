@@ -94,7 +94,7 @@ def _open(location: str, folder: Path, chosen: WeightFiles, trust_remote_code: b
     files = [folder / name for name in chosen.files]
     _require_inside(folder, files, chosen.index)
     if chosen.kind == "gguf":
-        from torch2mlx.sources.gguf_checkpoint import open_gguf
+        from torch2mlx.sources.gguf import open_gguf
 
         return open_gguf(location, folder, files, chosen.notes)
     config = read_config(folder)

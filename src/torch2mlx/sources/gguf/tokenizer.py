@@ -1,0 +1,65 @@
+"""The tokenizer inside of a GGUF file, as the files that transformers saves."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from torch2mlx.errors import SourceError
+
+__all__ = ["GGUFTokenizerFiles"]
+
+
+class GGUFTokenizerFiles(Mapping[str, Path]):
+    """Tokenizer files by name, converted by transformers when they are first asked for.
+
+    They live in a temporary folder that goes with this object.
+
+    Args:
+        file: the GGUF file (the first part of a split one).
+
+    Raises:
+        SourceError: on first use, where transformers cannot convert the tokenizer.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._found: dict[str, Path] = {}
+
+    def _files(self) -> dict[str, Path]:
+        if self._folder is None:
+            folder = tempfile.TemporaryDirectory(prefix="torch2mlx-tokenizer-")
+            from transformers import AutoTokenizer
+
+            try:
+                tokenizer = AutoTokenizer.from_pretrained(
+                    str(self._file.parent), gguf_file=self._file.name
+                )
+                tokenizer.save_pretrained(folder.name)
+            except Exception as error:
+                # transformers raises whatever the missing or unknown piece leads to.
+                folder.cleanup()
+                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+                raise SourceError(
+                    f"{self._file}: transformers cannot convert its tokenizer: {reason}; convert "
+                    "from the original checkpoint instead"
+                ) from error
+            self._folder = folder
+            root = Path(folder.name)
+            self._found = {
+                path.relative_to(root).as_posix(): path
+                for path in sorted(root.rglob("*"))
+                if path.is_file()
+            }
+        return self._found
+
+    def __getitem__(self, name: str) -> Path:
+        return self._files()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files())
+
+    def __len__(self) -> int:
+        return len(self._files())
