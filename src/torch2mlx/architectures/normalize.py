@@ -24,7 +24,7 @@ from typing import Any
 from torch2mlx.architectures.registry import rules_for
 from torch2mlx.errors import UnsupportedError
 
-__all__ = ["normalize_config", "reference_config"]
+__all__ = ["normalize_config"]
 
 _ROPE_FIELDS = frozenset(
     {
@@ -66,7 +66,7 @@ def normalize_config(config: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(model_type, str):
         return result
     rules = rules_for(model_type)
-    reference = reference_config(result)
+    reference = _reference_config(result)
     if rules.reshape:
         result = rules.reshape(result)
         if reference is not None and result["model_type"] != model_type:
@@ -85,7 +85,7 @@ def normalize_config(config: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def reference_config(config: Mapping[str, Any]) -> Any:
+def _reference_config(config: Mapping[str, Any]) -> Any:
     """transformers' configuration object for a config.json; None where it has none.
 
     Built from the dict alone: no remote code, no network, no weights.  None as well where
@@ -147,7 +147,7 @@ def _fill(config: dict[str, Any], reference: Any, fields: Mapping[str, Any]) -> 
             continue
         try:
             value = getattr(reference, name)
-        except AttributeError:
+        except (AttributeError, RuntimeError):  # not there, or not one value for all layers
             continue
         if value is None:
             if _takes_none(annotation):
@@ -209,18 +209,31 @@ def _scaling(main: Mapping[str, Any], legacy: Any) -> dict[str, Any] | None:
 def _fill_nested(config: dict[str, Any], reference: Any, module: Any) -> None:
     """The same for sub-configs, which ports hand on to the arguments of another port."""
     for name in _fields(module.ModelArgs):
-        inner = getattr(reference, name, None)
-        inner = inner if hasattr(inner, "to_dict") else None
-        if not (name.endswith("_config") and (inner is not None or isinstance(config.get(name), dict))):
+        if not name.endswith("_config"):
             continue
         nested = config.get(name)
+        inner = _sub_reference(reference, name, nested)
+        if inner is None and not isinstance(nested, dict):
+            continue
         nested = dict(nested) if isinstance(nested, dict) else {}
         if inner is not None and getattr(inner, "model_type", ""):
             nested.setdefault("model_type", inner.model_type)
+        if inner is not reference and hasattr(reference, "tie_word_embeddings"):
+            # transformers ties by the outer config, whatever the inner one says.
+            nested["tie_word_embeddings"] = reference.tie_word_embeddings
         _fill(nested, inner, _nested_fields(module, name, nested))
         if rules := nested.get("model_type") and rules_for(nested["model_type"]):
             nested = rules.finish(nested, inner) if rules.finish else nested
         config[name] = nested
+
+
+def _sub_reference(reference: Any, name: str, nested: Any) -> Any:
+    """transformers' object for a sub-config; its own for a config that a family nested."""
+    inner = getattr(reference, name, None)
+    if hasattr(inner, "to_dict"):
+        return inner
+    own = isinstance(nested, dict) and nested.get("model_type")
+    return reference if own and own == getattr(reference, "model_type", None) else None
 
 
 def _nested_fields(module: Any, name: str, nested: dict[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch2mlx.planning.expressions import Expr
 
-__all__ = ["Rules", "known_limits", "rename_state", "rules_for"]
+__all__ = ["Rules", "rename_state", "rules_for"]
 
 Config = dict[str, Any]
 Rename = Callable[[Mapping[str, Expr], Mapping[str, Any]], dict[str, Expr]]
@@ -31,15 +31,12 @@ class Rules:
             argument is the configuration object of transformers, or None.
         rename: checkpoint tensors → tensors under the names and shapes that the port's own
             `sanitize` expects; its second argument is the normalised config.
-        limits: normalised config → sentences that say where the port computes something else
-            than the original, and from when on.
     """
 
     model_type: str
     reshape: Callable[[Config], Config] | None = None
     finish: Callable[[Config, Any], Config] | None = None
     rename: Rename | None = None
-    limits: Callable[[Mapping[str, Any]], tuple[str, ...]] | None = None
 
 
 @cache
@@ -72,12 +69,6 @@ def rename_state(state: Mapping[str, Expr], config: Mapping[str, Any]) -> dict[s
     """
     rename = rules_for(_source_type(config)).rename
     return rename(state, config) if rename else dict(state)
-
-
-def known_limits(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """Where the port is known to differ from the original for this (normalised) config."""
-    limits = rules_for(_source_type(config)).limits
-    return limits(config) if limits else ()
 
 
 def _source_type(config: Mapping[str, Any]) -> str:

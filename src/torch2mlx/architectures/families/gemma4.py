@@ -1,0 +1,31 @@
+"""gemma 4: what full-attention layers have of their own stands under `global_` keys in the port."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch2mlx.architectures.registry import Config, Rules
+
+__all__ = ["RULES"]
+
+_GLOBAL = {"head_dim": "global_head_dim", "num_key_value_heads": "num_global_key_value_heads"}
+
+
+def _global_layers(config: Config, reference: Any) -> Config:
+    kinds = config.get("layer_types") or []
+    overrides = config.get("per_layer_config")
+    if not isinstance(overrides, dict):
+        return config
+    result = dict(config)
+    for name, global_name in _GLOBAL.items():
+        found = {
+            overrides.get(str(i), {}).get(name, config.get(name))
+            for i, kind in enumerate(kinds)
+            if kind == "full_attention"
+        }
+        if len(found) == 1:
+            result[global_name] = found.pop()
+    return result
+
+
+RULES = (Rules("gemma4_text", finish=_global_layers),)
