@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,9 @@ from torch2mlx.sources.base import Checkpoint, TensorSource
 from torch2mlx.sources.companions import companion_files, read_config, read_generation_config
 from torch2mlx.sources.local_files import read_json_object, unreadable
 from torch2mlx.sources.safetensors import SafetensorsSource
-from torch2mlx.sources.weight_files import WeightFiles, choose_file, choose_weights, kind_of
+from torch2mlx.sources.weight_files import WeightFiles, choose_file, choose_weights
 
 __all__ = ["open_checkpoint"]
-
-_HUB_ID = re.compile(r"[\w][\w.\-]*(/[\w][\w.\-]*)?")
 
 
 def open_checkpoint(
@@ -46,34 +43,38 @@ def open_checkpoint(
     if not path.exists():
         if path.is_symlink():
             raise SourceError(f"{location}: a link to {path.readlink()}, which does not exist")
-        folder = _download(str(location), revision, trust_remote_code, accept_config)
-        return _open_folder(str(location), folder, trust_remote_code)
+        return _open_hub(str(location), revision, trust_remote_code, accept_config)
     if revision is not None:
         raise SourceError(f"{location}: is a local path; a revision belongs to a hub id")
     if path.is_dir():
         return _open_folder(str(location), path, trust_remote_code)
-    chosen = choose_file(
-        str(path.parent),
-        path.name,
-        _file_names(path.parent),
-        lambda n: read_json_object(path.parent / n),
-    )
-    return _open(str(location), path.parent, chosen, trust_remote_code)
+    return _open_file(str(location), path.parent, path.name, trust_remote_code)
 
 
-def _download(
+def _open_hub(
     location: str,
     revision: str | None,
     trust_remote_code: bool,
     accept_config: Callable[[dict[str, Any]], None] | None,
-) -> Path:
-    if kind_of(location) or not _HUB_ID.fullmatch(location):
+) -> Checkpoint:
+    from torch2mlx.sources.hub import download, parse_hub_location
+
+    on_hub = parse_hub_location(location)
+    if on_hub is None:
         raise SourceError(
             f"{location}: no such file or folder, and not a hub id (owner/name) either"
         )
-    from torch2mlx.sources.hub import download
+    folder = download(on_hub, revision, trust_remote_code, accept_config)
+    if on_hub.file is not None:
+        return _open_file(location, folder, on_hub.file, trust_remote_code)
+    return _open_folder(location, folder, trust_remote_code)
 
-    return download(location, revision, trust_remote_code, accept_config)
+
+def _open_file(location: str, folder: Path, name: str, trust_remote_code: bool) -> Checkpoint:
+    chosen = choose_file(
+        str(folder), name, _file_names(folder), lambda other: read_json_object(folder / other)
+    )
+    return _open(location, folder, chosen, trust_remote_code)
 
 
 def _file_names(folder: Path) -> list[str]:

@@ -100,7 +100,7 @@ class PositionalFiles:
         Raises:
             SourceError: the file cannot be read or ends early; names file and tensor.
         """
-        view = memoryview(block.reshape(-1).view(np.uint8))
+        view = block.reshape(-1).view(np.uint8).data
         handle = self._handle(path)
         done = 0
         while done < len(view):

@@ -201,7 +201,7 @@ def _only_set(where: str, sets: Sequence[WeightFiles]) -> tuple[WeightFiles, lis
         listed = "; ".join(str(s) for s in (sets if first is None else [first, *rivals]))
         raise SourceError(
             f"{where}: several sets of {sets[0].kind} weights, only one can be meant: {listed}. "
-            "Name one of their files instead of the folder, or remove the others"
+            "Give one of their files instead of the folder, or remove the others"
         )
     return first, [f"left out {s}: not part of {first}" for s in sets if s is not first]
 
