@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -144,3 +146,19 @@ def test_what_cannot_be_quantized_is_refused(
     with pytest.raises(OptionError) as caught:
         quantize_rows(np.zeros(shape, DTYPES[dtype].numpy), DTYPES[dtype], Scheme(4, 64))
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("scheme", [Scheme(4, 64), Scheme(4, 16, "nvfp4")], ids=str)
+def test_threads_with_streams_of_their_own_give_the_same_bytes(scheme: Scheme) -> None:
+    dtype = DTYPES["BF16"]
+    rows = from_mx(sample(dtype, (64, 1024)))
+    whole = quantize_rows(rows, dtype, scheme)
+
+    def work(start: int) -> dict[str, np.ndarray]:
+        stream = mx.new_stream(mx.cpu)
+        return quantize_rows(rows[start : start + 8], dtype, scheme, stream)
+
+    with ThreadPoolExecutor(4) as pool:
+        blocks = list(pool.map(work, range(0, 64, 8)))
+    for suffix, bits in whole.items():
+        assert b"".join(block[suffix].tobytes() for block in blocks) == bits.tobytes()
