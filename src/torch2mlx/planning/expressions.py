@@ -398,7 +398,7 @@ class Bits(Expr):
         return (*region[:-1], range(self.operand.shape[-1])) if region else ()
 
     def read(self, region: Region, reader: Reader) -> Array:
-        block = np.ascontiguousarray(self.operand.read(self.operand_region(region), reader))
+        block = _contiguous(self.operand.read(self.operand_region(region), reader))
         viewed = block.view(self.dtype.numpy)
         return viewed[(..., _as_slices(region)[-1])] if region else viewed
 
@@ -437,7 +437,7 @@ class Apply(Expr):
 
     def read(self, region: Region, reader: Reader) -> Array:
         values = [
-            to_mx(np.ascontiguousarray(o.read(self.operand_region(o, region), reader)), o.dtype)
+            to_mx(_contiguous(o.read(self.operand_region(o, region), reader)), o.dtype)
             for o in self.operands
         ]
         return np.broadcast_to(from_mx(_on_cpu(self.function, values)), _lengths(region))
@@ -462,10 +462,15 @@ class Whole(Expr):
 
     def read(self, region: Region, reader: Reader) -> Array:
         values = [
-            to_mx(np.ascontiguousarray(o.read(full(o.shape), reader)), o.dtype)
+            to_mx(_contiguous(o.read(full(o.shape), reader)), o.dtype)
             for o in self.operands
         ]
         return from_mx(_on_cpu(self.function, values))[_as_slices(region)]
+
+
+def _contiguous(values: Array) -> Array:
+    """Row-major values of the same shape; numpy's function makes 0-d arrays 1-d."""
+    return np.ascontiguousarray(values).reshape(values.shape)
 
 
 def _on_cpu(function: Callable[..., Any], values: list[Any]) -> Any:
