@@ -26,6 +26,7 @@ from torch2mlx.planning.expressions import (
     Slice,
     Source,
     Transpose,
+    cast,
     full,
 )
 
@@ -204,15 +205,11 @@ def _viewed(value: Array, dtype: np.dtype[Any]) -> Array:
 
 def as_numbers(expr: Expr) -> Expr:
     """`expr` under a function to float32: its values are numbers to `push`, not bit patterns."""
-    return Apply(
-        "as float32",
-        lambda x: x,
-        (expr,),
-        DTYPES["F32"],
-        expr.shape,
-        inverse=lambda y: y,
-        forward=lambda x: x.float(),
-    )
+    float32 = DTYPES["F32"]
+    if expr.dtype != float32:
+        return cast(expr, float32)
+    same: Callable[[Any], Any] = lambda x: x  # noqa: E731
+    return Apply("as float32", same, (expr,), float32, expr.shape, inverse=same, forward=same)
 
 
 def numbers_before(chain: Chain, value: Array) -> Array:
