@@ -131,14 +131,8 @@ def test_right_tensors_pass_whatever_the_block(folder, block):
     report = folder.audit(block_bytes=block, progress=seen.append)
     assert report.passed, report.first_failure
     assert [c.name for c in report.checks] == [o.name for o in folder.outputs]
-    assert [c.kind for c in report.checks] == [
-        "exact",
-        "exact",
-        "cast",
-        "exact",
-        "function",
-        "cast",
-    ]
+    kinds = " ".join(c.kind for c in report.checks)
+    assert kinds == "exact exact cast exact cast function cast"
     assert all(c.max_error < 1e-6 and not c.recomputed for c in report.checks)
     data = (folder.path / "model.safetensors").read_bytes()
     assert report.hashes == {"model.safetensors": hashlib.sha256(data).hexdigest()}
