@@ -304,7 +304,7 @@ def to_torch(bits: Array, dtype: DType) -> torch.Tensor:
     """The torch tensor of a bit view, values unchanged."""
     import torch
 
-    array = np.ascontiguousarray(bits)
+    array = np.ascontiguousarray(bits).reshape(np.shape(bits))  # numpy makes 0-d arrays 1-d
     if not array.flags.writeable:
         array = array.copy()
     target = getattr(torch, dtype.torch_name)
