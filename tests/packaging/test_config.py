@@ -12,37 +12,37 @@ from mlx_lm.utils import load_config, load_model, save_model
 
 from torch2mlx.packaging.config import (
     output_config,
-    quantization_entry,
     with_stop_ids,
     write_config,
     write_generation_config,
 )
+from torch2mlx.quantization.recipe import Assignment
 from torch2mlx.quantization.scheme import Scheme
 
-DEFAULT = Scheme(4, 64).to_config()
+BASE = Scheme(4, 64)
 
 
 def test_mixed_schemes_load_in_mlx_lm(tmp_path: Path, model: nn.Module) -> None:
     """Default, other bits, other mode, and modules that stay as they are."""
     config = {**model.args.__dict__, "model_type": "llama"}
-    schemes: dict[str, dict[str, Any] | None] = {
-        "lm_head": Scheme(8, 32).to_config(),
+    schemes: dict[str, Scheme | None] = {
+        "lm_head": Scheme(8, 32),
         "model.embed_tokens": None,
-        "model.layers.0.mlp.down_proj": Scheme.resolve(None, None, "mxfp4").to_config(),
+        "model.layers.0.mlp.down_proj": Scheme.resolve(None, None, "mxfp4"),
         "model.layers.0.mlp.gate_proj": None,
-        "model.layers.1.self_attn.q_proj": Scheme(6, 64).to_config(),
-        "model.layers.1.self_attn.k_proj": DEFAULT,
+        "model.layers.1.self_attn.q_proj": Scheme(6, 64),
+        "model.layers.1.self_attn.k_proj": BASE,
     }
 
     def predicate(path: str, module: nn.Module) -> bool | dict[str, Any]:
-        if not hasattr(module, "to_quantized"):
+        scheme = schemes.get(path, BASE)
+        if not hasattr(module, "to_quantized") or scheme is None:
             return False
-        scheme = schemes.get(path, DEFAULT)
-        return scheme or False
+        return scheme.to_config()
 
     nn.quantize(model, class_predicate=predicate)
     save_model(tmp_path, model)
-    entry = quantization_entry(DEFAULT, schemes)
+    entry = Assignment(BASE, schemes, {}).to_config()
     write_config(tmp_path, output_config(config, entry))
 
     loaded, _ = load_model(tmp_path)

@@ -11,7 +11,6 @@ from typing import Any
 
 __all__ = [
     "output_config",
-    "quantization_entry",
     "with_stop_ids",
     "write_config",
     "write_generation_config",
@@ -20,27 +19,6 @@ __all__ = [
 # Keys that describe how the *source* was packed.  A loader that finds them would unpack again;
 # mlx-lm also looks for them inside text_config.
 _PACKING = ("quantization", "quantization_config", "compression_config")
-
-
-def quantization_entry(
-    default: Mapping[str, Any], modules: Mapping[str, Mapping[str, Any] | None]
-) -> dict[str, Any]:
-    """config.json's `quantization`: a default, and each module that departs from it.
-
-    mlx-lm quantizes on loading the modules that are named here and, by the default, those that
-    have a `.scales` tensor, so a module that stays unquantized needs no entry.  It is left out:
-    other loaders take any entry for a description of a packed weight.
-
-    Args:
-        default: group_size, bits and mode that hold where nothing else is said.
-        modules: final MLX path of each quantizable module → its scheme (`Scheme.to_config()`),
-            or None where it stays unquantized.
-    """
-    entry: dict[str, Any] = {key: default[key] for key in ("group_size", "bits", "mode")}
-    for path, scheme in modules.items():
-        if scheme is not None and dict(scheme) != dict(default):
-            entry[path] = dict(scheme)
-    return entry
 
 
 def output_config(
@@ -55,7 +33,9 @@ def output_config(
 
     Args:
         config: of the port, normalised.
-        quantization: `quantization_entry`'s result, or None for an unquantized model.
+        quantization: a default (group_size, bits, mode) and a dict for each module that departs
+            from it, by final MLX path (`Assignment.to_config()`); None: unquantized.  Modules
+            that stay unquantized need no entry: mlx-lm goes by their missing `.scales`.
         eos_token_id: every id that ends a generation; empty: as in `config`.
         dtype: torch name of the dtype that the output was cast to ("bfloat16"); None: as in
             `config`.
