@@ -145,7 +145,7 @@ def test_how_to_use_it(
 
 
 def test_texts_of_the_checkpoint_do_not_act(folder: Path, source: Path) -> None:
-    evil = "<script>x</script> | [a](javascript:b)\n# title {{ 7 * 7 }}"
+    evil = "<script>x</script> | [a](javascript:b)\n# title {{ 7 + 7 }}"
     manifest = replace(
         example(),
         source=SourceRecord(f"/models/{evil}", "safetensors"),
@@ -155,7 +155,7 @@ def test_texts_of_the_checkpoint_do_not_act(folder: Path, source: Path) -> None:
     assert "<script>" not in text
     assert "\\[a\\](javascript" in text
     assert "\n# title" not in text
-    assert "{{ 7 * 7 }}" in text
+    assert "{{ 7 + 7 }}" in text
 
 
 def test_documents_are_kept(source: Path, tmp_path: Path) -> None:
