@@ -146,10 +146,9 @@ def _config(
     if architecture.derive is not None:
         config.update(architecture.derive(metadata, config, shapes))
     config.update(_rope_scaling(file, metadata, config, source))
-    for token in ("bos", "eos", "padding"):
-        number = source.metadata.get(f"tokenizer.ggml.{token}_token_id")
-        if number is not None:
-            config["pad_token_id" if token == "padding" else f"{token}_token_id"] = number
+    # Absent ids are null: the defaults of a config class are those of some other vocabulary.
+    for key, token in (("bos", "bos"), ("eos", "eos"), ("pad", "padding")):
+        config[f"{key}_token_id"] = source.metadata.get(f"tokenizer.ggml.{token}_token_id")
     return config
 
 
