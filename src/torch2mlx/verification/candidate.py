@@ -42,18 +42,18 @@ def build_candidate(port: Port, state: Mapping[str, Expr], reader: Reader) -> Mo
     from torch2mlx.dtypes import to_mx
     from torch2mlx.planning.expressions import full
 
-    model = port.build()
+    model: Module = port.build()
     weights = {}
     for name, expr in port.map_state(state).outputs.items():
         bits = np.ascontiguousarray(expr.read(full(expr.shape), reader))
-        value = _float32(to_mx(bits, expr.dtype))
+        value = _float32(to_mx(bits.reshape(expr.shape), expr.dtype))
         mx.eval(value)
         weights[name] = value
     # As mlx-lm does on loading: some ports drop an unused head of theirs here.
     if hasattr(model, "sanitize"):
         weights = model.sanitize(weights)
     model.load_weights(list(weights.items()), strict=True)
-    return model  # type: ignore[no-any-return]
+    return model
 
 
 def to_float32(model: Module) -> Module:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +20,7 @@ from torch2mlx.verification.reference import (
     run_reference,
 )
 from torch2mlx.verification.report import Comparison, LayerDifference
+from torch2mlx.verification.sizes import EXPERT_KEYS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,19 +31,47 @@ if TYPE_CHECKING:
     from torch2mlx.architectures.port import Port
     from torch2mlx.planning.expressions import Expr, Reader
 
-__all__ = ["compare", "compare_models", "difference", "sample_tokens"]
+__all__ = [
+    "compare",
+    "compare_cached",
+    "compare_models",
+    "compare_traces",
+    "difference",
+    "near_tie",
+    "sample_tokens",
+]
 
 Array = np.ndarray[Any, Any]
 
 
 def difference(place: str, reference: Array, candidate: Array) -> LayerDifference:
-    """How far `candidate` is from `reference`; arrays of the same shape."""
-    if not np.isfinite(candidate).all():
-        return LayerDifference(place, float("inf"), float("inf"))
-    gap = candidate.astype(np.float64) - reference
+    """How far `candidate` is from `reference`, both [..., positions, width]."""
+    gap = np.nan_to_num(candidate.astype(np.float64), nan=np.inf, posinf=np.inf) - reference
     norm = float(np.linalg.norm(reference.astype(np.float64).ravel()))
-    relative = float(np.linalg.norm(gap.ravel())) / max(norm, 1e-30)
-    return LayerDifference(place, relative, float(np.abs(gap).max(initial=0.0)))
+    return LayerDifference(
+        place,
+        relative=float(np.linalg.norm(gap.ravel())) / max(norm, 1e-30),
+        maximum=float(np.abs(gap).max(initial=0.0)),
+        positions=float(_differing(reference, gap).mean()),
+    )
+
+
+def _differing(reference: Array, gap: Array) -> Array:
+    """Which positions differ on their own, bool [..., positions]."""
+    size = np.linalg.norm(gap, axis=-1)
+    return ~(size <= tolerance.POSITION * np.linalg.norm(reference, axis=-1) + 1e-12)  # type: ignore[no-any-return]
+
+
+def near_tie(comparison: Comparison, config: Mapping[str, Any]) -> bool:
+    """Whether a difference looks like a router's choice between two equal experts.
+
+    The order of summation may then decide which expert a token goes to.  A single token differs
+    completely in one layer and the rest does not, and other tokens give no difference at all;
+    a wrong conversion shows with any tokens.
+    """
+    first = comparison.first_divergence
+    routed = any(_find(config, key) for key in EXPERT_KEYS)
+    return first is not None and routed and 0 < first.positions <= tolerance.TIED
 
 
 def sample_tokens(config: Mapping[str, Any], length: int, seed: int = 0) -> Array:
@@ -98,51 +129,68 @@ def compare_models(
         chunkings: ways to feed the sequence through the cache (see `run_cached`).
         bound: tolerance of the logits' relative difference.
     """
-    notes: list[str] = []
-    runs = []
-    for length in sorted({*lengths, len(tokens)}):
+    worst: Comparison | None = None
+    expected = {}
+    for length in sorted({*lengths, len(tokens)}, reverse=True):
         torch_side = run_reference(reference, tokens[:length])
-        mlx_side = run_candidate(candidate, tokens[:length])
-        runs.append(
-            (
-                length,
-                torch_side,
-                mlx_side,
-                difference("logits", torch_side.logits, _cut(mlx_side.logits, torch_side.logits)),
-            )
+        expected[length] = torch_side.logits
+        found = compare_traces(
+            torch_side, run_candidate(candidate, tokens[:length]), part, model_type, bound
         )
-    # The longest run tells most; a shorter one is shown only if it alone fails.
-    length, torch_side, mlx_side, logits = next(
-        (r for r in reversed(runs) if not r[3].relative <= bound), runs[-1]
-    )
+        if worst is None:
+            worst = found
+        elif worst.passed and not found.passed:
+            # The longest run tells most; a shorter one is shown only if it alone fails.
+            note = f"differs in a run of {length} tokens, but not of {worst.tokens}"
+            worst = replace(found, notes=(*found.notes, note))
+    assert worst is not None
+    for chunks in chunkings if worst.passed else ():
+        total = sum(chunks)
+        if total not in expected:
+            expected[total] = run_reference(reference, tokens[:total]).logits
+        cached = compare_cached(candidate, tokens, chunks, expected[total])
+        if worst.cached is None or not cached.relative <= worst.cached.relative:
+            worst = replace(worst, cached=cached)
+    return worst
+
+
+def compare_traces(
+    torch_side: Trace,
+    mlx_side: Trace,
+    part: str,
+    model_type: str,
+    bound: float = tolerance.CONVERSION,
+) -> Comparison:
+    """Compare what two models computed for the same sequence.
+
+    Args:
+        torch_side: PyTorch's trace.
+        mlx_side: MLX's trace.
+        part: name of the comparison in the report.
+        model_type: for the report.
+        bound: tolerance of the logits' relative difference.
+    """
+    expected, found = torch_side.logits, _cut(mlx_side.logits, torch_side.logits)
+    logits = difference("logits", expected, found)
+    notes: list[str] = []
     agrees_up_to = None
     if not logits.relative <= bound:
-        agrees_up_to = _agreement(
-            reference, candidate, tokens[:length], torch_side, mlx_side, bound
-        )
+        # Models are causal: what differs from some position on was equal before it.
+        wrong = _differing(expected, np.nan_to_num(found, nan=np.inf, posinf=np.inf) - expected)
+        agrees_up_to = int(np.argmax(wrong)) if wrong.any() else 0
     elif logits.relative > tolerance.ROUNDING:
         notes.append(
             f"{logits.relative:.1e} is within tolerance but more than rounding explains: the port "
             "approximates something differently, often an activation function"
         )
-    if length < len(tokens):
-        notes.append(f"differs in a run of {length} tokens, but not of {len(tokens)}")
-    cached = None
-    if logits.relative <= bound:
-        for chunks in chunkings:
-            found = _compare_cached(reference, candidate, tokens, chunks, runs)
-            if cached is None or not found.relative <= cached.relative:
-                cached = found
-    top1 = float((torch_side.logits.argmax(-1) == mlx_side.logits.argmax(-1)).mean())
     return Comparison(
         part=part,
         model_type=model_type,
-        tokens=length,
+        tokens=len(expected),
         layers=_layers(torch_side, mlx_side, notes),
         logits=logits,
-        top1=top1,
+        top1=float((expected.argmax(-1) == found.argmax(-1)).mean()),
         tolerance=bound,
-        cached=cached,
         agrees_up_to=agrees_up_to,
         notes=tuple(notes),
     )
@@ -160,22 +208,24 @@ def _cut(candidate: Array, reference: Array) -> Array:
     )
 
 
-def _compare_cached(
-    reference: torch.nn.Module,
-    candidate: Module,
-    tokens: Array,
-    chunks: Sequence[int],
-    runs: Sequence[tuple[int, Trace, Trace, LayerDifference]],
+def compare_cached(
+    candidate: Module, tokens: Array, chunks: Sequence[int], expected: Array
 ) -> LayerDifference:
-    total = sum(chunks)
-    place = f"logits, through the cache in steps of {_describe(chunks)}"
-    known = next((r[1] for r in runs if r[0] == total), None)
-    expected = (known or run_reference(reference, tokens[:total])).logits
+    """Compare logits computed through the cache with PyTorch's of the whole sequence.
+
+    Args:
+        candidate: MLX's model.
+        tokens: ids, at least sum(chunks).
+        chunks: lengths of the pieces.
+        expected: PyTorch's logits [sum(chunks), vocabulary].
+    """
+    place = f"logits through the cache, in steps of {_describe(chunks)}"
     try:
         return difference(place, expected, _cut(run_cached(candidate, tokens, chunks), expected))
     except (ValueError, TypeError, AttributeError, IndexError, KeyError) as error:
+        # A port whose cache path breaks is as wrong as one whose numbers differ.
         place = f"{place} ({type(error).__name__}: {error})"
-        return LayerDifference(place, float("inf"), float("inf"))
+        return LayerDifference(place, float("inf"), float("inf"), 1.0)
 
 
 def _describe(chunks: Sequence[int]) -> str:
@@ -203,40 +253,6 @@ def _layers(torch_side: Trace, mlx_side: Trace, notes: list[str]) -> tuple[Layer
     return tuple(found)
 
 
-def _agreement(
-    reference: torch.nn.Module,
-    candidate: Module,
-    tokens: Array,
-    torch_side: Trace,
-    mlx_side: Trace,
-    bound: float,
-) -> int:
-    """Longest prefix over which the models agree, given that the whole sequence does not.
-
-    In a causal model the first wrong position of the long run gives it at once.  Where the
-    outcome depends on the length of the run itself, it is found by bisection.
-    """
-    a, b = torch_side.logits, _cut(mlx_side.logits, torch_side.logits)
-    gaps = np.linalg.norm(np.nan_to_num(b, nan=np.inf, posinf=np.inf) - a, axis=-1)
-    wrong = gaps > tolerance.POSITION * np.linalg.norm(a, axis=-1)
-    first = int(np.argmax(wrong)) if wrong.any() else 0
-
-    def agrees(length: int) -> bool:
-        if length == 0:
-            return True
-        expected = run_reference(reference, tokens[:length]).logits
-        found = _cut(run_candidate(candidate, tokens[:length]).logits, expected)
-        return difference("logits", expected, found).relative <= bound
-
-    if first and agrees(first):
-        return first
-    low, high = 0, len(tokens)
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if agrees(middle) else (low, middle)
-    return low
-
-
 def compare(
     config: Mapping[str, Any],
     state: Mapping[str, Expr],
@@ -245,28 +261,24 @@ def compare(
     part: str = "all layers",
     tokens: Array | None = None,
     port: Port | None = None,
-    lengths: Sequence[int] = (),
-    chunkings: Sequence[Sequence[int]] = (),
     bound: float = tolerance.CONVERSION,
     folder: Path | None = None,
     trust_remote_code: bool = False,
 ) -> Comparison:
-    """Convert in memory and compare with PyTorch.
+    """Convert in memory and compare with PyTorch, at once and through the cache.
 
     Args:
         config: contents of config.json.
         state: tensors in hub naming.
         reader: what their expressions read from.
         part: name of the comparison in reports.
-        tokens: ids; by default 24 random ones.
+        tokens: ids, at least two; by default 24 random ones.
         port: the port, where the caller has it loaded already.
-        lengths: of further runs, see `compare_models`.
-        chunkings: of cached runs, see `compare_models`.
         bound: tolerance of the logits' relative difference.
         folder: the checkpoint's, where code of its own lies.
         trust_remote_code: run that code.
 
-    Memory: the float32 weights twice, once on each side.
+    Memory: the float32 weights once; PyTorch runs first and is released before MLX.
 
     Raises:
         UnsupportedError: transformers or mlx-lm has no such model.
@@ -279,7 +291,14 @@ def compare(
         tokens = sample_tokens(config, 24)
     reference = build_reference(config, read_state(state, reader), folder, trust_remote_code)
     match_rounding(reference, port.module)
+    torch_side = run_reference(reference, tokens)
+    del reference
+    gc.collect()  # modules refer to each other, so only the collector frees their weights
     candidate = build_candidate(port, state, reader)
-    return compare_models(
-        reference, candidate, tokens, part, port.model_type, lengths, chunkings, bound
+    found = compare_traces(
+        torch_side, run_candidate(candidate, tokens), part, port.model_type, bound
     )
+    if not found.passed:
+        return found
+    chunks = (len(tokens) - 1, 1)
+    return replace(found, cached=compare_cached(candidate, tokens, chunks, torch_side.logits))

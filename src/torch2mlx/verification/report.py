@@ -18,11 +18,13 @@ class LayerDifference:
         place: "layer 3", "logits", "logits, token by token".
         relative: ‖mlx - torch‖ / ‖torch‖ (L2); infinite where MLX gives NaN or Inf.
         maximum: largest absolute difference.
+        positions: share of the positions, 0 to 1, that differ on their own.
     """
 
     place: str
     relative: float
     maximum: float
+    positions: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; non-finite numbers become None, which JSON can hold."""
@@ -30,6 +32,7 @@ class LayerDifference:
             "place": self.place,
             "relative": self.relative if isfinite(self.relative) else None,
             "maximum": self.maximum if isfinite(self.maximum) else None,
+            "positions": self.positions,
         }
 
 

@@ -13,11 +13,11 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
+from torch2mlx.verification.depth import thin_config
 from torch2mlx.verification.layers import layer_signatures, text_part
 from torch2mlx.verification.reference import reference_config
 from torch2mlx.verification.sizes import (
     LATENT,
-    LAYER_KEYS,
     LONG,
     VOCABULARY,
     Boundary,
@@ -25,7 +25,7 @@ from torch2mlx.verification.sizes import (
     new_value,
 )
 
-__all__ = ["boundaries", "shrink_config"]
+__all__ = ["boundaries", "place_special_ids", "shrink_config"]
 
 
 def shrink_config(config: Mapping[str, Any], max_context: int | None = None) -> dict[str, Any]:
@@ -60,13 +60,12 @@ def _shrink(
     sizes = Sizes(old, max_context)
     _shrink_part(text, old, sizes)
     _shrink_rope(text, old, sizes)
-    _shrink_special_ids(result)
+    place_special_ids(result, VOCABULARY)
     for key in ("vision_config", "audio_config"):
         nested = getattr(settings, key, None)
         if nested is not None:
             result[key] = {**(result.get(key) or {}), **_tiny_tower(nested.to_dict(), sizes)}
-    _shrink_depth(result)
-    return result, sizes.found
+    return _shrink_depth(result), sizes.found
 
 
 def _shrink_part(raw: dict[str, Any], old: Mapping[str, Any], sizes: Sizes) -> None:
@@ -146,16 +145,16 @@ def _apportion(sections: list[int], total: int) -> list[int]:
     return result
 
 
-def _shrink_special_ids(config: dict[str, Any]) -> None:
-    """Move special token ids beyond the new vocabulary to its end, distinct ones apart."""
+def place_special_ids(config: dict[str, Any], vocabulary: int) -> None:
+    """Move special token ids beyond a cut vocabulary to its end, distinct ones apart, in place."""
     moved: dict[int, int] = {}
 
     def place(value: Any) -> Any:
         if isinstance(value, list):
             return [place(v) for v in value]
-        if isinstance(value, bool) or not isinstance(value, int) or value < VOCABULARY:
+        if isinstance(value, bool) or not isinstance(value, int) or value < vocabulary:
             return value
-        return moved.setdefault(value, VOCABULARY - 1 - len(moved) % (VOCABULARY // 4))
+        return moved.setdefault(value, vocabulary - 1 - len(moved) % (vocabulary // 4))
 
     def visit(part: dict[str, Any]) -> None:
         for key, value in part.items():
@@ -184,53 +183,19 @@ def _tiny_tower(tower: Mapping[str, Any], sizes: Sizes) -> dict[str, Any]:
     return {k: v for k, v in small.items() if isinstance(tower.get(k), int)}
 
 
-def _shrink_depth(result: dict[str, Any]) -> None:
+def _shrink_depth(config: Mapping[str, Any]) -> dict[str, Any]:
     """Keep the shortest run of first layers, at least two, that shows every kind of layer."""
-    text: Any = text_part(result)
-    settings = reference_config(result).get_text_config()
+    settings = reference_config(config).get_text_config()
     old = settings.to_dict()
-    key = next((k for k in LAYER_KEYS if isinstance(old.get(k), int)), None)
-    count = int(old[key] if key else settings.num_hidden_layers)
-    shared = old.get("num_kv_shared_layers")
-    if shared:  # counted from the end: one period of layers of its own, one of shared ones
+    if old.get("num_kv_shared_layers"):
+        # Counted from the end: keep one period of layers with keys of their own, one without.
         kinds = list(old.get("layer_types") or [])
         period = next((i + 1 for i, k in enumerate(kinds) if k == "full_attention"), 2)
-        depth = min(count, 2 * period)
-        text["num_kv_shared_layers"] = min(int(shared), period)
-    else:
-        signatures = layer_signatures(result)
-        kept = len(set(signatures))
-        per_layer = len(signatures) // count if len(signatures) % count == 0 else 1
-        depth = next(n for n in range(1, len(signatures) + 1) if len(set(signatures[:n])) == kept)
-        depth = min(count, max(2, -(-depth // max(1, per_layer))))
-    if key:  # Nemotron-H counts the entries of its list of layers instead
-        text[key] = depth
-    _cut_lists(text, count, depth)
-
-
-def _cut_lists(part: dict[str, Any], count: int, depth: int) -> None:
-    """Cut what is listed per layer, and lists of layer numbers, to the first `depth` layers."""
-    for key, value in list(part.items()):
-        if isinstance(value, dict):
-            if key == "per_layer_config":
-                part[key] = {k: v for k, v in value.items() if int(k) < depth}
-            elif key == "linear_attn_config":  # numbers its layers from one
-                part[key] = {
-                    k: [n for n in v if n <= depth] if isinstance(v, list) else v
-                    for k, v in value.items()
-                }
-            elif not key.startswith("rope_"):
-                _cut_lists(value, count, depth)
-        elif key in LAYER_NUMBERS and isinstance(value, list):
-            part[key] = [n for n in value if n < depth]
-        elif (isinstance(value, list) and len(value) == count and _listed_per_layer(key)) or (
-            key == "hybrid_override_pattern" and isinstance(value, str)
-        ):
-            part[key] = value[:depth]
-
-
-LAYER_NUMBERS = ("mlp_only_layers", "full_attn_idxs", "moe_layers", "attn_layer_indices")
-
-
-def _listed_per_layer(key: str) -> bool:
-    return not key.endswith(("_token_id", "_multipliers", "_limit", "architectures"))
+        result = thin_config(config, range(min(len(kinds), 2 * period)))
+        text: Any = text_part(result)
+        text["num_kv_shared_layers"] = min(int(old["num_kv_shared_layers"]), period)
+        return result
+    signatures = layer_signatures(config)
+    kept = len(set(signatures))
+    depth = next(n for n in range(1, len(signatures) + 1) if len(set(signatures[:n])) == kept)
+    return thin_config(config, range(min(len(signatures), max(2, depth))))

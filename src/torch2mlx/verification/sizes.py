@@ -7,10 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 __all__ = [
+    "EXPERT_KEYS",
+    "GROUP_KEYS",
     "LATENT",
     "LAYER_KEYS",
     "LONG",
     "RUN_LENGTH",
+    "TOP_K_KEYS",
     "VOCABULARY",
     "Boundary",
     "Sizes",
@@ -28,13 +31,13 @@ _HIDDEN = ("hidden_size", "n_embd", "d_model")
 _HEADS = ("num_attention_heads", "n_head", "n_heads")
 _KV_HEADS = ("num_key_value_heads", "num_kv_heads", "n_head_kv", "kv_n_heads")
 LAYER_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
-_EXPERTS = (
+EXPERT_KEYS = (
     "num_experts",
     "num_local_experts",
     "n_routed_experts",
     "moe_num_experts",
 )
-_TOP_K = (
+TOP_K_KEYS = (
     "num_experts_per_tok",
     "num_experts_per_token",
     "moe_k",
@@ -42,7 +45,7 @@ _TOP_K = (
     "moe_top_k",
     "top_k_experts",
 )
-_GROUPS = ("n_group", "num_expert_group")
+GROUP_KEYS = ("n_group", "num_expert_group")
 # Feed-forward and other widths that scale with the hidden size.
 _WIDTHS = (
     "intermediate_size",
@@ -196,9 +199,9 @@ def _experts(value: int, sizes: Sizes) -> int:
 
 
 def _top_k(value: int, sizes: Sizes) -> int:
-    experts = _first(sizes.old, _EXPERTS) or value
+    experts = _first(sizes.old, EXPERT_KEYS) or value
     if isinstance(sizes.old.get("ffn_config"), Mapping):
-        experts = _first(sizes.old["ffn_config"], _EXPERTS) or experts
+        experts = _first(sizes.old["ffn_config"], EXPERT_KEYS) or experts
     return min(value, 8) if value == experts else min(value, 3)
 
 
@@ -208,7 +211,7 @@ def _groups(value: int, sizes: Sizes) -> int:
 
 
 def _top_groups(value: int, sizes: Sizes) -> int:
-    groups = _first(sizes.old, _GROUPS) or value
+    groups = _first(sizes.old, GROUP_KEYS) or value
     return min(value, 4) if value == groups else min(value, 2)
 
 
@@ -293,9 +296,9 @@ _RULES: dict[str, _Rule] = {
     **dict.fromkeys(_HEADS, lambda v, s: max(1, v * s.new_heads // s.heads) if s.heads else None),
     **dict.fromkeys(_KV_HEADS, lambda v, s: s.new_kv if v == s.kv else min(v, s.new_kv)),
     **dict.fromkeys(_WIDTHS, lambda v, s: s.width(v) if v else None),
-    **dict.fromkeys(_EXPERTS, _experts),
-    **dict.fromkeys(_TOP_K, _top_k),
-    **dict.fromkeys(_GROUPS, _groups),
+    **dict.fromkeys(EXPERT_KEYS, _experts),
+    **dict.fromkeys(TOP_K_KEYS, _top_k),
+    **dict.fromkeys(GROUP_KEYS, _groups),
     **{k: _cap(cap) for k, cap in _CAPS.items()},
     **{k: _cap(rank) for k, rank in LATENT.items()},
     **{k: _window(k, to) for k, to in _WINDOWS.items()},

@@ -8,7 +8,7 @@ tensor, an ignored window or rope scaling gives 1e-2 to 1.
 
 from __future__ import annotations
 
-__all__ = ["CONVERSION", "POSITION", "ROUNDING", "WRITTEN"]
+__all__ = ["CONVERSION", "POSITION", "ROUNDING", "TIED", "WRITTEN"]
 
 CONVERSION = 1e-4
 """Relative L2 of the logits, MLX against PyTorch, float32 weights on both sides."""
@@ -25,6 +25,13 @@ POSITION = 1e-3
 
 Ten times `CONVERSION`: a single row has fewer terms to average rounding over, and a fault that
 starts at a position shows there at 1e-2 or more.
+"""
+
+TIED = 0.15
+"""Largest share of positions that near-ties of routers may touch in one layer.
+
+Two of 24 tokens at most: with a gap of 1e-3 between neighbouring scores and errors of 1e-6, one
+decision in a thousand flips; a fault of the conversion touches all tokens of an expert.
 """
 
 WRITTEN = 1e-4
