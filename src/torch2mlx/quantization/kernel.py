@@ -1,9 +1,10 @@
 """Round-to-nearest quantization of rows, and the way back.
 
-`quantize_rows` gives the bytes of `mx.quantize` on the CPU, and is that except for the 4-bit
-floating-point modes, where MLX is slow.  Groups never cross a row, so rows may come in blocks of
-any height and give the bytes of the whole tensor.  `dequantize_rows` is written independently
-of MLX, from the formats' definitions, so that each can be checked by the other.
+`quantize_rows` gives the bytes of `mx.quantize` on the CPU; mode "affine" and the 4-bit
+floating-point modes get them in numpy, at a fraction of MLX's time.  Groups never cross a row,
+so rows may come in blocks of any height and give the bytes of the whole tensor.
+`dequantize_rows` is written independently of MLX, from the formats' definitions, so that each
+can be checked by the other.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from torch2mlx.dtypes import DType, from_mx, to_mx
+from torch2mlx.quantization.affine import quantize_affine
 from torch2mlx.quantization.floats import as_float32, e8m0_values, small_float_values
 from torch2mlx.quantization.fp4 import TINY, quantize_fp4
 from torch2mlx.quantization.scheme import Scheme
@@ -70,6 +72,9 @@ def quantize_rows(
         return dict(zip(layout, map(from_mx, parts), strict=True))
 
     layout = scheme.layout(rows.shape, dtype)
+    if scheme.affine:
+        affine = quantize_affine(rows, dtype, scheme.bits, scheme.group_size)
+        return by_mlx(rows) if affine is None else dict(zip(layout, affine, strict=True))
     if scheme.mode in ("mxfp4", "nvfp4"):
         flat = rows.reshape(-1, rows.shape[-1])
         weight, scales, undecided = quantize_fp4(flat, dtype, scheme)
