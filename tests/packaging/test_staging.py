@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -264,3 +265,25 @@ def test_what_a_killed_run_left_is_removed_but_not_what_a_living_one_uses(tmp_pa
     time.sleep(0.05)
     with Staging(out) as staging:
         assert {p.name for p in tmp_path.iterdir()} == {staging.folder.name, bystander.name}
+
+
+def test_many_runs_at_once_publish_exactly_one(tmp_path: Path) -> None:
+    """None removes the folder of another that has not locked it yet."""
+    results: list[str] = []
+
+    def run(number: int) -> None:
+        try:
+            with Staging(tmp_path / "new" / "out") as staging:
+                (staging.folder / "config.json").write_text(str(number))
+                staging.publish()
+            results.append("published")
+        except DestinationError as error:
+            results.append("exists" if "exists already" in str(error) else str(error))
+
+    threads = [threading.Thread(target=run, args=(n,)) for n in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(results) == ["exists"] * 15 + ["published"]
+    assert os.listdir(tmp_path / "new") == ["out"]

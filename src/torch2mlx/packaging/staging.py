@@ -166,10 +166,17 @@ class Staging:
             except FileExistsError:  # made by another process since
                 continue
             self._created.append(path)
-        self._remove_abandoned(parent)
-        self._check_room(parent)
-        self.folder.mkdir()
-        self._lock = _try_lock(self.folder)
+        # Under the parent's lock no other run takes a folder for abandoned that is about to be
+        # locked by its owner.
+        guard = _lock(parent, wait=True)
+        try:
+            self._remove_abandoned(parent)
+            self._check_room(parent)
+            self.folder.mkdir()
+            self._lock = _lock(self.folder)
+        finally:
+            if guard is not None:
+                os.close(guard)
 
     def _check_room(self, folder: Path) -> None:
         free = shutil.disk_usage(folder).free
@@ -195,7 +202,7 @@ class Staging:
                 continue
             if len(path.name) != len(self.folder.name):
                 continue
-            lock = _try_lock(path)
+            lock = _lock(path)
             if lock is not None:
                 shutil.rmtree(path, ignore_errors=True)
                 os.close(lock)
@@ -225,8 +232,9 @@ def _remove_if_empty(folder: Path) -> None:
         return
 
 
-def _try_lock(folder: Path) -> int | None:
-    """A descriptor that locks the folder, or None: it is locked or cannot be.
+def _lock(folder: Path, wait: bool = False) -> int | None:
+    """A descriptor that locks the folder, or None: another process has locked it (without
+    `wait`), or its file system has no locks.
 
     The lock ends with the process, however it ends.
     """
@@ -235,7 +243,7 @@ def _try_lock(folder: Path) -> int | None:
     except OSError:
         return None
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except OSError:
         os.close(descriptor)
         return None
