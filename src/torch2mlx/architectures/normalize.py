@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import math
+import sys
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -24,7 +24,7 @@ from typing import Any
 from torch2mlx.architectures.registry import rules_for
 from torch2mlx.errors import UnsupportedError
 
-__all__ = ["normalize_config"]
+__all__ = ["normalize_config", "port_fields", "reference_config"]
 
 _ROPE_FIELDS = frozenset(
     {
@@ -42,7 +42,6 @@ _ROPE_FIELDS = frozenset(
 # of these layer types; the second kind is what gemma-like ports call local.
 _GLOBAL_LAYERS = ("full_attention", "attention")
 _LOCAL_LAYERS = ("sliding_attention", "chunked_attention")
-_FLOAT_TAGS = {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}
 
 
 def normalize_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -52,7 +51,7 @@ def normalize_config(config: Mapping[str, Any]) -> dict[str, Any]:
     for it.  What the port cannot express is left as it is; nothing is guessed.
 
     Args:
-        config: config.json as saved, by any version of transformers.
+        config: config.json as saved by any version of transformers, tagged floats decoded.
 
     Returns:
         A new dict.  Unchanged but for `torch_dtype` where mlx-lm has no port.
@@ -61,12 +60,12 @@ def normalize_config(config: Mapping[str, Any]) -> dict[str, Any]:
         UnsupportedError: keys that the port needs are neither in the config nor known to
             transformers.
     """
-    result = _decode_floats(deepcopy(dict(config)))
+    result = deepcopy(dict(config))
     model_type = result.get("model_type")
     if not isinstance(model_type, str):
         return result
     rules = rules_for(model_type)
-    reference = _reference_config(result)
+    reference = reference_config(result)
     if rules.reshape:
         result = rules.reshape(result)
         if reference is not None and result["model_type"] != model_type:
@@ -85,8 +84,8 @@ def normalize_config(config: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _reference_config(config: Mapping[str, Any]) -> Any:
-    """transformers' configuration object for a config.json; None where it has none.
+def reference_config(config: Mapping[str, Any]) -> Any:
+    """Transformers' configuration object for a config.json; None where it has none.
 
     Built from the dict alone: no remote code, no network, no weights.  None as well where
     transformers refuses the values; the parity check meets the same refusal and reports it.
@@ -94,21 +93,12 @@ def _reference_config(config: Mapping[str, Any]) -> Any:
     from transformers import CONFIG_MAPPING
 
     model_type = config.get("model_type")
-    if model_type not in CONFIG_MAPPING:
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
         return None
     try:
         return CONFIG_MAPPING[model_type].from_dict(deepcopy(dict(config)))
     except Exception:  # configuration classes validate with errors of any type
         return None
-
-
-def _decode_floats(value: Any) -> Any:
-    """Undo transformers' {"__float__": "Infinity"}, which keeps config.json valid JSON."""
-    if isinstance(value, dict):
-        if set(value) == {"__float__"}:
-            return _FLOAT_TAGS.get(value["__float__"], value)
-        return {k: _decode_floats(v) for k, v in value.items()}
-    return [_decode_floats(v) for v in value] if isinstance(value, list) else value
 
 
 def _port_module(config: dict[str, Any]) -> Any:
@@ -120,6 +110,18 @@ def _port_module(config: dict[str, Any]) -> Any:
     except (ValueError, SystemExit):  # a port whose own dependency is missing exits on import
         return None
     return inspect.getmodule(model_class)
+
+
+def port_fields(config: Mapping[str, Any]) -> frozenset[str]:
+    """Keys that the port for a normalised config reads, those of nested configs included."""
+    module = _port_module(dict(config))
+    if module is None:
+        return frozenset()
+    names = set(_fields(module.ModelArgs))
+    for key in [name for name in names if name.endswith("_config")]:
+        nested = config.get(key)
+        names |= set(_nested_fields(module, nested if isinstance(nested, dict) else {}))
+    return frozenset(names)
 
 
 def _fields(args_class: type) -> dict[str, Any]:
@@ -188,7 +190,9 @@ def _fill_rope(config: dict[str, Any], reference: Any, fields: Mapping[str, Any]
 
 def _by_layer(declared: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any] | None]:
     """The settings of global layers, and those of local ones where they are kept apart."""
-    nested = {k: v for k, v in declared.items() if isinstance(v, Mapping) and k.endswith("attention")}
+    nested = {
+        k: v for k, v in declared.items() if isinstance(v, Mapping) and k.endswith("attention")
+    }
     if not nested:
         return declared, None
     local = next((nested[k] for k in _LOCAL_LAYERS if k in nested), None)
@@ -221,14 +225,14 @@ def _fill_nested(config: dict[str, Any], reference: Any, module: Any) -> None:
         if inner is not reference and hasattr(reference, "tie_word_embeddings"):
             # transformers ties by the outer config, whatever the inner one says.
             nested["tie_word_embeddings"] = reference.tie_word_embeddings
-        _fill(nested, inner, _nested_fields(module, name, nested))
+        _fill(nested, inner, _nested_fields(module, nested))
         if rules := nested.get("model_type") and rules_for(nested["model_type"]):
             nested = rules.finish(nested, inner) if rules.finish else nested
         config[name] = nested
 
 
 def _sub_reference(reference: Any, name: str, nested: Any) -> Any:
-    """transformers' object for a sub-config; its own for a config that a family nested."""
+    """Transformers' object for a sub-config; its own for a config that a family nested."""
     inner = getattr(reference, name, None)
     if hasattr(inner, "to_dict"):
         return inner
@@ -236,14 +240,18 @@ def _sub_reference(reference: Any, name: str, nested: Any) -> Any:
     return reference if own and own == getattr(reference, "model_type", None) else None
 
 
-def _nested_fields(module: Any, name: str, nested: dict[str, Any]) -> dict[str, Any]:
+def _nested_fields(module: Any, nested: dict[str, Any]) -> dict[str, Any]:
     """Every key that the port, or a port it builds on, reads in a sub-config."""
-    classes: list[type] = []
-    for value in vars(module).values():
-        if inspect.ismodule(value) and value.__name__.startswith("mlx_lm.models."):
-            value = getattr(value, "ModelArgs", None)
-        if inspect.isclass(value) and dataclasses.is_dataclass(value) and value is not module.ModelArgs:
-            classes.append(value)
+    known = [v for v in vars(module).values() if inspect.isclass(v) or inspect.ismodule(v)]
+    names = {v.__name__ if inspect.ismodule(v) else v.__module__ for v in known}
+    classes = [
+        value
+        for name in sorted(names)
+        if name.startswith("mlx_lm.models.")
+        for value in vars(sys.modules[name]).values()
+        if inspect.isclass(value) and dataclasses.is_dataclass(value)
+        if value is not module.ModelArgs
+    ]
     own = _port_module(nested) if isinstance(nested.get("model_type"), str) else None
     if own is not None:
         classes.append(own.ModelArgs)

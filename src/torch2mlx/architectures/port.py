@@ -134,6 +134,9 @@ class Port:
         from torch2mlx.architectures.registry import rename_state
 
         state = rename_state(state, self.config)
+        # Some ports take an unused head out of themselves here, so each call gets a fresh one.
+        self._skeleton = self.build()
+        self.__dict__.pop("targets", None)
         sanitize = getattr(self._skeleton, "sanitize", None)
         try:
             outputs = trace_call(sanitize, state) if sanitize else dict(state)
@@ -241,6 +244,11 @@ def _port_classes(config: dict[str, Any]) -> tuple[type, type]:
         raise UnsupportedError(f"config.json: model_type {model_type!r} is no name of a model type")
     try:
         return _get_classes(config=config)  # type: ignore[no-any-return]
+    except SystemExit as error:
+        raise UnsupportedError(
+            f"mlx-lm's port of {model_type!r} ends the program where a package of its own is not "
+            "installed (olmo: ai2-olmo); install that package"
+        ) from error
     except ValueError as error:
         close = similar_ports(model_type)
         hint = f"; similar: {', '.join(close)}" if close else ""

@@ -116,9 +116,14 @@ for _symbol, _function in (
     ("rshift", "right_shift"),
     ("lshift", "left_shift"),
     ("matmul", "matmul"),
+    ("gt", "greater"),
+    ("lt", "less"),
+    ("ge", "greater_equal"),
+    ("le", "less_equal"),
 ):
     setattr(Traced, f"__{_symbol}__", _operator(_function))
-    setattr(Traced, f"__r{_symbol}__", _operator(_function, swapped=True))
+    if _symbol not in ("gt", "lt", "ge", "le"):  # Python swaps comparisons itself
+        setattr(Traced, f"__r{_symbol}__", _operator(_function, swapped=True))
 
 
 def _depends_on_values(what: str) -> UnsupportedError:

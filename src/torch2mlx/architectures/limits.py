@@ -1,0 +1,134 @@
+"""Where a port is known to compute something else than the original, and from when on.
+
+The parity check finds such differences as a number; these sentences say what they are.  Each
+was met by comparing mlx-lm 0.32 with transformers 5 on tiny random models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch2mlx.architectures.normalize import normalize_config, port_fields, reference_config
+from torch2mlx.errors import UnsupportedError
+
+__all__ = ["known_limits"]
+
+_Limit = Callable[[Any, Mapping[str, Any], frozenset[str]], str | None]
+_WINDOW_KEYS = frozenset(
+    {"sliding_window", "attention_window_size", "sliding_window_size", "window_size"}
+)
+
+
+def known_limits(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Known differences between port and original for this config.
+
+    Args:
+        config: as the checkpoint has it.
+
+    Returns:
+        A sentence for each difference; nothing where no port or no configuration class of
+        transformers knows the model type.
+    """
+    reference = reference_config(config)
+    if reference is None:
+        return ()
+    try:
+        normalised = normalize_config(config)
+    except UnsupportedError:
+        return ()
+    text = reference.get_text_config(decoder=True)
+    part = normalised.get("text_config")
+    values = part if isinstance(part, dict) and part.get("num_hidden_layers") else normalised
+    fields = port_fields(normalised)
+    if not fields:
+        return ()
+    found = (limit(text, values, fields) for limit in (*_GENERAL, *_OWN.get(text.model_type, ())))
+    return tuple(sentence for sentence in found if sentence)
+
+
+def _rope(reference: Any) -> Mapping[str, Any]:
+    rope = getattr(reference, "rope_parameters", None) or {}
+    inner = rope.get("full_attention") if isinstance(rope, Mapping) else None
+    return inner if isinstance(inner, Mapping) else rope
+
+
+def _window(reference: Any, config: Mapping[str, Any], fields: frozenset[str]) -> str | None:
+    window = getattr(reference, "sliding_window", None)
+    kinds = getattr(reference, "layer_types", None)
+    if not isinstance(window, int) or window >= reference.max_position_embeddings:
+        return None
+    if kinds is not None and "sliding_attention" not in kinds:
+        return None
+    if fields & _WINDOW_KEYS and (config.get("layer_types") or "layer_types" not in fields):
+        return None
+    return (
+        f"the port ignores the sliding window of {window} tokens: up to that length the result "
+        "is right, beyond it tokens attend to more than in the original"
+    )
+
+
+def _longrope(reference: Any, config: Mapping[str, Any], fields: frozenset[str]) -> str | None:
+    rope = _rope(reference)
+    if rope.get("rope_type") != "longrope" or rope.get("short_factor") == rope.get("long_factor"):
+        return None
+    return (
+        "the port applies the long rotary factors at every length, the original the short ones "
+        f"up to {rope.get('original_max_position_embeddings')} tokens: shorter texts differ"
+    )
+
+
+def _yarn(reference: Any, config: Mapping[str, Any], fields: frozenset[str]) -> str | None:
+    rope = _rope(reference)
+    if rope.get("rope_type") != "yarn" or rope.get("truncate", True):
+        return None
+    return (
+        "the port rounds the ends of the YaRN ramp to whole dimensions, the original "
+        "(truncate: false) does not"
+    )
+
+
+def _partial_rotary(
+    reference: Any, config: Mapping[str, Any], fields: frozenset[str]
+) -> str | None:
+    if _rope(reference).get("partial_rotary_factor", 1.0) == 1.0:
+        return None
+    return "the port rotates whole heads, the original only a part of each (partial_rotary_factor)"
+
+
+def _always(sentence: str) -> _Limit:
+    return lambda reference, config, fields: sentence
+
+
+def _several_experts(
+    reference: Any, config: Mapping[str, Any], fields: frozenset[str]
+) -> str | None:
+    if reference.num_experts_per_tok == 1:
+        return None
+    return "the port rescales the weights of the chosen experts to a sum of one, the original not"
+
+
+def _norm_groups(reference: Any, config: Mapping[str, Any], fields: frozenset[str]) -> str | None:
+    if reference.n_groups == 1:
+        return None
+    return (
+        "the port normalises the whole width at once, the original each of "
+        f"{reference.n_groups} groups (n_groups)"
+    )
+
+
+_GENERAL: tuple[_Limit, ...] = (_window, _longrope, _yarn)
+_OWN: Mapping[str, tuple[_Limit, ...]] = {
+    "bitnet": (
+        _always("the port takes packed ternary weights only, as the published checkpoint has"),
+    ),
+    "ernie4_5_moe": (
+        _always("the port leaves out the bias by which the original selects experts"),
+    ),
+    "glm": (_partial_rotary,),
+    "jamba": (_several_experts,),
+    "mamba2": (_norm_groups,),
+    "phimoe": (
+        _always("the port selects experts by a plain softmax, the original by sparse mixing"),
+    ),
+}
