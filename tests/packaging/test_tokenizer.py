@@ -113,6 +113,12 @@ def test_names_of_the_outputs_own_files(source: Path, tmp_path: Path, name: str)
         copy_tokenizer_files({name: source / "tokenizer.json"}, tmp_path)
 
 
+def test_names_that_collide(source: Path, tmp_path: Path) -> None:
+    file = source / "tokenizer.json"
+    with pytest.raises(SourceError, match="'merges/a' in the checkpoint collides"):
+        copy_tokenizer_files({"merges": file, "merges/a": file}, tmp_path)
+
+
 def test_a_description_of_packed_weights_is_left_out(source: Path, tmp_path: Path) -> None:
     notes = copy_tokenizer_files({"hf_quant_config.json": source / "config.json"}, tmp_path)
     assert "hf_quant_config.json was left out" in notes[0]
@@ -255,10 +261,7 @@ class CustomTokenizer(PreTrainedTokenizerFast):
 """
 
 
-def test_remote_code_runs_only_with_consent(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+def test_remote_code_does_not_run_without_consent(source: Path, tmp_path: Path) -> None:
     mark = tmp_path / "mark"
     (source / "tokenization_custom.py").write_text(REMOTE.format(mark=str(mark)))
     _edit(

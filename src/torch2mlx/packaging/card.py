@@ -30,6 +30,7 @@ _DOCUMENT = re.compile(
 )
 _CODE = (".py", ".json", ".so", ".sh")
 _LARGEST = 4_000_000  # bytes of a text that is read or kept
+_WEIGHT_FILE = re.compile(r"\.(gguf|safetensors|bin|pth?)$", re.IGNORECASE)
 _HUB_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
 
 
@@ -60,7 +61,7 @@ class _Card:
         tokenizer = manifest.tokenizer or {}
         plan = manifest.plan
         return cls(
-            title=f"{name} for MLX",
+            title=f"{_WEIGHT_FILE.sub('', name)} for MLX",
             # A path of somebody's disk is nobody else's business.
             source=location if hub else name,
             base_model=location if hub else None,

@@ -159,8 +159,15 @@ def copy_tokenizer_files(files: Mapping[str, Path], folder: Path) -> tuple[str, 
         except OSError as error:
             raise SourceError(f"{source}: cannot be read: {error.strerror or error}") from error
         with handle:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with target.open("xb") as output:
+            try:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                output = target.open("xb")
+            except (FileExistsError, NotADirectoryError) as error:
+                raise SourceError(
+                    f"file name {name!r} in the checkpoint collides with another one (macOS and "
+                    "Windows do not tell capital letters apart); rename or remove one of them"
+                ) from error
+            with output:
                 shutil.copyfileobj(handle, output, 1 << 20)
     return tuple(notes)
 
