@@ -34,7 +34,10 @@ def reader_of(tensors):
         value = tensors[name]
         return value.copy() if value.ndim == 0 else value[start:stop].copy()
 
-    return SimpleNamespace(read=read)
+    def read_flat(name, start, stop):
+        return tensors[name].reshape(-1)[start:stop].copy()
+
+    return SimpleNamespace(read=read, read_flat=read_flat)
 
 
 def whole(expr, tensors):

@@ -54,7 +54,11 @@ _CHUNK_BYTES = 16 << 20
 class Reader(Protocol):
     """What expressions read from; `torch2mlx.sources.base.TensorSource` is one."""
 
-    def read(self, name: str, start: int = 0, stop: int | None = None) -> Array: ...
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> Array:
+        """Rows [start, stop) of axis 0."""
+
+    def read_flat(self, name: str, start: int, stop: int) -> Array:
+        """Elements [start, stop) in row-major order, 1-d."""
 
 
 def full(shape: Sequence[int]) -> Region:
@@ -115,20 +119,35 @@ class Source(Expr):
     def read(self, region: Region, reader: Reader) -> Array:
         if not self.shape:
             return reader.read(self.name).reshape(())
-        rows, rest = region[0], region[1:]
-        if not rows:
+        if not all(_lengths(region)):
             return np.empty(_lengths(region), self.dtype.numpy)
-        whole = rest == full(self.shape[1:])
+        return self._box(self.shape, region, 0, reader)
+
+    def _box(self, shape: tuple[int, ...], region: Region, base: int, reader: Reader) -> Array:
+        """A box of the part that begins at element `base` and has the trailing axes `shape`."""
+        rows, rest = region[0], region[1:]
+        inner = prod(shape[1:])
+        whole = rest == full(shape[1:])
+        if len(rows) == 1 and not whole:  # part of one expert of a stored stack, for instance
+            return self._box(shape[1:], rest, base + rows.start * inner, reader)[None]
         if whole and rows.step == 1:
-            return reader.read(self.name, rows.start, rows.stop)
-        row_bytes = max(1, prod(self.shape[1:]) * self.dtype.itemsize)
-        chunk = max(1, _CHUNK_BYTES // row_bytes)
+            return self._rows(shape, rows.start, rows.stop, base, reader)
+        chunk = max(1, _CHUNK_BYTES // max(1, inner * self.dtype.itemsize))
         parts = []
         for start in range(rows.start, rows[-1] + 1, chunk * rows.step):
             stop = min(start + (chunk - 1) * rows.step + 1, rows[-1] + 1)
-            block = reader.read(self.name, start, stop)
+            block = self._rows(shape, start, stop, base, reader)
             parts.append(block[(slice(None, None, rows.step), *_as_slices(rest))])
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def _rows(
+        self, shape: tuple[int, ...], start: int, stop: int, base: int, reader: Reader
+    ) -> Array:
+        if len(shape) == len(self.shape):
+            return reader.read(self.name, start, stop)
+        inner = prod(shape[1:])
+        flat = reader.read_flat(self.name, base + start * inner, base + stop * inner)
+        return flat.reshape(stop - start, *shape[1:])
 
 
 @dataclass(frozen=True, eq=False)
@@ -306,6 +325,17 @@ def _flat_hull(shape: Sequence[int], region: Region) -> tuple[int, int, Region]:
     return lo, hi, tuple(inside)
 
 
+def _hull_extents(shape: Sequence[int], region: Region) -> tuple[int, ...]:
+    """Extents of the box that `_flat_hull` spans."""
+    extents = []
+    exact = True
+    for extent, r in zip(shape, region, strict=True):
+        span = r[-1] - r.start + 1 if r else 0
+        extents.append(span if exact else extent)
+        exact = exact and (extent == 1 or span == 1)
+    return tuple(extents)
+
+
 @dataclass(frozen=True, eq=False)
 class Reshape(Expr):
     """The same elements in row-major order under another shape."""
@@ -352,15 +382,8 @@ class Reshape(Expr):
         """Extents of the smallest row-major box around a region that `pieces` fills."""
         extents: list[int] = []
         for _, right in reshape_groups(self.operand.shape, self.shape):
-            exact = True
-            for j in right:
-                r = region[j]
-                if not exact:
-                    extents.append(self.shape[j])
-                    continue
-                span = r[-1] - r.start + 1 if r else 0
-                extents.append(span)
-                exact = self.shape[j] == 1 or span == 1
+            shape, part = [self.shape[j] for j in right], tuple(region[j] for j in right)
+            extents.extend(_hull_extents(shape, part))
         return tuple(extents)
 
     def read(self, region: Region, reader: Reader) -> Array:
@@ -461,10 +484,7 @@ class Whole(Expr):
         return self.operands
 
     def read(self, region: Region, reader: Reader) -> Array:
-        values = [
-            to_mx(_contiguous(o.read(full(o.shape), reader)), o.dtype)
-            for o in self.operands
-        ]
+        values = [to_mx(_contiguous(o.read(full(o.shape), reader)), o.dtype) for o in self.operands]
         return from_mx(_on_cpu(self.function, values))[_as_slices(region)]
 
 

@@ -19,7 +19,15 @@ from torch2mlx.quantization.recipe import Assignment, QuantOptions, QuantTarget,
 from torch2mlx.quantization.scheme import Scheme
 from torch2mlx.sources.base import Checkpoint, Packed
 
-__all__ = ["DEFAULT_SHARD_SIZE", "FLOAT_DTYPES", "Output", "Plan", "build_plan", "choose_dtype"]
+__all__ = [
+    "DEFAULT_SHARD_SIZE",
+    "FLOAT_DTYPES",
+    "Output",
+    "Plan",
+    "build_plan",
+    "choose_dtype",
+    "is_token_embedding",
+]
 
 DEFAULT_SHARD_SIZE = 5 * 10**9  # bytes
 FLOAT_DTYPES = ("float16", "bfloat16", "float32")
@@ -82,6 +90,18 @@ class Plan:
     def parameters(self) -> int:
         """Number of weights before quantization."""
         return sum(output.expr.size for output in self.outputs)
+
+
+_EMBEDDINGS = ("embed_tokens", "wte", "embed_in", "embeddings", "word_embeddings", "embedding")
+
+
+def is_token_embedding(name: str) -> bool:
+    """Whether a tensor is the table of token embeddings, by the names in use."""
+    module, _, leaf = name.rpartition(".")
+    last = module.rpartition(".")[2]
+    return (
+        leaf == "weight" and last in _EMBEDDINGS and not any(p.isdigit() for p in name.split("."))
+    )
 
 
 def choose_dtype(config: Mapping[str, Any], requested: str | None) -> DType | None:

@@ -66,6 +66,17 @@ class TensorSource(ABC):
             SourceError: the file ends early or its data cannot be decoded; names file and tensor.
         """
 
+    def read_flat(self, name: str, start: int, stop: int) -> np.ndarray[Any, Any]:
+        """Elements [start, stop) in row-major order as a 1-d bit view.
+
+        Reads whole rows of axis 0 and cuts; sources that can read any range override it.
+        """
+        shape = self.tensors[name].shape
+        inner = max(1, prod(shape[1:]))
+        first = start // inner
+        block = self.read(name, first, -(-stop // inner)).reshape(-1)
+        return block[start - first * inner : stop - first * inner]
+
     @property
     @abstractmethod
     def files(self) -> tuple[Path, ...]:
@@ -78,6 +89,8 @@ class TensorSource(ABC):
 @dataclass(frozen=True)
 class Packed:
     """A tensor that its file already holds on a grid which MLX's affine format can express.
+
+    scale * code + bias in float32 is the tensor's value exactly (0.0 may stand for -0.0).
 
     Attributes:
         bits, group_size: of the grid, along the last axis.

@@ -179,6 +179,12 @@ class SafetensorsSource(TensorSource):
         self._reads.fill(block, info.file, offset, name)
         return block
 
+    def read_flat(self, name: str, start: int, stop: int) -> np.ndarray[Any, Any]:
+        info, offset = self._entries[name]
+        block = np.empty(stop - start, info.dtype.numpy)
+        self._reads.fill(block, info.file, offset + start * info.dtype.itemsize, name)
+        return block
+
     def close(self) -> None:
         self._reads.close()
 

@@ -1,0 +1,475 @@
+"""The public functions: inspect, convert, verify, generate.
+
+Each is a short path through the stages: sources → planning → conversion → packaging →
+verification; what a stage does is in its own package.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch2mlx.errors import SourceError, Torch2MLXError
+from torch2mlx.inspection import Inspection, inspect_checkpoint
+from torch2mlx.options import ConvertOptions
+from torch2mlx.progress import Progress, Silent
+
+if TYPE_CHECKING:
+    from torch2mlx.packaging.index import WeightSummary
+    from torch2mlx.packaging.manifest import Manifest
+    from torch2mlx.planning.plan import Plan
+    from torch2mlx.sources.base import Checkpoint
+    from torch2mlx.verification.report import ParityReport
+
+__all__ = ["Conversion", "Generation", "Verification", "convert", "generate", "inspect", "verify"]
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What a conversion made.
+
+    Attributes:
+        destination: the published folder.
+        manifest: everything that `torch2mlx.json` in it says.
+    """
+
+    destination: Path
+    manifest: Manifest
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {"destination": str(self.destination), **self.manifest.to_dict()}
+
+
+@dataclass(frozen=True)
+class Verification:
+    """How an MLX folder compares with its PyTorch source.
+
+    Attributes:
+        folder: the MLX folder.
+        report: the gate's findings.
+        tokenizer: the tokenizer check, as plain values.
+    """
+
+    folder: Path
+    report: ParityReport
+    tokenizer: Mapping[str, Any]
+
+    @property
+    def passed(self) -> bool:
+        """Weights, outputs and tokenizer equal the source's."""
+        return self.report.passed and bool(self.tokenizer.get("passed"))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "folder": str(self.folder),
+            "passed": self.passed,
+            "parity": self.report.to_dict(),
+            "tokenizer": dict(self.tokenizer),
+        }
+
+
+@dataclass(frozen=True)
+class Generation:
+    """Generated text and what it cost.
+
+    Attributes:
+        text: the answer.
+        prompt_tokens, generated_tokens: their numbers.
+        prompt_tps, generation_tps: tokens a second in each phase.
+        peak_memory: bytes that MLX held at most.
+        finish_reason: "stop" or "length".
+    """
+
+    text: str
+    prompt_tokens: int
+    generated_tokens: int
+    prompt_tps: float
+    generation_tps: float
+    peak_memory: int
+    finish_reason: str | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return dict(vars(self))
+
+
+def inspect(
+    source: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
+) -> Inspection:
+    """Say what a checkpoint is and what could go wrong, from headers and small files alone.
+
+    Args:
+        source: a folder, a checkpoint file or a hub id.
+        revision: branch, tag or commit of a hub id.
+        trust_remote_code: count the checkpoint's Python files as usable.
+
+    Raises:
+        SourceError: there is no readable checkpoint.
+    """
+    from torch2mlx.sources import open_checkpoint
+
+    checkpoint = open_checkpoint(source, revision=revision, trust_remote_code=trust_remote_code)
+    with closing(checkpoint.source):
+        return inspect_checkpoint(checkpoint)
+
+
+def convert(
+    source: str | Path,
+    destination: str | Path = "mlx_model",
+    *,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Conversion:
+    """Convert a checkpoint to MLX, prove that it equals PyTorch, and publish the folder.
+
+    Nothing appears at the destination until everything is written and proven.
+
+    Args:
+        source: a folder, a checkpoint file (.safetensors, .bin, .pt, .pth, .gguf) or a hub id.
+        destination: folder to create; it must not exist.
+        progress: listener, such as `torch2mlx.reporting.terminal.Bars()`.
+        **options: fields of `torch2mlx.options.ConvertOptions`.
+
+    Raises:
+        Torch2MLXError: one of `torch2mlx.errors`, with a message for the user.
+    """
+    from torch2mlx.packaging.staging import check_destination
+
+    try:
+        asked = ConvertOptions(**options)
+    except TypeError as error:
+        raise TypeError(f"convert(): {error}") from None
+    asked.check()
+    check_destination(destination)
+    listener = progress or Silent()
+    checkpoint = _open(source, asked.revision, asked.trust_remote_code)
+    with closing(checkpoint.source):
+        return _Conversion(checkpoint, Path(destination), asked, listener).run()
+
+
+def _open(source: str | Path, revision: str | None, trust_remote_code: bool) -> Checkpoint:
+    from torch2mlx.architectures.port import load_port
+    from torch2mlx.sources import open_checkpoint
+
+    def accept(config: dict[str, Any]) -> None:
+        load_port(config)  # before gigabytes are downloaded
+
+    return open_checkpoint(
+        source, revision=revision, trust_remote_code=trust_remote_code, accept_config=accept
+    )
+
+
+class _Conversion:
+    """One conversion, stage by stage."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, destination: Path, options: ConvertOptions, progress: Progress
+    ) -> None:
+        self.checkpoint = checkpoint
+        self.destination = destination
+        self.options = options
+        self.progress = progress
+        self.measured: dict[str, float] = {}
+
+    def run(self) -> Conversion:
+        from torch2mlx.architectures.port import load_port
+        from torch2mlx.packaging.staging import Staging
+        from torch2mlx.planning.plan import build_plan
+        from torch2mlx.planning.shards import parse_size
+
+        options = self.options
+        with self._timed("plan"), self.progress.stage("Planning from headers"):
+            port = load_port(self.checkpoint.config)
+            plan = build_plan(
+                self.checkpoint,
+                port,
+                dtype=options.dtype,
+                quantize=options.quant_options(),
+                max_shard_size=parse_size(options.max_shard_size),
+            )
+        for note in plan.notes:
+            self.progress.note(note)
+        gate = self._gate(plan, port)
+        if gate is not None:
+            with self._timed("verify"):
+                gate.prove_port()
+        room = plan.nbytes + sum(p.stat().st_size for p in self._companions().values())
+        with Staging(self.destination, needed_bytes=room) as staging:
+            with self._timed("convert"):
+                files = self._write(plan, staging.folder)
+            summary, tokenizer, notes = self._package(plan, port, staging.folder)
+            report = None
+            if gate is not None:
+                with self._timed("verify"):
+                    report = gate.prove_result(staging.folder, files)
+            manifest = self._describe(plan, port, staging.folder, summary, tokenizer, report, notes)
+            return Conversion(staging.publish(), manifest)
+
+    def _gate(self, plan: Plan, port: Any) -> Any:
+        if not self.options.verify:
+            return None
+        from torch2mlx.planning.shards import parse_size
+        from torch2mlx.verification.gate import Gate
+
+        return Gate(
+            self.checkpoint,
+            port,
+            plan.outputs,
+            memory_limit=parse_size(self.options.memory_limit),
+            max_context=self.options.max_context,
+            trust_remote_code=self.options.trust_remote_code,
+            progress=self.progress,
+        )
+
+    def _companions(self) -> Mapping[str, Path]:
+        return self.checkpoint.tokenizer_files
+
+    def _write(self, plan: Plan, folder: Path) -> list[Path]:
+        from torch2mlx.conversion.executor import execute
+        from torch2mlx.planning.shards import parse_size
+
+        with self.progress.stage("Converting", plan.nbytes) as advance:
+            return execute(
+                plan,
+                self.checkpoint.source,
+                folder,
+                memory_limit=parse_size(self.options.memory_limit),
+                progress=advance,
+            )
+
+    def _package(
+        self, plan: Plan, port: Any, folder: Path
+    ) -> tuple[WeightSummary, dict[str, Any], tuple[str, ...]]:
+        from torch2mlx.packaging.config import (
+            output_config,
+            write_config,
+            write_generation_config,
+        )
+        from torch2mlx.packaging.index import leaf_paths, write_index
+        from torch2mlx.packaging.stopping import find_stop_ids
+        from torch2mlx.packaging.tokenizer import (
+            check_tokenizer,
+            copy_tokenizer_files,
+            has_tokenizer,
+            load_tokenizer,
+        )
+
+        checkpoint, options = self.checkpoint, self.options
+        with self._timed("package"), self.progress.stage("Copying and checking the tokenizer"):
+            notes = list(copy_tokenizer_files(self._companions(), folder))
+            tokenizer = None
+            if has_tokenizer(folder):
+                try:
+                    tokenizer = load_tokenizer(folder, options.trust_remote_code)
+                except SourceError as error:
+                    notes.append(str(error))
+            stops = find_stop_ids(
+                checkpoint.config, checkpoint.generation_config, tokenizer, port.module
+            )
+            notes.extend(stops.notes)
+            write_config(
+                folder,
+                output_config(
+                    port.config,
+                    plan.quantization,
+                    eos_token_id=stops.ids,
+                    dtype=plan.dtype.torch_name if plan.dtype else None,
+                ),
+            )
+            if write_generation_config(folder, checkpoint.generation_config, stops.ids):
+                notes.append("generation_config.json: eos_token_id united with the other sources'")
+            summary = write_index(
+                folder,
+                {o.module: o.scheme.bits for o in plan.outputs if o.scheme is not None},
+                leaf_paths(port.build()),
+            )
+            report = check_tokenizer(
+                folder if checkpoint.kind == "gguf" else checkpoint.folder,
+                folder,
+                options.trust_remote_code,
+                _embedding_rows(plan),
+            )
+            report.require()
+        for warning in (*report.warnings, *notes):
+            self.progress.note(warning)
+        return summary, report.to_dict(), tuple(notes)
+
+    def _describe(
+        self,
+        plan: Plan,
+        port: Any,
+        folder: Path,
+        summary: WeightSummary,
+        tokenizer: dict[str, Any],
+        report: ParityReport | None,
+        notes: Sequence[str],
+    ) -> Manifest:
+        from torch2mlx.packaging.card import write_card
+        from torch2mlx.packaging.manifest import build_manifest
+
+        self.measured["peak_rss_bytes"] = _peak_rss()
+        manifest = build_manifest(
+            checkpoint=self.checkpoint,
+            plan=plan,
+            port_module=port.module,
+            options=self.options.to_dict(),
+            summary=summary,
+            folder=folder,
+            parity=report.to_dict() if report else None,
+            tokenizer=tokenizer,
+            measured=self.measured,
+            notes=(*plan.notes, *notes),
+        )
+        manifest.write(folder)
+        write_card(folder, manifest, self.checkpoint)
+        return manifest
+
+    def _timed(self, name: str) -> _Timer:
+        return _Timer(self.measured, name)
+
+
+class _Timer:
+    """Adds wall and CPU seconds of a block to a dict."""
+
+    def __init__(self, into: dict[str, float], name: str) -> None:
+        self.into = into
+        self.name = name
+
+    def __enter__(self) -> None:
+        self.start = (time.perf_counter(), time.process_time())
+
+    def __exit__(self, *_: object) -> None:
+        wall, cpu = time.perf_counter() - self.start[0], time.process_time() - self.start[1]
+        for key, value in ((f"{self.name}_wall_s", wall), (f"{self.name}_cpu_s", cpu)):
+            self.into[key] = round(self.into.get(key, 0.0) + value, 3)
+
+
+def _peak_rss() -> int:
+    """Bytes of memory that this process held at most (kilobytes on Linux, bytes on macOS)."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _embedding_rows(plan: Plan) -> int | None:
+    from torch2mlx.planning.plan import is_token_embedding
+
+    return next((o.expr.shape[0] for o in plan.outputs if is_token_embedding(o.name)), None)
+
+
+def verify(
+    source: str | Path,
+    folder: str | Path,
+    *,
+    memory_limit: str | int = "1GB",
+    max_context: int | None = None,
+    trust_remote_code: bool = False,
+    revision: str | None = None,
+    progress: Progress | None = None,
+) -> Verification:
+    """Compare an MLX folder, from this or any other tool, with its PyTorch source.
+
+    Args:
+        source: the PyTorch checkpoint.
+        folder: the MLX folder.
+        memory_limit: memory beside one block of the model.
+        max_context: check only so many tokens.
+        trust_remote_code: allow the checkpoint's own code on the PyTorch side.
+        revision: branch, tag or commit of a hub id.
+        progress: listener.
+
+    Raises:
+        Torch2MLXError: source or folder cannot be read, or hold different models.
+    """
+    from torch2mlx.verification.folder import verify_folder
+
+    checkpoint = _open(source, revision, trust_remote_code)
+    with closing(checkpoint.source):
+        report, tokenizer = verify_folder(
+            checkpoint,
+            Path(folder),
+            memory_limit=memory_limit,
+            max_context=max_context,
+            trust_remote_code=trust_remote_code,
+            progress=progress or Silent(),
+        )
+    return Verification(Path(folder), report, tokenizer)
+
+
+def generate(
+    folder: str | Path,
+    prompt: str,
+    *,
+    max_tokens: int = 100,
+    temperature: float = 0.0,
+    seed: int = 0,
+    raw: bool = False,
+    trust_remote_code: bool = False,
+    on_text: Callable[[str], None] | None = None,
+) -> Generation:
+    """Generate text with a converted model, through mlx-lm.
+
+    Args:
+        folder: an MLX folder.
+        prompt: the user's message; with `raw`, the text itself.
+        max_tokens: longest answer.
+        temperature: 0 takes the most likely token.
+        seed: of the sampling.
+        raw: do not apply the chat template.
+        trust_remote_code: allow a model file or tokenizer code in the folder to run.
+        on_text: called with each piece of text as it comes.
+
+    Raises:
+        SourceError: the folder is no MLX language model with a tokenizer.
+    """
+    if not (Path(folder) / "config.json").exists():
+        raise SourceError(f"{folder}: no MLX model here (config.json is missing)")
+    import mlx.core as mx
+    from mlx_lm import load, stream_generate
+    from mlx_lm.sample_utils import make_sampler
+
+    try:
+        model, tokenizer = load(
+            str(folder),
+            tokenizer_config={"trust_remote_code": trust_remote_code},
+            trust_remote_code=trust_remote_code,
+        )[:2]
+    except Torch2MLXError:
+        raise
+    except Exception as error:  # whatever a damaged folder provokes in two libraries
+        raise SourceError(f"{folder}: mlx-lm cannot load it: {error}") from error
+    mx.random.seed(seed)
+    text: Any = prompt
+    if not raw and tokenizer.chat_template is not None:
+        text = tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}], add_generation_prompt=True
+        )
+    parts, last = [], None
+    for last in stream_generate(
+        model,
+        tokenizer,
+        prompt=text,
+        max_tokens=max_tokens,
+        sampler=make_sampler(temp=temperature),
+    ):
+        parts.append(last.text)
+        if on_text is not None:
+            on_text(last.text)
+    if last is None:
+        raise SourceError(f"{folder}: nothing was generated; is the prompt empty?")
+    return Generation(
+        text="".join(parts),
+        prompt_tokens=last.prompt_tokens,
+        generated_tokens=last.generation_tokens,
+        prompt_tps=last.prompt_tps,
+        generation_tps=last.generation_tps,
+        peak_memory=int(last.peak_memory * 1e9),
+        finish_reason=last.finish_reason,
+    )

@@ -1,0 +1,150 @@
+"""Results as tables for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import singledispatch
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from torch2mlx.api import Conversion, Generation, Verification
+from torch2mlx.inspection import Inspection
+from torch2mlx.reporting.terminal import format_bytes
+
+__all__ = ["render"]
+
+
+@singledispatch
+def render(result: object) -> None:
+    """Print a result of `torch2mlx.api`."""
+    raise TypeError(f"nothing renders a {type(result).__name__}")
+
+
+def _grid() -> Table:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    return table
+
+
+@render.register
+def _(result: Inspection) -> None:
+    console = Console(highlight=False)
+    table = _grid()
+    table.add_row("checkpoint", result.location)
+    table.add_row("format", f"{result.kind}, {result.files} file(s), {format_bytes(result.nbytes)}")
+    table.add_row("model", f"{result.model_type} ({', '.join(result.architectures) or 'unnamed'})")
+    table.add_row("parameters", f"{result.parameters:,}")
+    table.add_row("dtypes", ", ".join(f"{k} {_share(v, result)}" for k, v in result.dtypes.items()))
+    table.add_row("layers", _or_dash(result.layers))
+    if result.experts:
+        table.add_row("experts", str(result.experts))
+    table.add_row("context", _or_dash(result.context))
+    table.add_row("tied head", _or_dash(result.tied))
+    table.add_row("tokenizer", "yes" if result.tokenizer else "none")
+    table.add_row("chat template", "yes" if result.chat_template else "none")
+    table.add_row("route", f"mlx-lm port {result.route}" if result.route else "none")
+    console.print(table)
+    for note in result.notes:
+        console.print(f"note: {note}", style="dim")
+    for hazard in result.hazards:
+        console.print(f"hazard: {hazard}", style="yellow")
+
+
+def _share(count: int, result: Inspection) -> str:
+    return f"{100 * count / max(1, result.parameters):.3g}%"
+
+
+def _or_dash(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "-" if value is None else str(value)
+
+
+@render.register
+def _(result: Generation) -> None:
+    Console(highlight=False, stderr=True).print(
+        f"\n{result.prompt_tokens} prompt tokens at {result.prompt_tps:.3g}/s, "
+        f"{result.generated_tokens} generated at {result.generation_tps:.3g}/s, "
+        f"peak memory {format_bytes(result.peak_memory)}",
+        style="dim",
+    )
+
+
+@render.register
+def _(result: Conversion) -> None:
+    console = Console(highlight=False)
+    manifest = result.manifest.to_dict()
+    table = _grid()
+    table.add_row("written", str(result.destination))
+    weights = manifest["weights"]
+    table.add_row(
+        "weights",
+        f"{format_bytes(weights['total_size'])}, {weights['bits_per_weight']:.3f} bits per weight "
+        f"({weights['total_parameters']:,} weights, measured on the files)",
+    )
+    for name, reason in list(manifest["plan"]["dropped"].items())[:6]:
+        table.add_row("left out", f"{name}: {reason}")
+    measured = manifest["measured"]
+    table.add_row(
+        "cost",
+        f"convert {measured.get('convert_wall_s', 0):.1f} s, "
+        f"verify {measured.get('verify_wall_s', 0):.1f} s, "
+        f"peak memory {format_bytes(measured['peak_rss_bytes'])}",
+    )
+    console.print(table)
+    _parity(console, manifest["verification"])
+
+
+@render.register
+def _(result: Verification) -> None:
+    console = Console(highlight=False)
+    _parity(console, result.report.to_dict())
+    tokenizer = result.tokenizer
+    state = "equal" if tokenizer.get("passed") and tokenizer.get("available") else "not checked"
+    if not tokenizer.get("passed"):
+        state = "; ".join(tokenizer.get("errors", ())) or "differs"
+    console.print(f"tokenizer: {state}")
+    verdict, style = ("equal", "green") if result.passed else ("NOT equal", "red")
+    console.print(f"{result.folder}: {verdict} to its PyTorch source", style=f"bold {style}")
+
+
+def _parity(console: Console, report: Mapping[str, Any]) -> None:
+    if report.get("skipped") is True:
+        console.print("not compared with PyTorch (--no-verify)", style="yellow")
+        return
+    table = Table(title="Proof against PyTorch", title_justify="left")
+    for heading in ("part", "what", "result", "bound", ""):
+        table.add_column(heading)
+    for c in report["comparisons"]:
+        table.add_row(
+            c["part"], f"{c['tokens']} tokens, {len(c['layers'])} layers",
+            f"relative L2 {_number(c['logits']['relative'])}", _number(c["tolerance"]),
+            _mark(c["passed"]),
+        )  # fmt: skip
+    audit = report.get("audit")
+    if audit:
+        table.add_row("audit", _audit_text(audit), "", "", _mark(audit["passed"]))
+    for budget in report["budgets"]:
+        limits = budget["limits"]
+        for name, value in budget["figures"].items():
+            bound = _number(limits[name]) if name in limits else "-"
+            table.add_row(budget["name"], name.replace("_", " "), _number(value), bound, "")
+    console.print(table)
+    for part, reason in (report.get("skipped") or {}).items():
+        console.print(f"{part}: not run: {reason}", style="dim")
+
+
+def _audit_text(audit: Mapping[str, Any]) -> str:
+    counts = audit.get("counts") or {}
+    return ", ".join(f"{count} {kind}" for kind, count in counts.items()) or "every tensor"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"
+
+
+def _mark(passed: bool) -> str:
+    return "[green]ok[/]" if passed else "[red]FAILED[/]"

@@ -1,0 +1,140 @@
+"""The parity gate: nothing is published that does not equal the PyTorch original.
+
+Three proofs, each in bounded memory.  *twin*: a tiny random model with the same flags runs equal
+at every length, before any weight moves.  *audit*: every written tensor holds what its source
+says.  *blocks*: real weights give the same numbers in PyTorch and MLX, both in float32.  What
+rounding and quantization then cost is measured apart from that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from torch2mlx.architectures.port import Port
+from torch2mlx.errors import ParityError
+from torch2mlx.planning.expressions import sources_of
+from torch2mlx.planning.plan import Output, is_token_embedding
+from torch2mlx.progress import Progress
+from torch2mlx.sources.base import Checkpoint
+from torch2mlx.verification.audit import audit, check_tied
+from torch2mlx.verification.audit_report import AuditReport, TensorCheck
+from torch2mlx.verification.blocks import run_blocks
+from torch2mlx.verification.report import Comparison, ParityReport
+from torch2mlx.verification.twin import run_twin
+
+__all__ = ["Gate"]
+
+
+class Gate:
+    """The checks of one conversion or of one existing folder.
+
+    Args:
+        checkpoint: the PyTorch source.
+        port: for its config.
+        outputs: what each written parameter must hold.
+        memory_limit: bytes beside one block of the model.
+        max_context: longest sequence to prove; None for all.
+        trust_remote_code: allow the checkpoint's own code on the PyTorch side.
+        progress: listener.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        port: Port,
+        outputs: Sequence[Output],
+        *,
+        memory_limit: int,
+        max_context: int | None,
+        trust_remote_code: bool,
+        progress: Progress,
+    ) -> None:
+        self.checkpoint = checkpoint
+        self.port = port
+        self.outputs = outputs
+        self.memory_limit = memory_limit
+        self.max_context = max_context
+        self.trust_remote_code = trust_remote_code
+        self.progress = progress
+        self.comparisons: list[Comparison] = []
+
+    def prove_port(self) -> Comparison:
+        """The twin; raises ParityError if the port is wrong for this config."""
+        with self.progress.stage("Proving the port on a tiny twin"):
+            twin = run_twin(self.checkpoint.config, max_context=self.max_context)
+        self.comparisons.append(twin)
+        self._require(twin)
+        return twin
+
+    def prove_result(self, folder: Path, files: Sequence[Path]) -> ParityReport:
+        """Audit and blocks, then what the written dtypes and quantization cost.
+
+        Args:
+            folder: the written model, config and tokenizer included.
+            files: its weight files.
+
+        Raises:
+            ParityError: a tensor or a layer differs; names the first.
+        """
+        audited = self._audit(files)
+        for comparison in self._blocks():
+            self.comparisons.append(comparison)
+            self._require(comparison)
+        return ParityReport(
+            comparisons=tuple(self.comparisons), budgets=(), audit=audited.to_dict()
+        )
+
+    def _audit(self, files: Sequence[Path]) -> AuditReport:
+        total = sum(path.stat().st_size for path in files)
+        with self.progress.stage("Auditing every tensor against its source", total) as advance:
+            report = audit(self.outputs, files, self.checkpoint.source, progress=advance)
+            report = replace(report, checks=(*report.checks, *self._tied()))
+        failure = report.first_failure
+        if failure is not None:
+            count = sum(not check.ok for check in report.checks)
+            raise ParityError(
+                f"audit: {count} of {len(report.checks)} tensors differ from their source; the "
+                f"first: {failure.detail}"
+            )
+        return report
+
+    def _tied(self) -> Iterator[TensorCheck]:
+        """A head that the config ties away must equal the embedding that replaces it."""
+        state = self.checkpoint.state
+        head = next((n for n in state if n.endswith(("lm_head.weight", "embed_out.weight"))), None)
+        used = {id(leaf) for output in self.outputs for leaf in sources_of(output.expr)}
+        if head is None or any(id(leaf) in used for leaf in sources_of(state[head])):
+            return
+        embedding = next((n for n in state if is_token_embedding(n)), None)
+        if embedding is not None:
+            yield check_tied(head, state[head], embedding, state[embedding], self.checkpoint.source)
+
+    def _blocks(self) -> Sequence[Comparison]:
+        checkpoint = self.checkpoint
+        with self.progress.stage("Comparing real weights with PyTorch, layer by layer"):
+            return run_blocks(
+                checkpoint.config,
+                checkpoint.state,
+                checkpoint.source,
+                memory_limit=self.memory_limit,
+                folder=checkpoint.folder,
+                trust_remote_code=self.trust_remote_code,
+            )
+
+    def _require(self, found: Comparison) -> None:
+        """Raise ParityError, naming the first place that differs, unless the comparison passed."""
+        place = found.first_divergence
+        if place is None:
+            return
+        what = (
+            f"{found.part}: {self.port.module} does not compute what PyTorch computes for this "
+            f"{found.model_type!r} config: {place.place} is the first that differs, relative L2 "
+            f"{place.relative:.2g} (allowed {found.tolerance:.0e}, {found.tokens} tokens)"
+        )
+        lines = [what, *(f"  {note}" for note in found.notes)]
+        if found.agrees_up_to:
+            lines.append(f"To convert it for shorter texts: --max-context {found.agrees_up_to}")
+        lines.append("Nothing was written. --no-verify converts regardless, and says so.")
+        raise ParityError("\n".join(lines))
