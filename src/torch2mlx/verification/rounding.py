@@ -49,18 +49,42 @@ def rounding_bounds(parts: Mapping[str, Array], dtype: DType, scheme: Scheme) ->
     Returns:
         float32 `[..., n, in]`.
     """
-    codes = unpack_codes(parts["weight"], scheme.bits)
-    steps = np.abs(_numbers(parts["scales"], dtype if scheme.affine else _SCALE_TYPE[scheme.mode]))
-    bounds: Array = _units(scheme, dtype.name)[codes].reshape(*steps.shape, scheme.group_size)
-    bounds *= steps[..., None]
     if scheme.affine:
-        rest = np.abs(_numbers(parts["biases"], dtype)) * np.float32(_SLACK - 1)
-        rest += np.float32(_SUBNORMAL[dtype.name] * 2**scheme.bits)
-        bounds += rest[..., None]
-    elif scheme.mode == "nvfp4":
-        top = (codes & 7 == 7).reshape(bounds.shape) | (steps == 0)[..., None]
-        np.maximum(bounds, _NVFP4_FLOOR, out=bounds, where=top)
+        return _affine_bounds(parts, dtype, scheme)
+    steps = _numbers(parts["scales"], _SCALE_TYPE[scheme.mode])[..., None]
+    bounds = _in_steps(parts["weight"], scheme).reshape(*steps.shape[:-1], scheme.group_size)
+    bounds *= steps
+    if scheme.mode == "nvfp4":
+        top = unpack_codes(parts["weight"], 4) & 7 == 7
+        top = top.reshape(bounds.shape) | (steps == 0)
+        np.maximum(bounds, top * _NVFP4_FLOOR, out=bounds)
+    return bounds.reshape(*steps.shape[:-2], -1)
+
+
+def _affine_bounds(parts: Mapping[str, Array], dtype: DType, scheme: Scheme) -> Array:
+    codes = unpack_codes(parts["weight"], scheme.bits)
+    bounds = codes.astype(np.float32)
+    bounds *= np.float32(_ROUNDOFF[dtype.name])
+    bounds += np.float32(0.5)
+    bounds += (codes == 2**scheme.bits - 1) * np.float32(0.5)
+    bounds = bounds.reshape(*parts["scales"].shape, scheme.group_size)
+    bounds *= np.abs(_numbers(parts["scales"], dtype))[..., None] * np.float32(_SLACK)
+    rest = np.abs(_numbers(parts["biases"], dtype)) * np.float32(_SLACK - 1)
+    rest += np.float32(_SUBNORMAL[dtype.name] * 2**scheme.bits)
+    bounds += rest[..., None]
     return bounds.reshape(codes.shape)
+
+
+def _in_steps(words: Array, scheme: Scheme) -> Array:
+    """The bound of each element in units of its group's scale, float32 `[..., n, in]`."""
+    octets = np.ascontiguousarray(words).view(np.uint8)
+    units = _units(scheme)
+    if scheme.bits == 8:
+        return units[octets]
+    # Both codes of a byte are looked up at once: a complex number is two floats.
+    pairs = np.stack([np.tile(units, 16), units.repeat(16)], axis=-1).view(np.complex64)[:, 0]
+    bounds: Array = pairs[octets].view(np.float32)
+    return bounds
 
 
 def _numbers(bits: Array, dtype: DType) -> Array:
@@ -69,18 +93,15 @@ def _numbers(bits: Array, dtype: DType) -> Array:
 
 
 @cache
-def _units(scheme: Scheme, dtype: str) -> Array:
-    """The bound for each code in units of its group's scale."""
-    codes = np.arange(2**scheme.bits)
-    if scheme.affine:
-        units = 0.5 + codes * _ROUNDOFF[dtype]
-        units[-1] += 0.5
-    elif scheme.bits == 4:
+def _units(scheme: Scheme) -> Array:
+    """The bound for each code of a floating-point mode in units of its group's scale."""
+    codes = np.arange(2**scheme.bits, dtype=np.uint8)
+    if scheme.bits == 4:
         magnitude = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6])[codes & 7]
         units = np.select([magnitude < 2, magnitude < 4], [0.25, 0.5], 1.0)
         units[magnitude == 6] = 1.0 if scheme.mode == "nvfp4" else 6 * 2**0.5 - 6
     else:
-        magnitude = np.abs(_numbers(codes.astype(np.uint8), DTYPES["F8_E4M3"]))
+        magnitude = np.abs(_numbers(codes, DTYPES["F8_E4M3"]))
         units = np.maximum(magnitude * 2.0**-4, 2.0**-10)
         units[magnitude == 448] = 448 * 2**0.5 - 448
     return (units * _SLACK).astype(np.float32)
