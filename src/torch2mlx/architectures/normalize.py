@@ -21,7 +21,7 @@ from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from typing import Any
 
-from torch2mlx.architectures.registry import rules_for
+from torch2mlx.architectures.registry import Rules, rules_for
 from torch2mlx.errors import UnsupportedError
 
 __all__ = ["normalize_config", "port_fields", "reference_config"]
@@ -64,8 +64,18 @@ def normalize_config(config: Mapping[str, Any]) -> dict[str, Any]:
     model_type = result.get("model_type")
     if not isinstance(model_type, str):
         return result
-    rules = rules_for(model_type)
     reference = reference_config(result)
+    try:
+        return _normalize(result, reference, rules_for(model_type))
+    except KeyError as missing:
+        raise UnsupportedError(
+            f"config.json lacks {missing}, which a {model_type!r} model needs; add the key, or "
+            "convert a checkpoint whose config.json has it"
+        ) from missing
+
+
+def _normalize(result: dict[str, Any], reference: Any, rules: Rules) -> dict[str, Any]:
+    model_type = result["model_type"]
     if rules.reshape:
         result = rules.reshape(result)
         if reference is not None and result["model_type"] != model_type:
@@ -220,8 +230,9 @@ def _fill_nested(config: dict[str, Any], reference: Any, module: Any) -> None:
         if inner is None and not isinstance(nested, dict):
             continue
         nested = dict(nested) if isinstance(nested, dict) else {}
-        if inner is not None and getattr(inner, "model_type", ""):
-            nested.setdefault("model_type", inner.model_type)
+        kind = getattr(inner, "model_type", None)
+        if kind:
+            nested.setdefault("model_type", kind)
         if inner is not reference and hasattr(reference, "tie_word_embeddings"):
             # transformers ties by the outer config, whatever the inner one says.
             nested["tie_word_embeddings"] = reference.tie_word_embeddings

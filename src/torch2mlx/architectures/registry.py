@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from torch2mlx.errors import PlanError
 from torch2mlx.planning.expressions import Expr
 
 __all__ = ["Rules", "rename_state", "rules_for"]
@@ -66,9 +67,21 @@ def rename_state(state: Mapping[str, Expr], config: Mapping[str, Any]) -> dict[s
     Args:
         state: tensors under their Hugging Face names.
         config: the normalised config.
+
+    Raises:
+        PlanError: a tensor that the family's rules build on is missing.
     """
-    rename = rules_for(_source_type(config)).rename
-    return rename(state, config) if rename else dict(state)
+    source_type = _source_type(config)
+    rename = rules_for(source_type).rename
+    if rename is None:
+        return dict(state)
+    try:
+        return rename(state, config)
+    except KeyError as missing:
+        raise PlanError(
+            f"the checkpoint lacks {missing}, which every {source_type!r} model has; it is "
+            "incomplete, or of another model than its config.json says"
+        ) from missing
 
 
 def _source_type(config: Mapping[str, Any]) -> str:
