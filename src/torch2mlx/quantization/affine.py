@@ -56,8 +56,8 @@ def quantize_affine(
     count, units = len(groups), group_size // _UNIT
     words = np.empty(count * group_size * bits // 32, "<u4")
     octets = words.view(np.uint8).reshape(count, units, bits)
-    scales = np.empty(count, dtype.numpy)
-    biases = np.empty(count, dtype.numpy)
+    scales = np.empty(count, np.float32)
+    biases = np.empty(count, np.float32)
 
     height = min(count, _BLOCK // group_size)
     values = np.empty(height * group_size, np.float32)
@@ -73,19 +73,17 @@ def quantize_affine(
         found = _scales_and_biases(_fold(np.minimum, lines), _fold(np.maximum, lines), bits)
         if found is None or (dtype.name == "F16" and np.abs(found[1]).max() >= 2.0**16):
             return None
-        scale, bias = found
+        scales[block], biases[block] = scale, bias = found
         lines -= bias.repeat(_UNIT // 2)
         lines /= scale.repeat(_UNIT // 2)
         lines += _ROUNDER
         _pack(halves, codes[:size].reshape(halves.shape), bits, octets[block])
-        scales[block] = _rounded(scale, dtype)
-        biases[block] = _rounded(bias, dtype)
 
     shape = (*rows.shape[:-1], rows.shape[-1] // group_size)
     return (
         words.reshape(*shape[:-1], shape[-1] * group_size * bits // 32),
-        scales.reshape(shape),
-        biases.reshape(shape),
+        _rounded(scales, dtype).reshape(shape),
+        _rounded(biases, dtype).reshape(shape),
     )
 
 
@@ -197,4 +195,4 @@ def _rounded(values: Array, dtype: DType) -> Array:
     bits = bits + (bits >> 16 & 1)
     bits += np.uint32(0x7FFF)
     bits >>= np.uint32(16)
-    return bits
+    return bits.astype(dtype.numpy)
