@@ -132,3 +132,8 @@ class Checkpoint:
     packed: Mapping[str, Packed] = field(default_factory=dict)
     tokenizer_files: Mapping[str, Path] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+    @property
+    def tokenizer_source(self) -> Path:
+        """Where transformers finds the original tokenizer: the folder, or the GGUF file."""
+        return self.source.files[0] if self.kind == "gguf" else self.folder

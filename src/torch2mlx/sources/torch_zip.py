@@ -86,6 +86,15 @@ class TorchZipSource(TensorSource):
             self._gather(block, stored.stride, origin, info, base)
         return block
 
+    def read_flat(self, name: str, start: int, stop: int) -> np.ndarray[Any, Any]:
+        info, stored, base = self._entries[name]
+        if not _is_contiguous(stored.shape, stored.stride):
+            return super().read_flat(name, start, stop)
+        block = np.empty(stop - start, info.dtype.numpy)
+        offset = base + (stored.offset + start) * info.dtype.itemsize
+        self._reads.fill(block, info.file, offset, name)
+        return block
+
     def _gather(
         self,
         block: np.ndarray[Any, Any],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -114,29 +115,46 @@ class GGUFSource(TensorSource):
         )
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray[Any, Any]:
+        shape = self._shape(name)
+        if len(shape) < 2:
+            return self._lines(name, 0, 1)[0, start:stop].reshape(-1 if shape else ()).copy()
+        stop = shape[0] if stop is None else stop
+        lines = prod(shape[1:-1])
+        block = self._lines(name, start * lines, (stop - start) * lines)
+        return block.reshape(stop - start, *shape[1:])
+
+    def read_flat(self, name: str, start: int, stop: int) -> np.ndarray[Any, Any]:
+        columns = max(1, (self._shape(name) or (1,))[-1])
+        first = start // columns
+        block = self._lines(name, first, -(-stop // columns) - first).reshape(-1)
+        return block[start - first * columns : stop - first * columns]
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        stored, _, part = name.partition("#")
+        shape = self._stored[stored].shape
+        if not part:
+            return shape
+        bits = _AFFINE[self._type(self._stored[stored])]
+        last = shape[-1] * bits // 32 if part == "codes" else shape[-1] // _GROUP
+        return (*shape[:-1], last)
+
+    def _lines(self, name: str, first: int, count: int) -> np.ndarray[Any, Any]:
+        """`count` runs along the last axis, one a row, decoded in pieces of bounded size."""
         stored, _, part = name.partition("#")
         tensor = self._stored[stored]
         if part:
-            return self._read_packed(tensor, part, start, stop)
-        dtype = self._infos[name].dtype.numpy
-        if len(tensor.shape) < 2:
-            whole = self._values(tensor, self._raw(tensor, 0, 1)[0])
-            return np.ascontiguousarray(whole[start:stop], dtype).reshape(
-                (-1,) if tensor.shape else ()
-            )
-        stop = tensor.shape[0] if stop is None else stop
+            return self._grid_lines(tensor, part, first, count)
         if self._type(tensor) in _PLAIN:
-            block = np.empty((stop - start, *tensor.shape[1:]), dtype)
-            rows = block.nbytes // max(1, stop - start)
-            self._reads.fill(block, tensor.file, tensor.offset + start * rows, name)
-            return block
-        block = np.empty((stop - start, *tensor.shape[1:]), np.float32)
-        lines = block.reshape(-1, tensor.shape[-1])
-        first = start * (lines.shape[0] // max(1, stop - start))
-        step = max(1, _DECODED // max(1, tensor.shape[-1]))
-        for at in range(0, len(lines), step):
-            count = min(step, len(lines) - at)
-            lines[at : at + count] = self._values(tensor, self._raw(tensor, first + at, count))
+            return self._raw(tensor, first, count).view(self._infos[name].dtype.numpy)
+        import gguf
+
+        kind = gguf.GGMLQuantizationType(tensor.type)
+        columns = tensor.shape[-1]
+        block = np.empty((count, columns), np.float32)
+        step = max(1, _DECODED // max(1, columns))
+        for at in range(0, count, step):
+            raw = self._raw(tensor, first + at, min(step, count - at))
+            block[at : at + len(raw)] = gguf.dequantize(raw, kind)
         return block
 
     def _raw(self, tensor: BlockTensor, first: int, count: int) -> np.ndarray[Any, Any]:
@@ -146,31 +164,26 @@ class GGUFSource(TensorSource):
         self._reads.fill(raw, tensor.file, offset, tensor.name)
         return raw
 
-    def _values(self, tensor: BlockTensor, raw: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        if self._type(tensor) in _PLAIN:
-            return raw.view(DTYPES[self._type(tensor)].numpy)
-        import gguf
-
-        return gguf.dequantize(raw, gguf.GGMLQuantizationType(tensor.type))
-
-    def _read_packed(
-        self, tensor: BlockTensor, part: str, start: int, stop: int | None
+    def _grid_lines(
+        self, tensor: BlockTensor, part: str, first: int, count: int
     ) -> np.ndarray[Any, Any]:
-        stop = tensor.shape[0] if stop is None else stop
-        lines = int(np.prod(tensor.shape[1:-1], dtype=np.int64))
-        raw = self._raw(tensor, start * lines, (stop - start) * lines)
+        """Codes, scales or biases of `count` runs along the last axis."""
         kind = self._type(tensor)
-        blocks = raw.reshape(raw.shape[0], tensor.shape[-1] // _GROUP, -1)
+        raw = self._raw(tensor, first, count)
+        groups = tensor.shape[-1] // _GROUP
+        blocks = raw.reshape(count, groups, tensor.row_bytes // max(1, groups))
         if part == "codes":
-            result = _codes(kind, blocks)
-        else:
-            result = _scales(kind, blocks) if part == "scales" else _biases(kind, blocks)
-            if not np.isfinite(result).all():
-                raise NumericError(
-                    f"{tensor.file}: tensor {tensor.name!r}: a {part[:-1]} of its {kind} grid does "
-                    "not fit in float16; convert without keeping the grid"
-                )
-        return result.reshape(stop - start, *tensor.shape[1:-1], result.shape[-1])
+            return _codes(kind, blocks)
+        result = _scales(blocks) if part == "scales" else _biases(kind, blocks)
+        if not np.isfinite(result).all():
+            raise NumericError(
+                f"{tensor.file}: tensor {tensor.name!r}: {part} of its {kind} "
+                "grid do not fit in float16; convert without keeping the grid"
+            )
+        return result
+
+    def close(self) -> None:
+        self._reads.close()
 
 
 def _codes(kind: str, blocks: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -182,10 +195,11 @@ def _codes(kind: str, blocks: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         pairs = blocks[:, :, (2 if kind == "Q4_0" else 4) :]
         elements = np.concatenate([pairs & 0x0F, pairs >> 4], axis=-1)
         codes = elements[:, :, 0::2] | (elements[:, :, 1::2] << 4)
-    return np.ascontiguousarray(codes).reshape(len(blocks), -1).view("<u4")
+    lines = np.ascontiguousarray(codes).reshape(len(blocks), codes.shape[1] * codes.shape[2])
+    return lines.view("<u4")
 
 
-def _scales(kind: str, blocks: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def _scales(blocks: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return np.ascontiguousarray(blocks[:, :, :2]).view("<f2")[:, :, 0]
 
 
@@ -194,4 +208,4 @@ def _biases(kind: str, blocks: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         return np.ascontiguousarray(blocks[:, :, 2:4]).view("<f2")[:, :, 0]
     # A power of two times a float16 is exact unless it overflows, which the caller checks.
     with np.errstate(over="ignore"):
-        return _scales(kind, blocks) * np.float16(-8 if kind == "Q4_0" else -128)
+        return _scales(blocks) * np.float16(-8 if kind == "Q4_0" else -128)
