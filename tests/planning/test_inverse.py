@@ -188,15 +188,6 @@ def test_a_wider_view_is_undone_for_whole_elements():
     assert np.array_equal(leaf.value, tensors["w"][:, 4:])
 
 
-def test_a_wider_view_is_undone_for_whole_elements():
-    tensors = {"w": np.arange(24, dtype=np.uint8).reshape(2, 12)}
-    expr = Bits(Source("w", U8, (2, 12)), U32)
-    region = (range(2), range(1, 3))
-    (leaf,) = push(expr, region, expr.read(region, reader_of(tensors)))
-    assert leaf.region == (range(2), range(4, 12))
-    assert np.array_equal(leaf.value, tensors["w"][:, 4:])
-
-
 def test_stops_end_the_walk_above_the_stored_tensors():
     stored = Source("blk.0.attn_q", F32, (4, 2))
     hub = Reshape(Transpose(Reshape(stored, (2, 2, 2)), (1, 0, 2)), (4, 2))
