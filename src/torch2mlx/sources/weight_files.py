@@ -140,9 +140,9 @@ def choose_file(where: str, file: str, names: Iterable[str], read_json: ReadJson
     for index in names:
         own = _INDEX.fullmatch(index)
         if own and _KINDS[own["suffix"]] == kind:
-            found = _indexed_set(where, kind, index, names, read_json)
-            if file in found.files:
-                return found
+            weight_map = read_json(index).get("weight_map")
+            if isinstance(weight_map, dict) and file in weight_map.values():
+                return _indexed_set(where, kind, index, names, read_json)
     shard = _SHARD.fullmatch(file)
     if shard is None:
         return WeightFiles(kind, (file,))
