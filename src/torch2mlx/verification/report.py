@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any
 
-__all__ = ["Budget", "Comparison", "LayerDifference", "ParityReport"]
+from torch2mlx.errors import ParityError
+
+__all__ = ["Budget", "Comparison", "LayerDifference", "ParityReport", "explain", "require"]
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,8 @@ class Comparison:
             None where the cache was not run.
         top1: share of positions, 0 to 1, whose most likely token is the same.
         tolerance: bound on the relative difference of `logits` and `cached`.
-        agrees_up_to: where the runs differ: number of leading tokens over which they are equal.
+        agrees_up_to: a context length up to which equality was proven although the whole
+            comparison failed (twin only, in tokens of the real model); None if there is none.
         notes: limits of the comparison and hints at the cause.
     """
 
@@ -184,3 +187,48 @@ class ParityReport:
             "audit": dict(self.audit) if self.audit is not None else None,
             "skipped": dict(self.skipped),
         }
+
+
+def explain(comparison: Comparison) -> str:
+    """One message for a user: which part differs, where first, by how much and what to do.
+
+    Empty if the comparison passed.
+    """
+    first = comparison.first_divergence
+    if first is None:
+        return ""
+    gap = "NaN or Inf" if not isfinite(first.relative) else f"relative L2 {first.relative:.1e}"
+    lines = [
+        (
+            f"{comparison.model_type}: the MLX model differs from PyTorch ({comparison.part}), "
+            f"first at {first.place}: {gap} in {first.positions:.0%} of {comparison.tokens} "
+            f"positions, expected at most {comparison.tolerance:.0e}"
+        )
+    ]
+    if first is not comparison.logits and comparison.logits.relative > comparison.tolerance:
+        top1 = f"{comparison.top1:.0%}"
+        lines.append(
+            f"at the logits: {comparison.logits.relative:.1e}, the same next token in {top1}"
+        )
+    lines.extend(comparison.notes)
+    if comparison.agrees_up_to:
+        lines.append(
+            f"use --max-context {comparison.agrees_up_to} to accept a result that is proven up to "
+            f"{comparison.agrees_up_to} tokens, or --no-verify to skip the proof"
+        )
+    else:
+        lines.append(
+            "the port or the config does not describe this model; nothing was published. Check "
+            "config.json, try another version of mlx-lm, or use --no-verify to skip the proof"
+        )
+    return "\n  ".join(lines)
+
+
+def require(comparison: Comparison) -> None:
+    """Raise if a comparison failed.
+
+    Raises:
+        ParityError: with the text of `explain`.
+    """
+    if not comparison.passed:
+        raise ParityError(explain(comparison))

@@ -158,8 +158,9 @@ class Sizes:
 
     def boundary(self, key: str, value: int, shrunk: int, whole_run: bool = False) -> int:
         """The tiny config's value of a sequence length, noted for messages."""
-        crossed = self.max_context is None or value < self.max_context
-        if not crossed:
+        longest = self.old.get("max_position_embeddings") if not whole_run else None
+        within = not isinstance(longest, int) or value < longest
+        if not within or (self.max_context is not None and value >= self.max_context):
             return min(value, _UNREACHED)
         self.found.append(Boundary(key, value, min(value, shrunk), whole_run))
         return min(value, shrunk)

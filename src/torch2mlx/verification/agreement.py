@@ -1,0 +1,145 @@
+"""The written folder against PyTorch with exactly its values: what MLX loads is what was meant.
+
+Both sides compute in float32.  PyTorch gets the values that the files hold, dequantized and
+carried back through the mapping, so neither the cast nor the quantization counts as a difference.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from torch2mlx.errors import PlanError
+from torch2mlx.verification import tolerance
+from torch2mlx.verification.candidate import run_candidate, to_float32
+from torch2mlx.verification.comparison import compare_traces, sample_tokens
+from torch2mlx.verification.reference import (
+    build_reference,
+    match_rounding,
+    run_reference,
+    to_torch,
+)
+from torch2mlx.verification.report import Comparison
+
+if TYPE_CHECKING:
+    import torch
+
+    from torch2mlx.planning.expressions import Expr, Reader
+    from torch2mlx.planning.plan import Output
+
+__all__ = ["compare_written", "written_state"]
+
+Array = np.ndarray[Any, Any]
+
+
+def written_state(
+    outputs: Sequence[Output], files: Sequence[Path], state: Mapping[str, Expr], reader: Reader
+) -> dict[str, torch.Tensor]:
+    """A PyTorch state dict with the values of written MLX files, dequantized, in float32.
+
+    Args:
+        outputs: what each parameter was written from.
+        files: the written weight files.
+        state: the checkpoint's tensors, the very expressions that `outputs` contain.
+        reader: of the checkpoint, for elements that no output holds.
+
+    Tensors of which no output holds anything are left out; what the model needs of them is tied
+    to another tensor.
+
+    Raises:
+        SourceError: a written file is damaged.
+    """
+    import torch
+
+    from torch2mlx.planning.expressions import full
+    from torch2mlx.planning.inverse import restore_state
+    from torch2mlx.sources.safetensors import SafetensorsSource
+
+    source = SafetensorsSource(files)
+    read = _value_reader(outputs, source)
+    result = {}
+    for restored in restore_state({o.name: o.expr for o in outputs}, read, state):
+        if restored.values is None:
+            continue
+        values = torch.from_numpy(restored.values)
+        if restored.covered is not None:
+            expr = state[restored.name]
+            rest = to_torch(expr.read(full(expr.shape), reader), expr.dtype).float()
+            values = torch.where(torch.from_numpy(restored.covered), values, rest)
+        result[restored.name] = values
+    source.close()
+    return result
+
+
+def _value_reader(outputs: Sequence[Output], source: Reader) -> Callable[[str, int, int], Array]:
+    """Rows of a parameter in float32, whatever it is written as."""
+    from torch2mlx.quantization.kernel import dequantize_rows
+
+    known = {output.name: output for output in outputs}
+
+    def read(name: str, start: int, stop: int) -> Array:
+        output = known[name]
+        if output.scheme is None:
+            spec = output.specs[0]
+            bits = source.read(spec.name, start, stop) if spec.shape else source.read(spec.name)
+            return to_torch(bits, spec.dtype).float().numpy().reshape(bits.shape)
+        parts = {
+            spec.name.rpartition(".")[2]: source.read(spec.name, start, stop)
+            for spec in output.specs
+        }
+        scales = next(s for s in output.specs if s.name.endswith(".scales"))
+        return dequantize_rows(parts, scales.dtype, output.scheme)
+
+    return read
+
+
+def compare_written(
+    folder: Path,
+    config: Mapping[str, Any],
+    state: Mapping[str, torch.Tensor],
+    *,
+    tokens: Array | None = None,
+    bound: float = tolerance.WRITTEN,
+    checkpoint_folder: Path | None = None,
+    trust_remote_code: bool = False,
+) -> Comparison:
+    """Open a written folder as mlx-lm does and compare it with PyTorch on the same values.
+
+    Args:
+        folder: the MLX folder, quantized or not.
+        config: the checkpoint's config.json.
+        state: the folder's values in PyTorch's terms, see `written_state`.
+        tokens: ids; by default 16 random ones.
+        bound: tolerance of the logits' relative difference.
+        checkpoint_folder: where code of the checkpoint's own lies.
+        trust_remote_code: run that code.
+
+    Memory: the float32 weights once; then the written weights.
+
+    Raises:
+        PlanError: mlx-lm cannot load the folder.
+    """
+    from mlx_lm.utils import load_model
+
+    if tokens is None:
+        tokens = sample_tokens(config, 16)
+    try:
+        model, written = load_model(folder, lazy=True)
+    except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
+        raise PlanError(f"{folder}: mlx-lm cannot load it: {error}; convert it again") from error
+    reference = build_reference(config, state, checkpoint_folder, trust_remote_code)
+    match_rounding(reference, type(model).__module__)
+    torch_side = run_reference(reference, tokens)
+    del reference
+    gc.collect()
+    return compare_traces(
+        torch_side,
+        run_candidate(to_float32(model), tokens),
+        "written folder",
+        str(written.get("model_type")),
+        bound,
+    )

@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from torch2mlx.architectures import port as ports
+from torch2mlx.errors import UnsupportedError
+from torch2mlx.planning.expressions import Slice, full
+from torch2mlx.verification import tolerance
+from torch2mlx.verification.report import explain
+from torch2mlx.verification.twin import run_twin
+
+Config = dict[str, Any]
+
+
+@pytest.mark.parametrize(
+    "name", ["llama3", "qwen2", "gemma3", "mixtral", "deepseek3", "mamba2", "gpt2"]
+)
+def test_ports_equal_pytorch_at_every_length_and_through_the_cache(
+    hub: Mapping[str, Config], name: str
+) -> None:
+    found = run_twin(hub[name])
+    assert found.passed, explain(found)
+    assert found.logits.relative < tolerance.ROUNDING
+    assert found.cached is not None
+    assert found.top1 == 1.0
+
+
+def test_long_rope_is_run_on_both_sides_of_its_boundary(hub: Mapping[str, Config]) -> None:
+    plain = {**hub["phi3"], "rope_scaling": None}
+    assert run_twin(plain).passed
+    # mlx-lm 0.32 uses the long factors at every length, so only long sequences are right.
+    found = run_twin(hub["phi3"])
+    assert not found.passed
+    assert "original_max_position_embeddings=4096" in explain(found)
+
+
+def test_every_layer_is_compared(hub: Mapping[str, Config]) -> None:
+    found = run_twin(hub["deepseek3"])
+    assert [d.place for d in found.layers] == ["layer 0", "layer 1", "layer 2", "layer 3"]
+    assert max(d.relative for d in found.layers) < tolerance.ROUNDING
+
+
+@pytest.fixture
+def without_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A port that does not know of sliding windows."""
+    load = ports.load_port
+
+    def blind(config: Config) -> ports.Port:
+        config = {k: v for k, v in config.items() if k != "layer_types"}
+        return load({**config, "model_type": "llama", "sliding_window": None})
+
+    monkeypatch.setattr(ports, "load_port", blind)
+
+
+@pytest.mark.usefixtures("without_window")
+def test_an_ignored_window_is_found_and_named(hub: Mapping[str, Config]) -> None:
+    found = run_twin(hub["mistral"])
+    assert not found.passed
+    assert found.agrees_up_to == 4096
+    message = explain(found)
+    assert "sliding_window=4096" in message
+    assert "--max-context 4096" in message
+
+
+@pytest.mark.usefixtures("without_window")
+def test_a_proof_limited_to_the_window_does_not_cross_it(hub: Mapping[str, Config]) -> None:
+    assert run_twin(hub["mistral"], max_context=4096).passed
+    assert not run_twin(hub["mistral"], max_context=4097).passed
+
+
+def _change(monkeypatch: pytest.MonkeyPatch, change: Any) -> None:
+    original = ports.Port.map_state
+
+    def mapped(self: ports.Port, state: Any) -> ports.PortMapping:
+        mapping = original(self, state)
+        outputs = dict(mapping.outputs)
+        change(outputs)
+        return replace(mapping, outputs=outputs)
+
+    monkeypatch.setattr(ports.Port, "map_state", mapped)
+
+
+def test_swapped_tensors_are_found_in_their_layer(
+    hub: Mapping[str, Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def swap(outputs: dict[str, Any]) -> None:
+        gate, up = (f"model.layers.1.mlp.{n}_proj.weight" for n in ("gate", "up"))
+        outputs[gate], outputs[up] = outputs[up], outputs[gate]
+
+    _change(monkeypatch, swap)
+    found = run_twin(hub["llama3"])
+    assert not found.passed
+    assert found.first_divergence is not None
+    assert found.first_divergence.place == "layer 1"
+    assert found.agrees_up_to is None
+
+
+def test_swapped_norms_are_found_although_they_start_as_ones(
+    hub: Mapping[str, Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def swap(outputs: dict[str, Any]) -> None:
+        one = "model.layers.0.input_layernorm.weight"
+        two = "model.layers.0.post_attention_layernorm.weight"
+        outputs[one], outputs[two] = outputs[two], outputs[one]
+
+    _change(monkeypatch, swap)
+    found = run_twin(hub["qwen2"])
+    assert not found.passed
+    assert "layer 0" in explain(found)
+
+
+def test_experts_in_another_order_are_found(
+    hub: Mapping[str, Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def reverse(outputs: dict[str, Any]) -> None:
+        name = "model.layers.1.block_sparse_moe.switch_mlp.up_proj.weight"
+        expr = outputs[name]
+        order = range(expr.shape[0] - 1, -1, -1)
+        # Ranges of expressions ascend, so the order is turned by single slices.
+        from torch2mlx.planning.expressions import Concat
+
+        rest = full(expr.shape[1:])
+        outputs[name] = Concat(tuple(Slice(expr, (range(i, i + 1), *rest)) for i in order), 0)
+
+    _change(monkeypatch, reverse)
+    assert not run_twin(hub["mixtral"]).passed
+
+
+def test_a_model_type_that_transformers_lacks_is_refused() -> None:
+    with pytest.raises(UnsupportedError, match="--no-verify"):
+        run_twin({"model_type": "no_such_model", "auto_map": {"AutoConfig": "x.Y"}})
