@@ -231,3 +231,10 @@ def test_damaged_files(tmp_path: Path) -> None:
             new.writestr(record.filename, old.read(record))
     with pytest.raises(SourceError, match="compressed"):
         TorchZipSource([path])
+
+
+def test_a_pickle_that_holds_itself_ends(tmp_path: Path) -> None:
+    value: dict[str, Any] = {"w": torch.ones(2)}
+    value["model"] = value
+    source = TorchZipSource([saved(value, tmp_path / "x.pt")])
+    check(source, {"w": value["w"]})

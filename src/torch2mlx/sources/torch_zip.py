@@ -28,7 +28,8 @@ _WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "net", "networ
 # What DistributedDataParallel and torch.compile put before every name.
 _PREFIXES = ("module.", "_orig_mod.")
 _BUFFER = 8 << 20  # bytes of a storage held at once while a strided tensor is gathered
-_MAX_PICKLE = 1 << 30  # bytes
+_MAX_PICKLE = 1 << 28  # bytes
+_MAX_DEPTH = 8  # of nesting; a pickle can hold itself
 _LOCAL_HEADER = 30  # bytes of a zip record's header before its name
 
 
@@ -148,7 +149,7 @@ def unwrap_state_dict(path: Path, value: Any) -> tuple[dict[str, StoredTensor], 
     """
     trail: list[str] = []
     notes: list[str] = []
-    while isinstance(value, Mapping):
+    while isinstance(value, Mapping) and len(trail) < _MAX_DEPTH:
         inner = {k: v for k, v in value.items() if isinstance(v, Mapping) and _holds_tensors(v)}
         key = next((k for k in _WRAPPERS if k in inner), None)
         if key is None:
@@ -188,9 +189,9 @@ def _direct(value: Mapping[Any, Any]) -> dict[str, StoredTensor]:
     return {k: v for k, v in value.items() if isinstance(k, str) and isinstance(v, StoredTensor)}
 
 
-def _holds_tensors(value: Mapping[Any, Any]) -> bool:
-    return any(
-        isinstance(v, StoredTensor) or (isinstance(v, Mapping) and _holds_tensors(v))
+def _holds_tensors(value: Mapping[Any, Any], depth: int = 0) -> bool:
+    return depth < _MAX_DEPTH and any(
+        isinstance(v, StoredTensor) or (isinstance(v, Mapping) and _holds_tensors(v, depth + 1))
         for v in value.values()
     )
 

@@ -89,18 +89,18 @@ class GGUFArchitecture:
     derive: Callable[[Config, Config, Shapes], Config] | None = None
 
 
+def _rotary_head_dim(metadata: Config, config: Config, shapes: Shapes) -> Config:
+    if "head_dim" in config or "rope.dimension_count" not in metadata:
+        return {}
+    return {"head_dim": metadata["rope.dimension_count"]}
+
+
 def _llama(metadata: Config, config: Config, shapes: Shapes) -> Config:
     derived: Config = {
         "attention_bias": "blk.0.attn_q.bias" in shapes,
         "mlp_bias": "blk.0.ffn_up.bias" in shapes,
     }
-    if "head_dim" not in config and "rope.dimension_count" in metadata:
-        derived["head_dim"] = metadata["rope.dimension_count"]
-    return derived
-
-
-def _mixtral(metadata: Config, config: Config, shapes: Shapes) -> Config:
-    return {} if "head_dim" in config else {"head_dim": metadata.get("rope.dimension_count")}
+    return derived | _rotary_head_dim(metadata, config, shapes)
 
 
 def _qwen2(metadata: Config, config: Config, shapes: Shapes) -> Config:
@@ -109,10 +109,13 @@ def _qwen2(metadata: Config, config: Config, shapes: Shapes) -> Config:
 
 def _experts(metadata: Config, config: Config, shapes: Shapes) -> Config:
     """Widths of experts from their tensors, which older files do not state."""
-    derived: Config = {"moe_intermediate_size": shapes["blk.0.ffn_up_exps.weight"][1]}
-    shared = shapes.get("blk.0.ffn_up_shexp.weight")
-    if shared:
-        derived["shared_expert_intermediate_size"] = shared[0]
+    derived: Config = {}
+    for key, tensor, axis in (
+        ("moe_intermediate_size", "blk.0.ffn_up_exps.weight", 1),
+        ("shared_expert_intermediate_size", "blk.0.ffn_up_shexp.weight", 0),
+    ):
+        if tensor in shapes:
+            derived[key] = shapes[tensor][axis]
     return derived
 
 
@@ -121,7 +124,8 @@ def _gemma(large: int) -> Callable[[Config, Config, Shapes], Config]:
         # The 27B models alone scale queries by hidden_size / heads; llama.cpp knows them by depth.
         heads, hidden = config["num_attention_heads"], config["hidden_size"]
         is_large = config["num_hidden_layers"] == large
-        return {"query_pre_attn_scalar": hidden // heads if is_large else config["head_dim"]}
+        head_dim = config.setdefault("head_dim", hidden // heads)
+        return {"query_pre_attn_scalar": hidden // heads if is_large else head_dim}
 
     return derive
 
@@ -177,7 +181,7 @@ ARCHITECTURES: dict[str, GGUFArchitecture] = {
             "expert_used_count": "num_experts_per_tok",
         },
         interleaved=True,
-        derive=_mixtral,
+        derive=_rotary_head_dim,
     ),
     "qwen2": GGUFArchitecture("qwen2", "Qwen2ForCausalLM", _DENSE, derive=_qwen2),
     "qwen3": GGUFArchitecture("qwen3", "Qwen3ForCausalLM", _DENSE | _QK_NORM, derive=_qwen2),

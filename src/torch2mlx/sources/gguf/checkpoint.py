@@ -32,6 +32,7 @@ _BLOCK = re.compile(
 _TOP = re.compile(r"(?P<tensor>\w+)\.(?P<kind>weight|bias)")
 # Tensors that hold settings of the position embedding, which belong into the config.
 _ROPE_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
+_NEEDED = ("num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads")
 _END_TOKENS = ("eos_token_id", "eot_token_id", "eom_token_id")
 
 
@@ -131,18 +132,20 @@ def _config(
                     "cannot express"
                 )
             config[hf_key] = value
-    needed = ("num_hidden_layers", "hidden_size", "num_attention_heads")
-    missing = [key for key in needed if key not in config]
-    if missing or "token_embd.weight" not in shapes:
+    config.setdefault("num_key_value_heads", config.get("num_attention_heads"))
+    missing = [key for key in _NEEDED if type(config.get(key)) is not int or config[key] < 1]
+    if missing or len(shapes.get("token_embd.weight", ())) != 2:
         raise SourceError(
             f"{file}: its metadata lack {', '.join(missing) or 'the token embedding'}; the file is "
-            "incomplete"
+            "incomplete or damaged"
         )
-    config.setdefault("num_key_value_heads", config["num_attention_heads"])
     config.setdefault("rope_theta", 10000.0)
     config["vocab_size"] = shapes["token_embd.weight"][0]
     config["tie_word_embeddings"] = "output.weight" not in shapes
     config.update(architecture.fixed)
+    dtype = _common_dtype(source)
+    if dtype is not None:
+        config["torch_dtype"] = dtype
     if architecture.derive is not None:
         config.update(architecture.derive(metadata, config, shapes))
     config.update(_rope_scaling(file, metadata, config, source))
@@ -150,6 +153,16 @@ def _config(
     for key, token in (("bos", "bos"), ("eos", "eos"), ("pad", "padding")):
         config[f"{key}_token_id"] = source.metadata.get(f"tokenizer.ggml.{token}_token_id")
     return config
+
+
+def _common_dtype(source: GGUFSource) -> str | None:
+    """The 16-bit type that holds most of the model; None where most of it is quantized or F32."""
+    sizes: dict[str, int] = {}
+    for name, info in source.tensors.items():
+        kind = source.stored_type(name)
+        sizes[kind] = sizes.get(kind, 0) + info.size
+    largest = max(sizes, key=lambda kind: sizes[kind])
+    return DTYPES[largest].torch_name if largest in ("F16", "BF16") else None
 
 
 def _generation_config(metadata: dict[str, Any]) -> dict[str, Any]:
@@ -256,7 +269,7 @@ def _mapping(
                 )
         else:
             found[target] = _Mapped(
-                name, _movement(architecture, tensor, info.shape, config), shifted
+                name, _movement(file, name, architecture, tensor, info.shape, config), shifted
             )
     if unknown:
         raise UnsupportedError(
@@ -267,11 +280,21 @@ def _mapping(
 
 
 def _movement(
-    architecture: GGUFArchitecture, tensor: str, shape: tuple[int, ...], config: dict[str, Any]
+    file: Path,
+    name: str,
+    architecture: GGUFArchitecture,
+    tensor: str,
+    shape: tuple[int, ...],
+    config: dict[str, Any],
 ) -> Move:
     if architecture.interleaved and tensor in ("attn_q", "attn_k"):
-        key = "num_attention_heads" if tensor == "attn_q" else "num_key_value_heads"
-        return _deinterleave(config[key])
+        heads = config["num_attention_heads" if tensor == "attn_q" else "num_key_value_heads"]
+        if shape[0] % (2 * heads):
+            raise SourceError(
+                f"{file}: tensor {name!r} has {shape[0]} rows, which {heads} heads do not divide "
+                "into rotary pairs; its metadata or the tensor is damaged"
+            )
+        return _deinterleave(heads)
     if tensor == "ffn_gate_inp_shexp" and len(shape) == 1:
         return lambda expr: Reshape(expr, (1, *expr.shape))
     return lambda expr: expr

@@ -32,6 +32,7 @@ _SCALARS = {
 _FLOAT32, _STRING, _ARRAY = 6, 8, 9
 _MAX_AXES = 8
 _KEPT = 4096  # array elements; longer ones (vocabularies) are only counted
+_MAX_TEXT = 64 << 20  # bytes; chat templates are the longest texts, and far below
 _CHUNK = 4 << 20  # bytes read from the file at once
 
 
@@ -114,7 +115,7 @@ class _Cursor:
 
     def _length(self) -> int:
         count: int = self.number("<Q")
-        if count > 1 << 31:
+        if count > _MAX_TEXT:
             raise _TruncatedError
         return count
 
@@ -178,7 +179,7 @@ def read_gguf_header(path: Path, block_sizes: dict[int, tuple[int, int]]) -> GGU
             f"{path}: truncated or damaged: its header does not end within the file; download it "
             "again"
         ) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SourceError(f"{path}: not a readable GGUF file: {error}") from None
 
 
@@ -200,7 +201,7 @@ def _parse(path: Path, file: BinaryIO, block_sizes: dict[int, tuple[int, int]]) 
     for _ in range(tensor_count):
         name = cursor.text()
         axes = cursor.number("<I")
-        if axes > _MAX_AXES:
+        if not 1 <= axes <= _MAX_AXES:
             raise ValueError(f"tensor {name!r} has {axes} axes")
         dims = [cursor.number("<Q") for _ in range(axes)]
         rows.append((name, tuple(reversed(dims)), cursor.number("<I"), cursor.number("<Q")))
