@@ -292,7 +292,7 @@ class _Conversion:
                 leaf_paths(port.build()),
             )
             report = check_tokenizer(
-                folder if checkpoint.kind == "gguf" else checkpoint.folder,
+                checkpoint.tokenizer_source,
                 folder,
                 options.trust_remote_code,
                 _embedding_rows(plan),

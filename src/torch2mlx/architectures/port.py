@@ -18,7 +18,7 @@ from torch2mlx.architectures.tracing import trace_call
 from torch2mlx.errors import PlanError, UnsupportedError
 from torch2mlx.planning.expressions import Expr, sources_of
 
-__all__ = ["Port", "PortMapping", "Target", "load_port"]
+__all__ = ["Port", "PortMapping", "Target", "load_port", "plain_port"]
 
 
 @dataclass(frozen=True)
@@ -234,6 +234,15 @@ def load_port(config: dict[str, Any]) -> Port:
     normalised = normalize_config(config)
     model_class, args_class = _port_classes(normalised)
     return Port(normalised, model_class, args_class)
+
+
+def plain_port(config: dict[str, Any]) -> Port:
+    """The port that mlx-lm itself would build from a config.json, nothing normalised.
+
+    Raises:
+        UnsupportedError: see `load_port`.
+    """
+    return Port(config, *_port_classes(config))
 
 
 def _port_classes(config: dict[str, Any]) -> tuple[type, type]:

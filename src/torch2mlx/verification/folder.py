@@ -1,0 +1,121 @@
+"""Hold any MLX folder, whoever made it, against its PyTorch source."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import is_dataclass
+from pathlib import Path
+from typing import Any
+
+from torch2mlx.architectures.port import Port, load_port, plain_port
+from torch2mlx.errors import ParityError, SourceError
+from torch2mlx.packaging.tokenizer import check_tokenizer
+from torch2mlx.planning.recovered import recover_outputs
+from torch2mlx.planning.shards import parse_size
+from torch2mlx.progress import Progress
+from torch2mlx.sources.base import Checkpoint
+from torch2mlx.sources.safetensors import SafetensorsSource
+from torch2mlx.verification.gate import Gate
+from torch2mlx.verification.report import ParityReport
+
+__all__ = ["verify_folder"]
+
+
+def verify_folder(
+    checkpoint: Checkpoint,
+    folder: Path,
+    *,
+    memory_limit: str | int,
+    max_context: int | None,
+    trust_remote_code: bool,
+    progress: Progress,
+) -> tuple[ParityReport, dict[str, Any]]:
+    """Run every check on an existing folder.
+
+    Args:
+        checkpoint: the PyTorch source.
+        folder: config.json, model*.safetensors and tokenizer, as mlx-lm reads them.
+        memory_limit, max_context, trust_remote_code, progress: see `Gate`.
+
+    Returns:
+        the gate's report, and the tokenizer's as plain values.
+
+    Raises:
+        SourceError: the folder is no MLX model.
+        PlanError: it holds other tensors than its source.
+        ParityError: it computes something else.
+    """
+    config = _read_config(folder)
+    files = sorted(folder.glob("model*.safetensors"))
+    if not files:
+        raise SourceError(f"{folder}: no model*.safetensors, so this is no MLX model folder")
+    port = load_port(checkpoint.config)
+    _require_same_settings(port, config, folder)
+    source = SafetensorsSource(files)
+    outputs = recover_outputs(checkpoint, port, config, source.tensors)
+    source.close()
+    gate = Gate(
+        checkpoint,
+        port,
+        outputs,
+        memory_limit=parse_size(memory_limit),
+        max_context=max_context,
+        trust_remote_code=trust_remote_code,
+        progress=progress,
+    )
+    gate.prove_port()
+    report = gate.prove_result(folder, files)
+    with progress.stage("Comparing the tokenizer"):
+        tokenizer = check_tokenizer(checkpoint.tokenizer_source, folder, trust_remote_code)
+    return report, tokenizer.to_dict()
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_bytes())
+    except OSError as error:
+        raise SourceError(
+            f"{path}: cannot be read ({error.strerror}); expected an MLX model folder"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise SourceError(f"{path}: no valid JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise SourceError(f"{path}: expected a JSON object")
+    return config
+
+
+def _require_same_settings(port: Port, config: dict[str, Any], folder: Path) -> None:
+    """The port must see in the folder's config.json what it should see for the source.
+
+    mlx-lm takes config.json as it is, so a key in a style that the port does not read (such as
+    `rope_parameters`) reaches it as a default: the weights are right and the model is wrong.
+    """
+    found = plain_port(config)
+    if found.module != port.module:
+        raise ParityError(
+            f"{folder}/config.json loads {found.module}, but the source is a model of {port.module}"
+        )
+    differing = list(_differences(port.args, found.args))
+    if differing:
+        raise ParityError(
+            f"{folder}/config.json reaches the port with other settings than the source:\n  "
+            + "\n  ".join(differing)
+            + "\nConvert the source again; the weights alone do not make the model."
+        )
+
+
+_INERT = frozenset({"model_type", "quantization"})  # settings that no port computes with
+
+
+def _differences(expected: Any, found: Any) -> Iterator[str]:
+    theirs = vars(found)
+    for key, value in vars(expected).items():
+        if key not in _INERT and _plain(theirs.get(key)) != _plain(value):
+            yield f"{key}: should be {value!r}, is {theirs.get(key)!r}"
+
+
+def _plain(value: Any) -> Any:
+    """Nested settings as dicts, without what their config leaves at its default anyway."""
+    return {k: _plain(v) for k, v in vars(value).items()} if is_dataclass(value) else value
