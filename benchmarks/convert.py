@@ -115,7 +115,6 @@ class Bench:
         self.data, self.scratch, self.repeats, self.console = data, scratch, repeats, console
         self.output = scratch / "output"
         self.log = scratch / "log"
-        self._footprints: dict[tuple[str, str], Usage] = {}
 
     def fabricate(self, name: str) -> Path:
         """The checkpoint's folder; made in a process of its own, which keeps this one small."""
@@ -125,21 +124,19 @@ class Bench:
             measure([sys.executable, str(HERE / "fabricate.py"), name, str(folder)], self.log)
         return folder
 
-    def footprint(self, contender: Contender, checkpoint: str) -> Usage:
+    def imports(self, contender: Contender, checkpoint: str) -> Usage:
         """What importing costs: the modules of a tiny conversion, imported and nothing else."""
         if contender.module is None:
             return Usage(0.0, 0.0, 0, 0.0)
         family = checkpoint.split("-")[0]
-        key = (contender.name, family)
-        if key not in self._footprints:
-            tiny, names = self.fabricate(f"{family}-tiny"), self.scratch / "modules.json"
-            contents = [sys.executable, str(HERE / "contents.py")]
+        names = self.scratch / f"modules {contender.name} {family}.json"
+        contents = [sys.executable, str(HERE / "contents.py")]
+        if not names.exists():
+            tiny = self.fabricate(f"{family}-tiny")
             arguments = contender.arguments(tiny, self.output, "4-bit")
             measure([*contents, "modules", str(names), "-m", *arguments], self.log)
             self.clear()
-            runs = [measure([*contents, "import", str(names)], self.log) for _ in range(3)]
-            self._footprints[key] = middle(runs)
-        return self._footprints[key]
+        return measure([*contents, "import", str(names)], self.log)
 
     def clear(self) -> None:
         """Remove the output of the run before."""
@@ -157,11 +154,14 @@ class Bench:
         """Every contender on one checkpoint and mode, `repeats` times in rotating order."""
         source = self.fabricate(checkpoint)
         runs: dict[str, list[Usage]] = {c.name: [] for c in contenders}
+        imports: dict[str, list[Usage]] = {c.name: [] for c in contenders}
         digests: dict[str, dict[str, str]] = {}
         written: dict[str, int] = {}
         for turn in range(self.repeats):
             start = turn % len(contenders)
             for contender in (*contenders[start:], *contenders[:start]):
+                # In the same turn, so that a busy machine slows both.
+                imports[contender.name].append(self.imports(contender, checkpoint))
                 warm(source)
                 os.sync()
                 usage = measure(contender.command(source, self.output, mode), self.log, self.output)
@@ -182,7 +182,7 @@ class Bench:
                 mode,
                 c.name,
                 middle(runs[c.name]),
-                self.footprint(c, checkpoint),
+                middle(imports[c.name]),
                 tuple(runs[c.name]),
                 written[c.name],
                 difference(digests, c.name),
