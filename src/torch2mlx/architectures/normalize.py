@@ -100,7 +100,7 @@ def reference_config(config: Mapping[str, Any]) -> Any:
     Built from the dict alone: no remote code, no network, no weights.  None as well where
     transformers refuses the values; the parity check meets the same refusal and reports it.
     """
-    from transformers import CONFIG_MAPPING
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:

@@ -1,4 +1,4 @@
-"""gemma 4: what full-attention layers have of their own stands under `global_` keys in the port."""
+"""gemma 4: `global_` keys for full-attention layers, and the vocabulary repeated at top level."""
 
 from __future__ import annotations
 
@@ -28,4 +28,8 @@ def _global_layers(config: Config, reference: Any) -> Config:
     return result
 
 
-RULES = (Rules("gemma4_text", finish=_global_layers),)
+def _vocabulary(config: Config, reference: Any) -> Config:
+    return {**config, "vocab_size": config["text_config"]["vocab_size"]}
+
+
+RULES = (Rules("gemma4_text", finish=_global_layers), Rules("gemma4", finish=_vocabulary))
