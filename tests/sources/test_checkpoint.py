@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +135,27 @@ def test_oddly_named_pair_is_ambiguous_but_model_wins(folder: Path) -> None:
     checkpoint = open_checkpoint(folder)
     assert files(checkpoint) == ["model.safetensors"]
     assert len(checkpoint.notes) == 2
+
+
+def test_two_usual_names_are_ambiguous(folder: Path) -> None:
+    torch.save({"w": torch.ones(2)}, folder / "pytorch_model.bin")
+    torch.save({"w": torch.ones(2)}, folder / "model.pt")
+    with pytest.raises(SourceError, match=r"model\.pt; pytorch_model\.bin"):
+        open_checkpoint(folder)
+
+
+def test_opening_imports_no_framework(folder: Path) -> None:
+    """Headers are enough to look at a checkpoint; torch and transformers take seconds."""
+    put(folder, "model.safetensors", "w")
+    torch.save({"w": torch.ones(2)}, folder / "weights.pt")
+    code = (
+        "import sys; from torch2mlx.sources import open_checkpoint\n"
+        "for path in sys.argv[1:]: open_checkpoint(path).source.read('w')\n"
+        "slow = {'torch', 'transformers', 'safetensors', 'huggingface_hub'} & set(sys.modules)\n"
+        "sys.exit(', '.join(slow) or 0)"
+    )
+    arguments = [str(folder / "model.safetensors"), str(folder / "weights.pt")]
+    subprocess.run([sys.executable, "-c", code, *arguments], check=True)
 
 
 def test_safetensors_before_bin(folder: Path) -> None:

@@ -169,7 +169,12 @@ def test_dtype_is_stated_where_most_values_have_it(tmp_path: Path) -> None:
     norm = np.ones(64, np.float32)
     for kind, stated in [(np.float16, "float16"), (np.float32, None)]:
         llama(path, **{"token_embd.weight": np.zeros((8, 64), kind), "output_norm.weight": norm})
-        assert open_checkpoint(path).config.get("torch_dtype") == stated
+        checkpoint = open_checkpoint(path)
+        assert checkpoint.config.get("torch_dtype") == stated
+        assert (dict(checkpoint.tokenizer_files), checkpoint.notes[-1]) == (
+            {},
+            "holds no tokenizer",
+        )
 
 
 def test_experts_of_old_files_are_single_tensors(tmp_path: Path) -> None:

@@ -95,7 +95,8 @@ class Packed:
     Attributes:
         bits, group_size: of the grid, along the last axis.
         weight, scales, biases: expressions of the three MLX tensors, over virtual tensors of
-            the same source; rows correspond to rows of the tensor.
+            the same source (readable, but not listed in `tensors`); rows correspond to rows of
+            the tensor.
     """
 
     bits: int
@@ -118,7 +119,8 @@ class Checkpoint:
         source: where the stored tensors are read.
         state: tensors under their Hugging Face names, as expressions over `source`.
         packed: names of `state` that MLX's affine format can take without loss.
-        tokenizer_files: files to be copied byte for byte, by name in the output.
+        tokenizer_files: files to be copied byte for byte, by name in the output; those of a GGUF
+            file are made when first asked for, and last as long as the checkpoint.
         notes: what a user should know (skipped files, alternatives ...).
     """
 

@@ -35,6 +35,8 @@ _TRAINING = re.compile(
 _ADAPTER = re.compile(r"adapter(_model|s)?\b.*")
 _PROJECTOR = re.compile(r"mmproj.*|.*[-_.]mmproj[-_.].*")
 _FOREIGN = (".h5", ".msgpack", ".onnx", ".ckpt", ".tflite", ".npz", ".pt2", ".ot", ".nemo")
+# What libraries call the weights when nobody gives a name.
+_USUAL = ("model", "pytorch_model", "diffusion_pytorch_model")
 _LISTED = 8  # names a message lists before it counts the rest
 
 
@@ -191,7 +193,7 @@ def _only_set(where: str, sets: Sequence[WeightFiles]) -> tuple[WeightFiles, lis
     """The set to use and notes on the ones left out; an error where two could be meant."""
     if len(sets) == 1:
         return sets[0], []
-    usual = [s for s in sets if s.stem in ("model", "pytorch_model", "diffusion_pytorch_model")]
+    usual = [s for s in sets if s.stem in _USUAL]
     first = next((s for s in sets if s.index), None) or (usual[0] if usual else None)
     if first is None:
         merged = [s for s in sets if not s.stem.startswith("consolidated")]
@@ -208,7 +210,9 @@ def _only_set(where: str, sets: Sequence[WeightFiles]) -> tuple[WeightFiles, lis
 
 def _rivals(first: WeightFiles, other: WeightFiles) -> bool:
     """True where `other` looks like the same model once more, not like something beside it."""
-    return other.index is not None or other.stem.split(".")[0] == first.stem.split(".")[0]
+    if other.index is not None or other.stem in _USUAL:
+        return True
+    return other.stem.split(".")[0] == first.stem.split(".")[0]
 
 
 def _numbered_set(where: str, kind: str, files: Sequence[str]) -> WeightFiles:

@@ -88,6 +88,7 @@ def open_gguf(
                 mapped.move(grid.scales),
                 mapped.move(grid.biases),
             )
+    has_tokenizer = "tokenizer.ggml.model" in source.metadata
     return Checkpoint(
         location=location,
         folder=folder,
@@ -97,8 +98,8 @@ def open_gguf(
         state=state,
         generation_config=_generation_config(source.metadata),
         packed=packed,
-        tokenizer_files=GGUFTokenizerFiles(files[0]),
-        notes=(*notes, _types_note(source)),
+        tokenizer_files=GGUFTokenizerFiles(files[0]) if has_tokenizer else {},
+        notes=(*notes, _types_note(source), *([] if has_tokenizer else ["holds no tokenizer"])),
     )
 
 
