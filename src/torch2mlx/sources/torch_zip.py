@@ -1,7 +1,7 @@
 """torch files (.bin, .pt, .pth): the zip format of torch.save, read in place.
 
 The archive holds data.pkl, which describes tensors as strided views, and one uncompressed record
-a storage (docs: torch/csrc and https://docs.pytorch.org/docs/stable/notes/serialization.html).
+a storage (https://docs.pytorch.org/docs/stable/notes/serialization.html).
 The pickle is interpreted by `torch_pickle`, never executed; storages are read by position.
 """
 
