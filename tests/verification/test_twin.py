@@ -133,3 +133,29 @@ def test_experts_in_another_order_are_found(
 def test_a_model_type_that_transformers_lacks_is_refused() -> None:
     with pytest.raises(UnsupportedError, match="--no-verify"):
         run_twin({"model_type": "no_such_model", "auto_map": {"AutoConfig": "x.Y"}})
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [
+        ("llama3", "rms_norm_eps", 1e-6),
+        ("llama3", "rope_theta", 10000.0),
+        ("llama3", "rope_scaling", None),
+        ("gemma3", "rope_local_base_freq", 1000000.0),
+        ("deepseek3", "norm_topk_prob", False),
+        ("deepseek3", "topk_group", 1),
+        ("gpt2", "layer_norm_epsilon", 1e-6),
+    ],
+)
+def test_a_port_with_another_setting_is_found(
+    hub: Mapping[str, Config], monkeypatch: pytest.MonkeyPatch, name: str, key: str, value: Any
+) -> None:
+    load = ports.load_port
+
+    def other(config: Config) -> ports.Port:
+        port = load(config)
+        changed = {**port.config, key: value}
+        return ports.Port(changed, port._model_class, type(port.args))
+
+    monkeypatch.setattr(ports, "load_port", other)
+    assert not run_twin(hub[name]).passed

@@ -6,6 +6,7 @@ window and rope boundary, and the cache path is run in chunks and token by token
 
 from __future__ import annotations
 
+import re
 import tempfile
 import zlib
 from collections.abc import Mapping
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 __all__ = ["disturb", "run_twin"]
 
+_EMBEDDING = 0.02
+_NUMBER = re.compile(r"\.\d+\.")
 _SHORT = (7, 20)  # below every window of a shrunk config; past windows, before rope boundaries
 _CHUNKS_SHORT = (5, *(1,) * 13)
 _CHUNKS_LONG = (30, 18, *(1,) * 6)
@@ -133,7 +136,9 @@ def disturb(model: torch.nn.Module, seed: int = 0) -> None:
 
     Matrices become normal with a gain of 1.5 over the usual 1/√width, which makes soft caps and
     attention patterns visible; what initialises to a constant (norms, biases, sinks) is moved
-    by 0.2; state-space decay rates only by 0.1, since they are exponents.
+    by 0.2; state-space decay rates only by 0.1, since they are exponents.  Embeddings are as
+    small as real ones, so that the epsilon of the first norm counts; where they are the head as
+    well, the final norm makes up for it.
     """
     import torch
 
@@ -144,6 +149,11 @@ def disturb(model: torch.nn.Module, seed: int = 0) -> None:
         if isinstance(module, torch.nn.Embedding)
     }
     saved = set(model.state_dict())
+    settings: Any = model.config
+    tied_head = bool(settings.get_text_config().tie_word_embeddings)
+    type_of = {
+        f"{name}.weight": type(module).__name__.lower() for name, module in model.named_modules()
+    }
     with torch.no_grad():
         for name, value in (*model.named_parameters(), *model.named_buffers()):
             if name not in saved or not value.is_floating_point() or value.data_ptr() in tied:
@@ -152,7 +162,9 @@ def disturb(model: torch.nn.Module, seed: int = 0) -> None:
             generator = torch.Generator().manual_seed(zlib.crc32(name.encode()) ^ seed)
             noise = torch.randn(value.shape, generator=generator)
             if name in embeddings:
-                value.copy_(noise)
+                value.copy_(_EMBEDDING * noise)
+            elif tied_head and "norm" in type_of.get(name, "") and not _NUMBER.search(name):
+                value.add_(0.5 / _EMBEDDING + 0.2 * noise)
             elif "correction_bias" in name or "expert_bias" in name:
                 # Scores of masked experts are set to zero, so those of others stay above it.
                 value.add_(0.2 * noise.abs())
