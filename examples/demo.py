@@ -28,7 +28,7 @@ from torch2mlx.reporting.terminal import Bars, format_bytes
 __all__ = ["main"]
 
 PROMPT = "Why is the sky blue? Answer in two sentences."
-ANSWER_TOKENS = 64
+ANSWER_TOKENS = 40
 # Scored for perplexity: plain prose that was written for this file.
 TEXT = (
     "The harbour was quiet when the last boat came in. Two men tied it to the wall, counted the "
