@@ -31,7 +31,6 @@ REFUSED: Mapping[str, str] = {
     "starcoder2-window": "sliding window",
     "mixtral-window": "sliding window",
     "olmo": "ai2-olmo",
-    "glm": "rotates whole heads",
     "bitnet": "ternary",
     "phimoe": "sparse mixing",
     "ernie4_5_moe": "selects experts",

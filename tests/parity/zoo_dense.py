@@ -151,6 +151,7 @@ DENSE: tuple[Case, ...] = (
         logits_scaling=3.0,
     ),
     rotary_case("helium", head_dim=16),
+    rotary_case("glm", "glm-tied", head_dim=16, tie_word_embeddings=True, attention_bias=True),
     rotary_case("glm", head_dim=16, rope_parameters=rope(partial_rotary_factor=0.5)),
     rotary_case("glm4", head_dim=16, rope_parameters=rope(partial_rotary_factor=0.5)),
     rotary_case("nemotron", rope_parameters=rope(partial_rotary_factor=0.5)),

@@ -88,14 +88,6 @@ def _yarn(reference: Any, config: Mapping[str, Any], fields: frozenset[str]) -> 
     )
 
 
-def _partial_rotary(
-    reference: Any, config: Mapping[str, Any], fields: frozenset[str]
-) -> str | None:
-    if _rope(reference).get("partial_rotary_factor", 1.0) == 1.0:
-        return None
-    return "the port rotates whole heads, the original only a part of each (partial_rotary_factor)"
-
-
 def _always(sentence: str) -> _Limit:
     return lambda reference, config, fields: sentence
 
@@ -125,7 +117,6 @@ _OWN: Mapping[str, tuple[_Limit, ...]] = {
     "ernie4_5_moe": (
         _always("the port leaves out the bias by which the original selects experts"),
     ),
-    "glm": (_partial_rotary,),
     "jamba": (_several_experts,),
     "mamba2": (_norm_groups,),
     "phimoe": (

@@ -109,14 +109,19 @@ def _recording(layers: Sequence[Any], outputs: dict[int, Any]) -> Iterator[None]
 
 
 def run_candidate(model: Module, tokens: Array) -> Trace:
-    """Logits and every layer's output for one sequence of token ids [tokens], without a cache."""
+    """Logits and every layer's output for one sequence of token ids [tokens].
+
+    In one piece through a fresh cache, as generation reads a prompt: without a cache the port of
+    gemma 3n gives layers that share keys and values projections of their own.
+    """
     import mlx.core as mx
+    from mlx_lm.models.cache import make_prompt_cache
 
     layers = _layer_list(model)
     outputs: dict[int, Any] = {}
     ids = mx.array(np.asarray(tokens, dtype=np.int32))[None]
     with _on_cpu(), _recording(layers, outputs):
-        logits = _logits(model(ids))
+        logits = _logits(model(ids, cache=make_prompt_cache(model)))
         mx.eval(logits, [v for v in outputs.values() if isinstance(v, mx.array)])
     hidden = [outputs.get(i) for i in range(len(layers))]
     return Trace(
