@@ -159,3 +159,40 @@ def test_a_port_with_another_setting_is_found(
 
     monkeypatch.setattr(ports, "load_port", other)
     assert not run_twin(hub[name]).passed
+
+
+def test_the_other_form_of_gelu_is_told_from_a_fault(
+    hub: Mapping[str, Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The port of gpt_neox computes tanh-GELU for PyTorch's erf-GELU.
+    config = {
+        "model_type": "gpt_neox",
+        "hidden_size": 512,
+        "intermediate_size": 2048,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 8,
+        "rotary_pct": 0.25,
+        "rotary_emb_base": 10000,
+        "max_position_embeddings": 2048,
+        "layer_norm_eps": 1e-5,
+        "use_parallel_residual": True,
+        "hidden_act": "gelu",
+        "vocab_size": 50304,
+        "tie_word_embeddings": False,
+    }
+    found = run_twin(config)
+    assert found.passed, explain(found)
+    assert found.logits.relative < tolerance.ROUNDING
+    assert "form of GELU" in " ".join(found.notes)
+    # The same size of difference from another cause does not pass.
+    load = ports.load_port
+
+    def other(config: Config) -> ports.Port:
+        port = load(config)
+        theta = {"rope_theta": port.config["rope_theta"] * 1.001}
+        return ports.Port({**port.config, **theta}, port._model_class, type(port.args))
+
+    monkeypatch.setattr(ports, "load_port", other)
+    wrong = run_twin(hub["llama3"])
+    assert tolerance.CONVERSION < wrong.logits.relative < tolerance.GELU
+    assert not wrong.passed

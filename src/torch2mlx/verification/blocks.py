@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch2mlx.errors import PlanError, Torch2MLXError, UnsupportedError
+from torch2mlx.errors import ParityError, PlanError, Torch2MLXError, UnsupportedError
 from torch2mlx.verification import tolerance
 from torch2mlx.verification.comparison import compare, near_tie, sample_tokens
 from torch2mlx.verification.depth import thin_config
@@ -154,15 +154,8 @@ class _Model:
         for layers in self._cuts(layer):
             try:
                 found = self._compare(layers, layer)
-            except (PlanError, UnsupportedError) as error:
+            except (ParityError, PlanError, UnsupportedError) as error:
                 failure = error
-                continue
-            except (IndexError, KeyError, TypeError, ValueError, StopIteration) as error:
-                failure = PlanError(
-                    f"layers {layers[0]} to {layers[-1]} cannot be run on their own: "
-                    f"{type(error).__name__}: {error}; convert without comparing single layers "
-                    "(--no-verify), or raise --memory-limit until the whole model fits"
-                )
                 continue
             if found.passed or layer not in layers:
                 return found

@@ -113,6 +113,9 @@ def run_candidate(model: Module, tokens: Array) -> Trace:
 
     In one piece through a fresh cache, as generation reads a prompt: without a cache the port of
     gemma 3n gives layers that share keys and values projections of their own.
+
+    Raises:
+        ParityError: the model fails, or gives no logits.
     """
     import mlx.core as mx
     from mlx_lm.models.cache import make_prompt_cache
@@ -120,9 +123,15 @@ def run_candidate(model: Module, tokens: Array) -> Trace:
     layers = _layer_list(model)
     outputs: dict[int, Any] = {}
     ids = mx.array(np.asarray(tokens, dtype=np.int32))[None]
-    with _on_cpu(), _recording(layers, outputs):
-        logits = _logits(model(ids, cache=make_prompt_cache(model)))
-        mx.eval(logits, [v for v in outputs.values() if isinstance(v, mx.array)])
+    try:
+        with _on_cpu(), _recording(layers, outputs):
+            logits = _logits(model(ids, cache=make_prompt_cache(model)))
+            mx.eval(logits, [v for v in outputs.values() if isinstance(v, mx.array)])
+    except (IndexError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise ParityError(
+            f"{type(model).__module__} does not run with this config: {type(error).__name__}: "
+            f"{error}; check config.json, or use --no-verify to skip the proof"
+        ) from error
     hidden = [outputs.get(i) for i in range(len(layers))]
     return Trace(
         _numpy(logits)[0],

@@ -11,14 +11,12 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch2mlx.verification.layers import text_part
+from torch2mlx.verification.layers import NUMBER_LISTS, text_part
 from torch2mlx.verification.reference import reference_config
 from torch2mlx.verification.sizes import LAYER_KEYS
 
 __all__ = ["thin_config"]
 
-# Lists of layer numbers.  Kimi's, in `linear_attn_config`, count from one.
-_NUMBER_LISTS = ("mlp_only_layers", "full_attn_idxs", "moe_layers", "attn_layer_indices")
 # Layer i is of the special kind if i % period == offset ...
 _PERIODS = (
     ("attn_layer_period", "attn_layer_offset"),
@@ -83,7 +81,7 @@ def _follow_lists(part: dict[str, Any], count: int, layers: Sequence[int]) -> No
                     for k, v in value.items()
                     if int(k) in new_number
                 }
-            elif key == "linear_attn_config":
+            elif key == "linear_attn_config":  # numbers its layers from one
                 part[key] = {
                     k: [new_number[n - 1] + 1 for n in v if n - 1 in new_number]
                     if isinstance(v, list)
@@ -92,7 +90,7 @@ def _follow_lists(part: dict[str, Any], count: int, layers: Sequence[int]) -> No
                 }
             elif not key.startswith("rope_"):
                 _follow_lists(value, count, layers)
-        elif key in _NUMBER_LISTS and isinstance(value, list):
+        elif key in NUMBER_LISTS and isinstance(value, list):
             part[key] = [new_number[n] for n in value if n in new_number]
         elif key == "block_types" and isinstance(value, list) and value:
             part[key] = [value[i % len(value)] for i in layers]

@@ -15,11 +15,14 @@ from torch2mlx.verification.reference import build_skeleton, decoder_layers
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Signature", "layer_count", "layer_signatures", "text_part"]
+__all__ = ["NUMBER_LISTS", "Signature", "layer_signatures", "text_part"]
 
 Signature = Hashable
 
 _NESTED = ("text_config", "llm_config", "language_config")
+NUMBER_LISTS = ("mlp_only_layers", "full_attn_idxs", "moe_layers", "attn_layer_indices")
+"""Config keys that list layer numbers, from zero."""
+
 # Attributes that say where a layer is, not what it does.
 _POSITIONAL = ("idx", "index", "layer_id", "layer_number", "training", "depth")
 
@@ -51,16 +54,11 @@ def layer_signatures(config: Mapping[str, Any]) -> list[Signature]:
     ]
 
 
-def layer_count(config: Mapping[str, Any]) -> int:
-    """Number of decoder layers that PyTorch builds."""
-    return len(decoder_layers(build_skeleton(config))[1])
-
-
 def _per_layer_lists(values: Mapping[str, Any]) -> list[list[Any]]:
     return [
         v
         for key, v in sorted(values.items())
-        if isinstance(v, list) and "layer" in key and key != "mlp_only_layers"
+        if isinstance(v, list) and "layer" in key and key not in NUMBER_LISTS
     ]
 
 

@@ -32,6 +32,7 @@ __all__ = [
     "read_state",
     "reference_config",
     "run_reference",
+    "swap_gelu",
     "to_torch",
 ]
 
@@ -170,6 +171,11 @@ def _instance(settings: Any, trust_remote_code: bool) -> torch.nn.Module:
             f"PyTorch's {cls.__name__} cannot be built here: {first} Install what it asks for, or "
             "convert unproven with --no-verify"
         ) from error
+    except (TypeError, ValueError, AttributeError, IndexError, KeyError) as error:
+        raise UnsupportedError(
+            f"PyTorch's {cls.__name__} cannot be built from this config: {type(error).__name__}: "
+            f"{error}; check config.json against the model's documentation"
+        ) from error
     return model.eval()  # type: ignore[no-any-return]
 
 
@@ -264,6 +270,28 @@ def match_rounding(model: torch.nn.Module, port_module: str) -> None:
         scale = getattr(module, "embed_scale", None)
         if torch.is_tensor(scale):
             module.embed_scale = scale.to(torch.bfloat16).to(scale.dtype)
+
+
+def swap_gelu(model: torch.nn.Module) -> bool:
+    """Exchange the two forms of GELU, exact (erf) and tanh, in place; False if there is none.
+
+    Some ports compute the other form.  Its values differ by up to 5e-4, which no one can hear,
+    but which would hide anything else below it.
+    """
+    from transformers.activations import ACT2FN
+
+    exact, tanh = (
+        ("GELUActivation", "GELU"),
+        ("GELUTanh", "NewGELUActivation", "FastGELUActivation"),
+    )
+    found = False
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            kind = type(child).__name__
+            if kind in exact or kind in tanh:
+                setattr(module, name, ACT2FN["gelu_pytorch_tanh" if kind in exact else "gelu"])
+                found = True
+    return found
 
 
 def run_reference(model: torch.nn.Module, tokens: Array) -> Trace:

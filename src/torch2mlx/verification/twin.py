@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch2mlx.errors import UnsupportedError
+from torch2mlx.errors import PlanError, UnsupportedError
 from torch2mlx.verification import tolerance
 from torch2mlx.verification.candidate import build_candidate
 from torch2mlx.verification.comparison import compare_models, near_tie, sample_tokens
@@ -114,7 +114,12 @@ def _run(config: Mapping[str, Any], max_context: int | None, seed: int, bound: f
         state = {
             name: Source(name, info.dtype, info.shape) for name, info in source.tensors.items()
         }
-        candidate = build_candidate(port, state, source)
+        try:
+            candidate = build_candidate(port, state, source)
+        except PlanError as error:
+            raise PlanError(
+                f"a tiny {port.model_type!r} model as transformers saves it: {error}"
+            ) from error
         source.close()
     whole_run = any(b.whole_run for b in boundaries(config, max_context))
     return compare_models(
