@@ -14,8 +14,8 @@ from zoo import VOCABULARY, Case
 __all__ = ["TOLERANCE", "Saved", "model_error", "port_error", "prepare", "quiet_libraries"]
 
 # Relative L2 error of fp32 logits.  Right ports measure 1e-7 to 2e-5, those that compute GELU by
-# the other of its two formulas up to 2.2e-4; the smallest wrong one is at 7e-2.
-TOLERANCE = 3e-4
+# the other of its two formulas up to 3.2e-4; the smallest wrong one is at 7e-4.
+TOLERANCE = 5e-4
 
 # Past every window of the cases and past the original context of those with scaled rotary
 # embeddings; and a text below both.
@@ -83,10 +83,15 @@ def build(case: Case, seed: int = 0) -> Any:
     config = transformers.models.auto.CONFIG_MAPPING[case.model_type](**options)
     torch.manual_seed(seed)
     model = getattr(transformers, case.auto).from_config(config, dtype=torch.float32).eval()
+    embeddings = {
+        f"{name}.weight" for name, m in model.named_modules() if isinstance(m, torch.nn.Embedding)
+    }
     with torch.no_grad():
-        for _, parameter in sorted(model.named_parameters()):
+        for name, parameter in sorted(model.named_parameters()):
             noise = torch.randn(parameter.shape)
-            if parameter.ndim < 2:
+            if name in embeddings:
+                parameter.copy_(0.02 * noise)  # as small as real ones: the norm's epsilon counts
+            elif parameter.ndim < 2:
                 parameter.add_(0.1 * noise)
             else:
                 parameter.copy_(1.2 * noise * parameter.shape[-1] ** -0.5)

@@ -27,6 +27,8 @@ REFUSED: Mapping[str, str] = {
     "gemma2-window": "sliding window",
     "qwen3-window": "sliding window",
     "qwen2_moe-dense-layer": "does not fit",
+    "nanochat": "rms_norm_eps",
+    "recurrent_gemma": "rms_norm_eps",
     "phi3-window": "sliding window",
     "starcoder2-window": "sliding window",
     "mixtral-window": "sliding window",

@@ -109,6 +109,15 @@ def _norm_groups(reference: Any, config: Mapping[str, Any], fields: frozenset[st
     )
 
 
+def _epsilon(reference: Any, config: Mapping[str, Any], fields: frozenset[str]) -> str | None:
+    if reference.rms_norm_eps == 1e-5:
+        return None
+    return (
+        f"the port's norms add 1e-05 to the variance, the original {reference.rms_norm_eps:.0e} "
+        "(rms_norm_eps): small activations differ"
+    )
+
+
 _GENERAL: tuple[_Limit, ...] = (_window, _longrope, _yarn)
 _OWN: Mapping[str, tuple[_Limit, ...]] = {
     "bitnet": (
@@ -117,6 +126,8 @@ _OWN: Mapping[str, tuple[_Limit, ...]] = {
     "ernie4_5_moe": (
         _always("the port leaves out the bias by which the original selects experts"),
     ),
+    "nanochat": (_epsilon,),
+    "recurrent_gemma": (_epsilon,),
     "jamba": (_several_experts,),
     "mamba2": (_norm_groups,),
     "phimoe": (
