@@ -118,9 +118,6 @@ def main() -> None:
             source,
             folder,
             quantize=True,
-            q_bits=4,
-            q_group_size=32,
-            embedding=8,
             progress=Bars(),
         )
         render(conversion)

@@ -193,6 +193,7 @@ class _Conversion:
                 port,
                 dtype=options.dtype,
                 quantize=options.quant_options(),
+                keep_grids=options.keep_grids,
                 max_shard_size=parse_size(options.max_shard_size),
             )
         for note in plan.notes:
@@ -445,6 +446,12 @@ def generate(
         raise
     except Exception as error:  # whatever a damaged folder provokes in two libraries
         raise SourceError(f"{folder}: mlx-lm cannot load it: {error}") from error
+    if mx.default_device() == mx.cpu:
+        # MLX's CPU kernels for half types are up to sixty times slower than for float32; the
+        # values stay the same.
+        from torch2mlx.verification.candidate import to_float32
+
+        to_float32(model)
     mx.random.seed(seed)
     text: Any = prompt
     if not raw and tokenizer.chat_template is not None:

@@ -10,6 +10,7 @@ from typing import Any
 from torch2mlx.architectures.catalog import port_name, similar_ports
 from torch2mlx.architectures.registry import rules_for
 from torch2mlx.sources.base import Checkpoint
+from torch2mlx.sources.gguf.source import GGUFSource
 
 __all__ = ["Inspection", "inspect_checkpoint"]
 
@@ -67,7 +68,7 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
     dtypes = Counter[str]()
     for expr in checkpoint.state.values():
         dtypes[expr.dtype.torch_name] += expr.size
-    names = list(checkpoint.tokenizer_files)
+    tokenizer, template = _tokenizer(checkpoint)
     return Inspection(
         location=checkpoint.location,
         kind=checkpoint.kind,
@@ -84,11 +85,8 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
         ),
         tied=merged.get("tie_word_embeddings"),
         context=_first_int(merged, "max_position_embeddings", "n_positions", "max_seq_len"),
-        tokenizer=any("tokenizer" in n or "vocab" in n or n.endswith(".model") for n in names),
-        chat_template=any("chat_template" in n for n in names)
-        or any(
-            "chat_template" in _text(checkpoint, n) for n in names if n.endswith("_config.json")
-        ),
+        tokenizer=tokenizer,
+        chat_template=template,
         hazards=tuple(_hazards(checkpoint, merged, len(infos))),
         notes=checkpoint.notes,
     )
@@ -103,9 +101,19 @@ def _first_int(config: Mapping[str, Any], *keys: str) -> int | None:
     return next((config[k] for k in keys if isinstance(config.get(k), int)), None)
 
 
-def _text(checkpoint: Checkpoint, name: str) -> str:
-    path = checkpoint.tokenizer_files[name]
-    return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+def _tokenizer(checkpoint: Checkpoint) -> tuple[bool, bool]:
+    """Whether there is a tokenizer, and a chat template, without loading either."""
+    if isinstance(checkpoint.source, GGUFSource):  # whose tokenizer files are made on demand
+        metadata = checkpoint.source.metadata
+        return "tokenizer.ggml.tokens" in metadata, "tokenizer.chat_template" in metadata
+    files = checkpoint.tokenizer_files
+    tokenizer = any("tokenizer" in n or "vocab" in n or n.endswith(".model") for n in files)
+    template = any("chat_template" in n for n in files) or any(
+        "chat_template" in path.read_text(encoding="utf-8", errors="replace")
+        for n, path in files.items()
+        if n.endswith("_config.json") and path.exists()
+    )
+    return tokenizer, template
 
 
 def _hazards(checkpoint: Checkpoint, config: Mapping[str, Any], tensors: int) -> Iterator[str]:
@@ -123,11 +131,12 @@ def _hazards(checkpoint: Checkpoint, config: Mapping[str, Any], tensors: int) ->
     if isinstance(packed, Mapping):
         method = packed.get("quant_method", packed.get("format", "unknown"))
         yield f"the weights are packed ({method}); only formats that the port unpacks convert"
-    if not checkpoint.tokenizer_files:
+    if not _tokenizer(checkpoint)[0]:
         yield "no tokenizer files: the result cannot generate text or chat"
     halves = {"float16", "bfloat16"}
     types = {expr.dtype.torch_name for expr in checkpoint.state.values() if expr.dtype.floating}
-    if "float32" in types and not types & halves and config.get("torch_dtype") in halves:
+    plain = checkpoint.kind != "gguf"
+    if plain and types == {"float32"} and config.get("torch_dtype") in halves:
         yield f"stored in float32, config.json says {config['torch_dtype']}: it will be rounded"
     if "float64" in types:
         yield "float64 weights: MLX computes in float32 at most, they will be rounded"

@@ -59,11 +59,11 @@ class ConvertOptions:
         """Raise OptionError for contradictions, before any file is opened."""
         needs_q = {
             "--q-bits": self.q_bits, "--q-group-size": self.q_group_size, "--q-mode": self.q_mode,
-            "--recipe": self.recipe, "--keep": self.keep, "--bits": self.bits,
+            "--recipe": self.recipe, "--keep": _patterns("keep", self.keep), "--bits": _patterns("bits", self.bits),
             "--embedding": self.embedding, "--head": self.head, "--router": self.router,
             "--strict": self.strict,
         }  # fmt: skip
-        given = [flag for flag, value in needs_q.items() if value]
+        given = [f for f, v in needs_q.items() if v is not None and v is not False and v != ()]
         if given and not self.quantize:
             raise OptionError(
                 f"{', '.join(given)} say how to quantize, but quantization is off; add -q"
@@ -78,7 +78,7 @@ class ConvertOptions:
         """The quantization part, or None."""
         if not self.quantize:
             return None
-        if self.recipe and self.q_bits:
+        if self.recipe is not None and self.q_bits is not None:
             raise OptionError(
                 f"--recipe {self.recipe} chooses the bits of every layer; leave out --q-bits"
             )
@@ -93,10 +93,23 @@ class ConvertOptions:
             strict=self.strict,
         )
 
+    @property
+    def keep_grids(self) -> bool:
+        """No format was asked for: what the source stores on a grid of MLX's may keep it."""
+        return self.quantize and not (
+            self.q_bits or self.q_group_size or self.q_mode or self.recipe
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """The options that differ from their defaults."""
         default = asdict(ConvertOptions())
         return {k: v for k, v in asdict(self).items() if v != default[k]}
+
+
+def _patterns(flag: str, value: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(value, str):
+        raise OptionError(f"{flag} takes a list of patterns: [{value!r}]")
+    return tuple(value)
 
 
 def _bits(flag: str, value: str | int | None) -> int | str | None:

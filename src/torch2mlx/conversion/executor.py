@@ -30,7 +30,7 @@ _MIN_MEMORY_LIMIT = 64 * 10**6
 # At any time a block exists as file bytes, as MLX input, as MLX output, and once more in the
 # reader that works ahead, with scratch space for the kernels.
 _BLOCKS_IN_FLIGHT = 16
-_MAX_BLOCK = 32 << 20  # larger blocks are not faster
+_MAX_BLOCK = 4 << 20  # larger blocks leave the caches and are slower
 
 Array = np.ndarray[Any, Any]
 Progress = Callable[[int], None]

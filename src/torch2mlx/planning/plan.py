@@ -6,14 +6,16 @@ compared and executed.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch2mlx.architectures.port import Port, Target
 from torch2mlx.dtypes import DTYPES, DType, parse_dtype
 from torch2mlx.errors import OptionError
 from torch2mlx.planning.expressions import Expr, cast
+from torch2mlx.planning.grids import StoredGrids
 from torch2mlx.planning.shards import ShardPlan, TensorSpec, plan_shards
 from torch2mlx.quantization.recipe import Assignment, QuantOptions, QuantTarget, assign_schemes
 from torch2mlx.quantization.scheme import Scheme
@@ -134,6 +136,7 @@ def build_plan(
     *,
     dtype: str | None = None,
     quantize: QuantOptions | None = None,
+    keep_grids: bool = False,
     max_shard_size: int = DEFAULT_SHARD_SIZE,
 ) -> Plan:
     """Decide everything about a conversion from headers.
@@ -143,6 +146,8 @@ def build_plan(
         port: the model class that its tensors become parameters of.
         dtype: of unquantized floating-point tensors (see `choose_dtype`).
         quantize: round-to-nearest quantization; None writes plain weights.
+        keep_grids: modules that the source stores on a grid of MLX's affine format keep it, where
+            no rule singles them out, instead of the base format of `quantize`.
         max_shard_size: bytes a file may have at most, its header included.
 
     Raises:
@@ -152,7 +157,9 @@ def build_plan(
     mapping = port.map_state(checkpoint.state)
     chosen = choose_dtype(checkpoint.config, dtype)
     assignment = _assign(port, quantize, chosen or DTYPES["BF16"]) if quantize else None
-    by_expr = {id(expr): checkpoint.packed.get(name) for name, expr in checkpoint.state.items()}
+    grids = StoredGrids(checkpoint)
+    if assignment and keep_grids:
+        assignment = _keep_grids(assignment, grids, port, mapping.outputs)
     notes = list(checkpoint.notes)
     outputs = []
     for name, expr in mapping.outputs.items():
@@ -160,9 +167,7 @@ def build_plan(
         scheme = None
         if assignment and target.quantizable:
             scheme = assignment.schemes[target.module]
-        packed = by_expr.get(id(expr))
-        if scheme is None or packed is None or not _same_grid(scheme, packed):
-            packed = None
+        packed = grids.of(expr, scheme)
         final = _in_final_dtype(expr, chosen, port, target)
         outputs.append(Output(name, final, scheme, packed, _specs(name, final, scheme, packed)))
     repacked = sum(output.packed is not None for output in outputs)
@@ -196,8 +201,30 @@ def _assign(port: Port, options: QuantOptions, dtype: DType) -> Assignment:
     return assign_schemes(targets, options, layers=port.layer_count, dtype=dtype)
 
 
-def _same_grid(scheme: Scheme, packed: Packed) -> bool:
-    return scheme == Scheme(bits=packed.bits, group_size=packed.group_size, mode="affine")
+def _keep_grids(
+    assignment: Assignment, grids: StoredGrids, port: Port, outputs: Mapping[str, Expr]
+) -> Assignment:
+    """Give modules at the base format their stored grid, and name the commonest grid as base."""
+    stored = {
+        target.module: grids.scheme_of(outputs[target.name])
+        for target in port.targets.values()
+        if target.quantizable and assignment.schemes[target.module] == assignment.base
+    }
+    counts = Counter(scheme for scheme in stored.values() if scheme is not None)
+    if not counts:
+        return assignment
+    base = counts.most_common(1)[0][0]
+    schemes = {
+        path: (stored[path] or base) if path in stored else scheme
+        for path, scheme in assignment.schemes.items()
+    }
+    kept = {path: "as the file stores it" for path, scheme in stored.items() if scheme is not None}
+    reasons = {
+        path: {**assignment.reasons, **kept}.get(path, "as chosen")
+        for path, scheme in schemes.items()
+        if scheme != base
+    }
+    return replace(assignment, base=base, schemes=schemes, reasons=reasons)
 
 
 def _in_final_dtype(expr: Expr, chosen: DType | None, port: Port, target: Target) -> Expr:

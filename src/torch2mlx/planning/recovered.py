@@ -7,15 +7,17 @@ folder of any tool can be held against its PyTorch source.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch2mlx.architectures.port import Port, Target
 from torch2mlx.errors import PlanError
 from torch2mlx.planning.expressions import Expr, cast
+from torch2mlx.planning.grids import StoredGrids
 from torch2mlx.planning.plan import Output
 from torch2mlx.planning.shards import TensorSpec
 from torch2mlx.quantization.scheme import Scheme
-from torch2mlx.sources.base import Checkpoint, TensorInfo
+from torch2mlx.sources.base import Checkpoint, Packed, TensorInfo
 
 __all__ = ["recover_outputs"]
 
@@ -38,7 +40,7 @@ def recover_outputs(
         PlanError: tensors are missing, unknown or of the wrong shape; all in one message.
     """
     mapping = port.map_state(checkpoint.state)
-    packed = {id(expr): checkpoint.packed.get(name) for name, expr in checkpoint.state.items()}
+    grids = StoredGrids(checkpoint)
     outputs, problems = [], []
     expected: set[str] = set()
     for name, expr in mapping.outputs.items():
@@ -48,9 +50,9 @@ def recover_outputs(
         except PlanError as error:
             problems.append(str(error))
             continue
-        grid = packed.get(id(expr))
-        if grid is not None and output.scheme == Scheme(grid.bits, grid.group_size):
-            output = Output(output.name, output.expr, output.scheme, grid, output.specs)
+        packed = grids.of(expr, output.scheme)
+        if packed is not None and _holds(packed, output, written):
+            output = replace(output, packed=packed)
         outputs.append(output)
         expected.update(spec.name for spec in output.specs)
     problems += [f"unexpected: {name}" for name in written if name not in expected]
@@ -60,6 +62,11 @@ def recover_outputs(
             + "\n  ".join(problems[:20])
         )
     return tuple(outputs)
+
+
+def _holds(packed: Packed, output: Output, written: Mapping[str, TensorInfo]) -> bool:
+    """Whether the folder can have kept the stored grid: its scales have the stored dtype."""
+    return written[output.name.removesuffix("weight") + "scales"].dtype == packed.scales.dtype
 
 
 def _output(

@@ -157,13 +157,18 @@ def _config(
 
 
 def _common_dtype(source: GGUFSource) -> str | None:
-    """The 16-bit type that holds most of the model; None where most of it is quantized or F32."""
+    """The type to compute in: what most of the model is stored in.
+
+    Quantized blocks count as float16, the type of their scales; None where most of it is F32.
+    """
     sizes: dict[str, int] = {}
     for name, info in source.tensors.items():
         kind = source.stored_type(name)
         sizes[kind] = sizes.get(kind, 0) + info.size
     largest = max(sizes, key=lambda kind: sizes[kind])
-    return DTYPES[largest].torch_name if largest in ("F16", "BF16") else None
+    if largest in DTYPES:
+        return DTYPES[largest].torch_name if largest in ("F16", "BF16") else None
+    return "float16"
 
 
 def _generation_config(metadata: dict[str, Any]) -> dict[str, Any]:
