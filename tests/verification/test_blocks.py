@@ -10,7 +10,7 @@ from torch2mlx.architectures.port import Port
 from torch2mlx.errors import PlanError
 from torch2mlx.planning.expressions import Slice, Transpose, full
 from torch2mlx.verification import tolerance
-from torch2mlx.verification.blocks import choose_layers, run_blocks, weight_bytes
+from torch2mlx.verification.blocks import choose_layers, peak_bytes, run_blocks
 from torch2mlx.verification.report import explain
 
 Config = dict[str, Any]
@@ -20,7 +20,7 @@ def test_a_small_model_is_compared_whole(
     save: Callable[..., Any], llama_config: Callable[..., Config]
 ) -> None:
     saved = save(llama_config(tie_word_embeddings=True))
-    limit = weight_bytes(saved.state)
+    limit = peak_bytes(saved.config, saved.state)
     (found,) = run_blocks(saved.config, saved.state, saved.source, memory_limit=limit)
     assert found.part == "all layers"
     assert found.passed, explain(found)
@@ -38,7 +38,7 @@ def test_a_large_model_is_compared_layer_by_layer(
         saved.config,
         saved.state,
         saved.source,
-        memory_limit=weight_bytes(saved.state) - 1,
+        memory_limit=peak_bytes(saved.config, saved.state) - 1,
         progress=lambda *call: calls.append(call),
     )
     assert all(c.passed for c in found), [explain(c) for c in found]

@@ -1,6 +1,6 @@
 """Real weights, PyTorch beside MLX in float32: the whole model, or one layer at a time.
 
-A model whose float32 weights fit the memory limit is compared as it is.  Of a larger one, thin
+A model that fits the memory limit in float32 is compared as it is.  Of a larger one, thin
 models with the real widths are made: embedding, one layer, final norm and head.  Layers are the
 first, the last, one of each kind and a seeded sample.
 """
@@ -25,7 +25,7 @@ from torch2mlx.verification.thinning import LayerNames, cut_experts, cut_vocabul
 if TYPE_CHECKING:
     from torch2mlx.planning.expressions import Expr, Reader
 
-__all__ = ["choose_layers", "run_blocks", "weight_bytes"]
+__all__ = ["choose_layers", "peak_bytes", "run_blocks"]
 
 Progress = Callable[[str, int, int], None]
 """Called with the part, how many are done and how many there are."""
@@ -33,9 +33,22 @@ Progress = Callable[[str, int, int], None]
 _TOKENS = 24
 
 
-def weight_bytes(state: Mapping[str, Expr]) -> int:
-    """Bytes of a state's values in float32."""
-    return sum(4 * expr.size for expr in state.values())
+# Measured peak over float32 weights: activations and the tensor in transit; with experts, single
+# tensors exist beside the stack that both libraries make of them.
+_DENSE, _ROUTED = 1.3, 2.6
+
+
+def peak_bytes(config: Mapping[str, Any], state: Mapping[str, Expr]) -> int:
+    """Bytes of memory that a comparison of this model takes at most."""
+    weights = sum(4 * expr.size for expr in state.values())
+    return int(weights * (_ROUTED if _experts(config) else _DENSE))
+
+
+def _experts(config: Mapping[str, Any]) -> int:
+    """Number of experts a layer, 0 for a dense model."""
+    text = text_part(config)
+    parts = (text, text.get("ffn_config") or {})
+    return max((int(p[k]) for p in parts for k in EXPERT_KEYS if p.get(k)), default=0)
 
 
 def choose_layers(signatures: Sequence[Signature], sample: int = 2, seed: int = 0) -> list[int]:
@@ -70,8 +83,8 @@ def run_blocks(
         config: contents of config.json.
         state: tensors in hub naming.
         reader: what their expressions read from.
-        memory_limit: bytes; the whole model is compared if its float32 weights fit, else one
-            layer is held at a time (with fewer experts, where one layer does not fit either).
+        memory_limit: bytes; the whole model is compared if it fits in float32, else one layer is
+            held at a time (with fewer experts, where one layer does not fit either).
         sample: layers beyond first, last and one of each kind.
         seed: of the sample and the tokens.
         bound: tolerance of the logits' relative difference.
@@ -87,7 +100,7 @@ def run_blocks(
         PlanError: state and config do not fit together.
     """
     report = progress or (lambda part, done, total: None)
-    if weight_bytes(state) <= memory_limit:
+    if peak_bytes(config, state) <= memory_limit:
         report("all layers", 0, 1)
         found = _settled(
             config,
@@ -235,14 +248,14 @@ class _Model:
     def _fit(
         self, config: dict[str, Any], state: dict[str, Expr]
     ) -> tuple[dict[str, Any], dict[str, Expr], str]:
-        """Leave experts out until the float32 weights fit the memory limit."""
+        """Leave experts out until the comparison fits the memory limit."""
         text = text_part(config)
-        parts = [text, text.get("ffn_config") or {}]
-        total = max((int(p[k]) for p in parts for k in EXPERT_KEYS if p.get(k)), default=0)
+        parts = (text, text.get("ffn_config") or {})
+        total = _experts(config)
         top_k = max((int(p[k]) for p in parts for k in TOP_K_KEYS if p.get(k)), default=1)
         experts = total
         cut = (config, state)
-        while experts > max(4, top_k) and weight_bytes(cut[1]) > self.memory_limit:
+        while experts > max(4, top_k) and peak_bytes(*cut) > self.memory_limit:
             experts = max(4, top_k, experts // 2)
             cut = cut_experts(config, state, self.names, experts)
         note = f"the first {experts} of {total} experts" if experts < total else ""
