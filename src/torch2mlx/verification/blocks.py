@@ -18,6 +18,7 @@ from torch2mlx.verification import tolerance
 from torch2mlx.verification.comparison import compare, near_tie, sample_tokens
 from torch2mlx.verification.depth import thin_config
 from torch2mlx.verification.layers import Signature, layer_signatures, text_part
+from torch2mlx.verification.reference import allow_code
 from torch2mlx.verification.report import Comparison
 from torch2mlx.verification.sizes import EXPERT_KEYS, TOP_K_KEYS
 from torch2mlx.verification.thinning import LayerNames, cut_experts, cut_vocabulary, pick_layers
@@ -100,20 +101,14 @@ def run_blocks(
         PlanError: state and config do not fit together.
     """
     report = progress or (lambda part, done, total: None)
+    if trust_remote_code and folder is not None:
+        allow_code(config, folder)
     if peak_bytes(config, state) <= memory_limit:
         report("all layers", 0, 1)
         found = _settled(
             config,
             seed,
-            lambda tokens: compare(
-                config,
-                state,
-                reader,
-                tokens=tokens,
-                bound=bound,
-                folder=folder,
-                trust_remote_code=trust_remote_code,
-            ),
+            lambda tokens: compare(config, state, reader, tokens=tokens, bound=bound),
         )
         report("all layers", 1, 1)
         return (found,)

@@ -24,8 +24,6 @@ from torch2mlx.verification.report import Comparison, LayerDifference
 from torch2mlx.verification.sizes import EXPERT_KEYS
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import torch
     from mlx.nn.layers.base import Module
 
@@ -301,8 +299,6 @@ def compare(
     tokens: Array | None = None,
     port: Port | None = None,
     bound: float = tolerance.CONVERSION,
-    folder: Path | None = None,
-    trust_remote_code: bool = False,
 ) -> Comparison:
     """Convert in memory and compare with PyTorch, at once and through the cache.
 
@@ -314,8 +310,6 @@ def compare(
         tokens: ids, at least two; by default 24 random ones.
         port: the port, where the caller has it loaded already.
         bound: tolerance of the logits' relative difference.
-        folder: the checkpoint's, where code of its own lies.
-        trust_remote_code: run that code.
 
     Memory: the float32 weights once; PyTorch runs first and is released before MLX.
 
@@ -330,7 +324,7 @@ def compare(
         tokens = sample_tokens(config, 24)
 
     def reference_trace(other_gelu: bool) -> Trace | None:
-        model = build_reference(config, read_state(state, reader), folder, trust_remote_code)
+        model = build_reference(config, read_state(state, reader))
         match_rounding(model, port.module)
         return None if other_gelu and not swap_gelu(model) else run_reference(model, tokens)
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Trace",
+    "allow_code",
     "build_reference",
     "build_skeleton",
     "decoder_layers",
@@ -72,59 +73,81 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
-def reference_config(
-    config: Mapping[str, Any], folder: Path | None = None, trust_remote_code: bool = False
-) -> Any:
+def allow_code(config: Mapping[str, Any], folder: Path) -> None:
+    """Make transformers know the classes that a checkpoint brings along (`auto_map`).
+
+    This runs code of the checkpoint, so only where the user allowed it.  A model type that
+    transformers knows itself is left alone.
+
+    Args:
+        config: contents of config.json.
+        folder: the checkpoint's, with its Python files.
+
+    Raises:
+        UnsupportedError: the code cannot be loaded, or it has no language model.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.dynamic_module_utils import get_class_from_dynamic_module
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    places = config.get("auto_map") or {}
+    model_type = str(config.get("model_type"))
+    if model_type in CONFIG_MAPPING or "AutoConfig" not in places:
+        return
+    try:
+        with quiet():
+            config_class, model_class = (
+                get_class_from_dynamic_module(places[name], str(folder))
+                for name in ("AutoConfig", "AutoModelForCausalLM")
+            )
+            AutoConfig.register(model_type, config_class)
+            AutoModelForCausalLM.register(config_class, model_class)
+    except Exception as error:
+        raise UnsupportedError(
+            f"{folder}: the checkpoint's own code for {model_type!r} cannot be used: "
+            f"{type(error).__name__}: {error}; convert unproven with --no-verify"
+        ) from error
+
+
+def reference_config(config: Mapping[str, Any]) -> Any:
     """Transformers' config object of a config.json.
 
     Args:
         config: the file's contents; a `quantization_config` is left out, since the reference
             computes with dequantized values.
-        folder: the checkpoint's folder, where code of its own (`auto_map`) lies.
-        trust_remote_code: run that code.
 
     Raises:
-        UnsupportedError: transformers knows no such model type and may not run foreign code, or
-            refuses the config.
+        UnsupportedError: transformers knows no such model type (see `allow_code`), or refuses
+            the config.
     """
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     model_type = str(config.get("model_type"))
-    values = {k: v for k, v in config.items() if k not in ("quantization_config", "quantization")}
-    if model_type in CONFIG_MAPPING:
-        try:
-            with quiet():
-                result = CONFIG_MAPPING[model_type].from_dict(values)
-        except Exception as error:
-            raise UnsupportedError(
-                f"config.json: transformers refuses this {model_type!r} config: {error}; correct "
-                "the config, or convert without the parity gate (--no-verify)"
-            ) from error
-    elif trust_remote_code and folder is not None and "AutoConfig" in config.get("auto_map", {}):
-        from transformers import AutoConfig
-
-        with quiet():
-            result = AutoConfig.from_pretrained(str(folder), trust_remote_code=True)
-    else:
-        reason = (
-            "the checkpoint brings its own code"
-            if config.get("auto_map")
-            else "only newer or other libraries may know it"
-        )
+    if model_type not in CONFIG_MAPPING:
+        own = bool(config.get("auto_map"))
         raise UnsupportedError(
-            f"config.json: the installed transformers has no model type {model_type!r} "
-            f"({reason}), so the result cannot be compared with PyTorch; allow the code with "
-            "--trust-remote-code, upgrade transformers, or convert unproven with --no-verify"
+            f"config.json: the installed transformers has no model type {model_type!r}, so the "
+            "result cannot be compared with PyTorch; "
+            + ("allow the checkpoint's own code with --trust-remote-code" if own else "upgrade it")
+            + ", or convert unproven with --no-verify"
         )
+    values = {k: v for k, v in config.items() if k not in ("quantization_config", "quantization")}
+    try:
+        with quiet():
+            result = CONFIG_MAPPING[model_type].from_dict(values)
+    except Exception as error:
+        raise UnsupportedError(
+            f"config.json: transformers refuses this {model_type!r} config: {error}; correct "
+            "the config, or convert without the parity gate (--no-verify)"
+        ) from error
     result._attn_implementation = "eager"  # sdpa leaves soft caps and sinks out
     if hasattr(result, "_experts_implementation"):
         result._experts_implementation = "eager"
     return result
 
 
-def _model_class(config: Any, trust_remote_code: bool) -> Any:
+def _model_class(config: Any) -> Any:
     """The class with a language-model head for a config object."""
-    from transformers import AutoModelForCausalLM
     from transformers.models.auto import modeling_auto
 
     for mapping in (
@@ -133,38 +156,29 @@ def _model_class(config: Any, trust_remote_code: bool) -> Any:
     ):
         if type(config) in mapping:
             return mapping[type(config)]
-    if trust_remote_code and "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {}):
-        return AutoModelForCausalLM
     raise UnsupportedError(
         f"transformers has no language model for {config.model_type!r}, so the result cannot be "
         "compared with PyTorch; convert unproven with --no-verify"
     )
 
 
-def build_skeleton(
-    config: Mapping[str, Any], folder: Path | None = None, trust_remote_code: bool = False
-) -> torch.nn.Module:
+def build_skeleton(config: Mapping[str, Any]) -> torch.nn.Module:
     """The model on the meta device: every module and shape, no memory."""
     import torch
 
-    settings = reference_config(config, folder, trust_remote_code)
+    settings = reference_config(config)
     with quiet(), torch.device("meta"):
-        return _instance(settings, trust_remote_code)
+        return _instance(settings)
 
 
-def _instance(settings: Any, trust_remote_code: bool) -> torch.nn.Module:
+def _instance(settings: Any) -> torch.nn.Module:
     """A model in float32, with transformers' own initial values."""
     import torch
 
-    cls = _model_class(settings, trust_remote_code)
+    cls = _model_class(settings)
     try:
         with quiet():
-            if hasattr(cls, "_from_config"):
-                model = cls._from_config(settings, dtype=torch.float32)
-            else:
-                model = cls.from_config(
-                    settings, dtype=torch.float32, trust_remote_code=trust_remote_code
-                )
+            model = cls._from_config(settings, dtype=torch.float32)
     except ImportError as error:
         first = str(error).strip().splitlines()[0]
         raise UnsupportedError(
@@ -199,10 +213,12 @@ def build_reference(
     """
     import torch
 
-    settings = reference_config(config, folder, trust_remote_code)
+    if trust_remote_code and folder is not None:
+        allow_code(config, folder)
+    settings = reference_config(config)
     if state is None:
-        return _instance(settings, trust_remote_code)
-    cls = _model_class(settings, trust_remote_code)
+        return _instance(settings)
+    cls = _model_class(settings)
     with quiet():
         model, info = cls.from_pretrained(
             None,

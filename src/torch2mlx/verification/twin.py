@@ -18,7 +18,12 @@ from torch2mlx.errors import PlanError, UnsupportedError
 from torch2mlx.verification import tolerance
 from torch2mlx.verification.candidate import build_candidate
 from torch2mlx.verification.comparison import compare_models, near_tie, sample_tokens
-from torch2mlx.verification.reference import build_reference, match_rounding, quiet
+from torch2mlx.verification.reference import (
+    allow_code,
+    build_reference,
+    match_rounding,
+    quiet,
+)
 from torch2mlx.verification.report import Comparison
 from torch2mlx.verification.shrinking import boundaries, shrink_config
 from torch2mlx.verification.sizes import RUN_LENGTH, Boundary
@@ -41,6 +46,8 @@ def run_twin(
     max_context: int | None = None,
     seed: int = 0,
     bound: float = tolerance.CONVERSION,
+    folder: Path | None = None,
+    trust_remote_code: bool = False,
 ) -> Comparison:
     """Prove the port for a config on a tiny random model.
 
@@ -50,6 +57,8 @@ def run_twin(
             this many tokens or more are not crossed.  None crosses all.
         seed: of the random weights and tokens.
         bound: tolerance of the logits' relative difference.
+        folder: the checkpoint's, where code of its own lies.
+        trust_remote_code: run that code.
 
     Returns:
         the comparison; where it fails at a boundary, `notes` name the boundary and
@@ -59,6 +68,8 @@ def run_twin(
         UnsupportedError: transformers or mlx-lm has no such model.
         PlanError: what transformers saves does not fit the port.
     """
+    if trust_remote_code and folder is not None:
+        allow_code(config, folder)
     found = _run(config, max_context, seed, bound)
     for attempt in range(1, 4):
         if not near_tie(found, config):
