@@ -39,13 +39,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama_tied": ("llama", {"tie_word_embeddings": True}),
     "llama_wide": ("llama", {"tie_word_embeddings": False, "intermediate_size": 272}),
     "phi3": ("phi3", {"tie_word_embeddings": False}),
-    "gpt2": (
-        "gpt2",
-        {
-            "n_embd": 128, "n_layer": 2, "n_head": 4, "n_positions": 256, "n_inner": 256,
-            "rope_parameters": None,
-        },
-    ),
+    "gpt_neox": ("gpt_neox", {"tie_word_embeddings": False, "intermediate_size": 512}),
     "mixtral": ("mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
     "qwen3_moe": (
         "qwen3_moe",
@@ -94,8 +88,7 @@ def build_model(name: str, dtype: str) -> Any:
     import transformers
 
     model_type, options = MODELS[name]
-    merged = {k: v for k, v in {**_SHARED, **options}.items() if k != "rope_parameters" or v}
-    config = transformers.models.auto.CONFIG_MAPPING[model_type](**merged)
+    config = transformers.models.auto.CONFIG_MAPPING[model_type](**{**_SHARED, **options})
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     with torch.no_grad():
@@ -151,11 +144,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         if flat:
             config = flat_config(model)
             assert config is not None
-            # What version 5 renamed or leaves out.
-            if name == "qwen3_moe":
+            if name == "qwen3_moe":  # named as the other families name it since version 5
                 config["num_experts"] = config.pop("num_local_experts")
-            if name == "gpt2":
-                config["n_ctx"] = config["n_positions"]
             (folder / "config.json").write_text(json.dumps(config))
         return folder
 

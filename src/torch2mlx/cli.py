@@ -7,18 +7,39 @@ mistake ends in one message and an exit code of its own (`torch2mlx.errors`), ne
 from __future__ import annotations
 
 import json
+import os
 import sys
 from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from torch2mlx import __version__
 from torch2mlx.errors import OptionError, Torch2MLXError
 
 __all__ = ["app", "main"]
 
+
+class _Commands(TyperGroup):
+    """Ends quietly where the user or the reader of a pipe wants no more."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+        except KeyboardInterrupt:
+            typer.echo("interrupted; nothing was left behind", err=True)
+            raise typer.Exit(130) from None
+        except BrokenPipeError:
+            # Python flushes once more when it ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(0) from None
+        return result
+
+
 app = typer.Typer(
+    cls=_Commands,
     name="torch2mlx",
     help="Convert PyTorch models to MLX, proven equal to the original, in bounded memory.",
     no_args_is_help=True,
@@ -295,7 +316,7 @@ def verify(
 
 @app.command(epilog="Example:  torch2mlx generate ./smollm2-4bit --prompt 'Why is the sky blue?'")
 def generate(
-    folder: Annotated[str, typer.Argument(metavar="DST", help="An MLX folder or hub id.")],
+    folder: Annotated[str, typer.Argument(metavar="DST", help="An MLX folder.")],
     prompt: Annotated[str, typer.Option("-p", "--prompt", help="The prompt; - reads stdin.")],
     max_tokens: Annotated[int, typer.Option("-m", "--max-tokens", help="Longest answer.")] = 100,
     temperature: Annotated[float, typer.Option("--temp", help="0 is greedy.")] = 0.0,
@@ -334,8 +355,3 @@ def main() -> None:
             typer.secho("error: ", fg="red", bold=True, nl=False, err=True)
             typer.echo(str(error), err=True)
         raise SystemExit(error.exit_code) from None
-    except BrokenPipeError:
-        raise SystemExit(0) from None
-    except KeyboardInterrupt:
-        typer.echo("interrupted; nothing was left behind", err=True)
-        raise SystemExit(130) from None

@@ -26,7 +26,7 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("llama", "bfloat16", {"dtype": "float32"}),
     ("llama", "float16", {"dtype": "bfloat16"}),
     ("phi3", "bfloat16", {}),
-    ("gpt2", "float32", {}),
+    ("gpt_neox", "float32", {}),
     ("mixtral", "bfloat16", {}),
     ("qwen3_moe", "float32", {"dtype": "float16"}),
     ("deepseek_v3", "bfloat16", {}),
@@ -37,7 +37,7 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("llama_tied", "float32", {"q_bits": 6, "q_group_size": 32, "dtype": "bfloat16"}),
     ("phi3", "bfloat16", {"q_bits": 8, "q_group_size": 128}),
     ("phi3", "float16", {}),
-    ("gpt2", "bfloat16", {"q_bits": 4, "q_group_size": 64}),
+    ("gpt_neox", "bfloat16", {"q_bits": 4, "q_group_size": 64}),
     # 272 is no multiple of the group: both leave such layers unquantized.
     ("llama_wide", "bfloat16", {"q_bits": 4, "q_group_size": 64}),
     ("llama", "bfloat16", {"q_mode": "mxfp4"}),

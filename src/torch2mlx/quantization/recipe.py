@@ -16,7 +16,8 @@ Patterns are globs, as `targets.matches` describes them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -196,6 +197,7 @@ def assign_schemes(
         lines = "\n  ".join(f"{skip.path} {skip.shape}: {skip.reason}" for skip in skipped)
         raise OptionError(f"{len(skipped)} modules cannot be quantized as asked:\n  {lines}")
     notes = _recipe_notes(targets, options, schemes) if options.recipe else ()
+    notes = (*notes, *_skipped_notes(skipped))
     return Assignment(options.base, schemes, reasons, tuple(skipped), notes)
 
 
@@ -347,6 +349,18 @@ def _recipe_notes(
             f"{len(ignored)} modules (the first: {ignored[0]})."
         )
     return tuple(notes)
+
+
+def _skipped_notes(skipped: Sequence[Skipped]) -> Iterator[str]:
+    """One line for each reason, with the modules that it concerns, numbers as *."""
+    by_reason: dict[tuple[str, float], list[str]] = {}
+    for skip in skipped:
+        by_reason.setdefault((skip.reason, skip.bits_per_weight), []).append(skip.path)
+    for (reason, bits), paths in by_reason.items():
+        yield (
+            f"unquantized, {bits:g} bits per weight, because {reason} ({len(paths)} modules): "
+            f"{', '.join(dict.fromkeys(re.sub(r'(?<=[.])[0-9]+(?=[.])', '*', p) for p in paths))}"
+        )
 
 
 def _check_matches(targets: Sequence[QuantTarget], options: QuantOptions) -> None:

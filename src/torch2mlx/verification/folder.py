@@ -36,7 +36,10 @@ def verify_folder(
     Args:
         checkpoint: the PyTorch source.
         folder: config.json, model*.safetensors and tokenizer, as mlx-lm reads them.
-        memory_limit, max_context, trust_remote_code, progress: see `Gate`.
+        memory_limit: a size such as "1GB"; see `Gate` for this and the others.
+        max_context: see `Gate`.
+        trust_remote_code: see `Gate`.
+        progress: see `Gate`.
 
     Returns:
         the gate's report, and the tokenizer's as plain values.
@@ -63,6 +66,7 @@ def verify_folder(
         max_context=max_context,
         trust_remote_code=trust_remote_code,
         progress=progress,
+        converting=False,
     )
     gate.prove_port()
     report = gate.prove_result(folder, files)

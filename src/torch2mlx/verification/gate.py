@@ -38,6 +38,7 @@ class Gate:
         max_context: longest sequence to prove; None for all.
         trust_remote_code: allow the checkpoint's own code on the PyTorch side.
         progress: listener.
+        converting: the folder is being written; False: it exists already.  Errors advise on it.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Gate:
         max_context: int | None,
         trust_remote_code: bool,
         progress: Progress,
+        converting: bool = True,
     ) -> None:
         self.checkpoint = checkpoint
         self.port = port
@@ -58,6 +60,7 @@ class Gate:
         self.max_context = max_context
         self.trust_remote_code = trust_remote_code
         self.progress = progress
+        self.converting = converting
         self.comparisons: list[Comparison] = []
 
     def prove_port(self) -> Comparison:
@@ -135,6 +138,8 @@ class Gate:
         )
         lines = [what, *(f"  {note}" for note in found.notes)]
         if found.agrees_up_to:
-            lines.append(f"To convert it for shorter texts: --max-context {found.agrees_up_to}")
-        lines.append("Nothing was written. --no-verify converts regardless, and says so.")
+            aim = "convert it for" if self.converting else "check it on"
+            lines.append(f"To {aim} shorter texts: --max-context {found.agrees_up_to}")
+        if self.converting:
+            lines.append("Nothing was written. --no-verify converts regardless, and says so.")
         raise ParityError("\n".join(lines))
