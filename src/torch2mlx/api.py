@@ -455,9 +455,8 @@ def generate(
     mx.random.seed(seed)
     text: Any = prompt
     if not raw and tokenizer.chat_template is not None:
-        text = tokenizer.apply_chat_template(
-            [{"role": "user", "content": prompt}], add_generation_prompt=True
-        )
+        render: Any = tokenizer.apply_chat_template
+        text = render([{"role": "user", "content": prompt}], add_generation_prompt=True)
     parts, last = [], None
     for last in stream_generate(
         model,

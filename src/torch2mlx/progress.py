@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 __all__ = ["Progress", "Silent"]
@@ -12,16 +12,13 @@ __all__ = ["Progress", "Silent"]
 class Progress(Protocol):
     """A listener; `torch2mlx.reporting.terminal.Bars` draws, `Silent` does not."""
 
-    def stage(self, title: str, total_bytes: int | None = None) -> _Stage:
+    def stage(
+        self, title: str, total_bytes: int | None = None
+    ) -> AbstractContextManager[Callable[[int], None]]:
         """A context manager for one stage that gives a callable to be fed with bytes done."""
 
     def note(self, text: str) -> None:
         """One line worth reading between stages."""
-
-
-class _Stage(Protocol):
-    def __enter__(self) -> Callable[[int], None]: ...
-    def __exit__(self, *exc: object) -> bool | None: ...
 
 
 class Silent:

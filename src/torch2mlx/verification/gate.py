@@ -21,6 +21,7 @@ from torch2mlx.sources.base import Checkpoint
 from torch2mlx.verification.audit import audit, check_tied
 from torch2mlx.verification.audit_report import AuditReport, TensorCheck
 from torch2mlx.verification.blocks import run_blocks
+from torch2mlx.verification.budgets import measure_budgets
 from torch2mlx.verification.report import Comparison, ParityReport
 from torch2mlx.verification.twin import run_twin
 
@@ -85,8 +86,25 @@ class Gate:
         for comparison in self._blocks():
             self.comparisons.append(comparison)
             self._require(comparison)
+        with self.progress.stage("Measuring what dtype and quantization cost"):
+            figures = measure_budgets(
+                self.checkpoint,
+                self.outputs,
+                folder,
+                files,
+                self.comparisons,
+                audited,
+                memory_limit=self.memory_limit,
+                trust_remote_code=self.trust_remote_code,
+            )
+        if figures.written is not None:
+            self.comparisons.append(figures.written)
+            self._require(figures.written)
         return ParityReport(
-            comparisons=tuple(self.comparisons), budgets=(), audit=audited.to_dict()
+            comparisons=tuple(self.comparisons),
+            budgets=figures.budgets,
+            audit=audited.to_dict(),
+            skipped=figures.skipped,
         )
 
     def _audit(self, files: Sequence[Path]) -> AuditReport:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Quality",
+    "RecordedLogits",
     "evaluation_text",
     "measure_quality",
     "tail_loop_rate",
@@ -103,8 +105,50 @@ def text_windows(
     return [ids[s : s + length] for s in dict.fromkeys(starts.tolist())]
 
 
+class RecordedLogits:
+    """A model's logits over windows, kept in files, so that the model itself can go.
+
+    Args:
+        model: the model to run.
+        windows: token ids [tokens].
+        folder: existing folder for one file a window, float32 [tokens, vocabulary].
+        progress: called with the number of tokens done since its last call.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        windows: Sequence[Array],
+        folder: Path,
+        progress: Callable[[int], None] | None = None,
+    ) -> None:
+        self._folder = folder
+        for index, window in enumerate(windows):
+            np.save(self._file(index), _logits(model, window).numpy())
+            if progress:
+                progress(len(window))
+
+    def _file(self, index: int) -> Path:
+        return self._folder / f"{index}.npy"
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        import torch
+
+        return torch.from_numpy(np.load(self._file(index)))
+
+
+def _logits(model: torch.nn.Module, window: Array) -> torch.Tensor:
+    """Logits [tokens, vocabulary] of one window."""
+    import torch
+
+    with torch.no_grad():
+        ids = torch.from_numpy(np.asarray(window, dtype=np.int64))[None]
+        logits: torch.Tensor = model(input_ids=ids, use_cache=False).logits[0]
+        return logits
+
+
 def measure_quality(
-    reference: torch.nn.Module,
+    reference: torch.nn.Module | RecordedLogits,
     quantized: torch.nn.Module,
     windows: Sequence[Array],
     progress: Callable[[int], None] | None = None,
@@ -112,7 +156,7 @@ def measure_quality(
     """Compare the predictions of two PyTorch models.
 
     Args:
-        reference: the original.
+        reference: the original, or what it predicted.
         quantized: the same model with dequantized weights.
         windows: token ids [tokens], each at least two.
         progress: called with the number of tokens done since its last call.
@@ -122,10 +166,13 @@ def measure_quality(
     losses, other_losses, divergences, same = [], [], [], 0
     tokens = 0
     with torch.no_grad():
-        for window in windows:
+        for index, window in enumerate(windows):
             ids = torch.from_numpy(np.asarray(window, dtype=np.int64))[None]
-            expected = reference(input_ids=ids, use_cache=False).logits[0, :-1]
-            found = quantized(input_ids=ids, use_cache=False).logits[0, :-1]
+            if isinstance(reference, RecordedLogits):
+                expected = reference[index][:-1]
+            else:
+                expected = _logits(reference, window)[:-1]
+            found = _logits(quantized, window)[:-1]
             kl = []
             for start in range(0, len(expected), _ROWS):
                 rows = slice(start, start + _ROWS)

@@ -1,0 +1,200 @@
+"""Three sources of error, measured apart: the conversion, the dtype, the quantization.
+
+The conversion is judged in float32 on both sides and must be at roundoff.  What rounding to the
+output's dtype and quantization then cost is the user's choice; it is measured on the PyTorch
+side with the very values that the written files hold, once the written folder was shown to give
+the same logits in MLX.
+"""
+
+from __future__ import annotations
+
+import gc
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from torch2mlx.errors import SourceError
+from torch2mlx.planning.expressions import Expr
+from torch2mlx.planning.plan import Output
+from torch2mlx.sources.base import Checkpoint
+from torch2mlx.verification import tolerance
+from torch2mlx.verification.agreement import compare_written, written_state
+from torch2mlx.verification.audit_report import AuditReport
+from torch2mlx.verification.blocks import peak_bytes
+from torch2mlx.verification.comparison import difference, sample_tokens
+from torch2mlx.verification.quality import (
+    RecordedLogits,
+    evaluation_text,
+    measure_quality,
+    text_windows,
+)
+from torch2mlx.verification.reference import build_reference, read_state, run_reference
+from torch2mlx.verification.report import Budget, Comparison
+
+__all__ = ["Figures", "measure_budgets"]
+
+Array = np.ndarray[Any, Any]
+
+_WINDOWS, _WINDOW_TOKENS = 8, 128
+_DTYPE_TOKENS = 128
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What `measure_budgets` found.
+
+    Attributes:
+        written: the written folder in MLX against its own values in PyTorch, or None.
+        budgets: conversion, dtype, and quantization where there is one.
+        skipped: part → reason, for what could not be measured.
+    """
+
+    written: Comparison | None
+    budgets: tuple[Budget, ...]
+    skipped: Mapping[str, str]
+
+
+def measure_budgets(
+    checkpoint: Checkpoint,
+    outputs: Sequence[Output],
+    folder: Path,
+    files: Sequence[Path],
+    comparisons: Sequence[Comparison],
+    audited: AuditReport,
+    *,
+    memory_limit: int,
+    trust_remote_code: bool = False,
+    progress: Callable[[int], None] | None = None,
+) -> Figures:
+    """Measure all three budgets of a written folder.
+
+    Args:
+        checkpoint: the source.
+        outputs: what each parameter was written from.
+        folder: the written folder, complete enough for mlx-lm to load.
+        files: its weight files.
+        comparisons: the twin's and the blocks' results.
+        audited: the audit's result, whose errors by weight serve where the model is too large.
+        memory_limit: bytes; text is only evaluated where the float32 weights fit.
+        trust_remote_code: allow the checkpoint's own code on the PyTorch side.
+        progress: called with the number of tokens evaluated since its last call.
+    """
+    worst = max((c.logits.relative for c in comparisons), default=float("nan"))
+    conversion = Budget(
+        "conversion", {"relative_l2": worst}, {"relative_l2": tolerance.CONVERSION},
+        note="logits, float32 on both sides; the largest of all comparisons",
+    )  # fmt: skip
+    need = peak_bytes(checkpoint.config, checkpoint.state)
+    if need > memory_limit:
+        reason = (
+            f"the whole model in float32 ({need / 1e9:.1f} GB) exceeds --memory-limit "
+            f"({memory_limit / 1e9:.1f} GB)"
+        )
+        return Figures(None, (conversion, *_by_weight(audited)), {"text quality": reason})
+    side = _TorchSide(checkpoint, trust_remote_code)
+
+    def values() -> dict[str, Any]:  # read anew each time: one set of weights exists at a time
+        return written_state(outputs, files, checkpoint.state, checkpoint.source)
+
+    written = compare_written(
+        folder,
+        checkpoint.config,
+        values(),
+        checkpoint_folder=checkpoint.folder,
+        trust_remote_code=trust_remote_code,
+    )
+    if not written.passed:
+        return Figures(written, (conversion,), {})
+    budgets = [conversion]
+    quantized = any(output.scheme is not None for output in outputs)
+    with tempfile.TemporaryDirectory(prefix="torch2mlx-logits-") as scratch:
+        # One model at a time: what the original predicts waits in files.
+        windows, text = _windows(checkpoint, trust_remote_code) if quantized else ([], "")
+        reference = side.model(read_state(checkpoint.state, checkpoint.source))
+        recorded = RecordedLogits(reference, windows, Path(scratch))
+        expected = run_reference(reference, side.tokens).logits
+        del reference
+        gc.collect()
+        budgets.append(_dtype_budget(side, expected, outputs))
+        if quantized:
+            gc.collect()
+            quality = measure_quality(recorded, side.model(values()), windows, progress)
+            budget = quality.budget()
+            budgets.append(Budget(budget.name, budget.figures, note=f"{budget.note}, {text}"))
+    return Figures(written, tuple(budgets), {})
+
+
+def _by_weight(audited: AuditReport) -> list[Budget]:
+    """Errors of the weights themselves, for models too large to run whole."""
+    found = []
+    for name, kind in (("dtype", "cast"), ("quantization", "quantized")):
+        errors = [check.rms for check in audited.checks if check.kind == kind]
+        if errors:
+            figures = {"largest_weight_rms": max(errors), "mean_weight_rms": float(np.mean(errors))}
+            found.append(Budget(name, figures, note="relative to each tensor's own norm"))
+    return found
+
+
+class _TorchSide:
+    """Builds PyTorch models of one checkpoint with other values."""
+
+    def __init__(self, checkpoint: Checkpoint, trust_remote_code: bool) -> None:
+        self.checkpoint = checkpoint
+        self.trust_remote_code = trust_remote_code
+        self.tokens = sample_tokens(checkpoint.config, _DTYPE_TOKENS)
+
+    def model(self, state: Mapping[str, Any]) -> Any:
+        return build_reference(
+            self.checkpoint.config, state, self.checkpoint.folder, self.trust_remote_code
+        )
+
+
+def _dtype_budget(side: _TorchSide, expected: Array, outputs: Sequence[Output]) -> Budget:
+    """Logits with values rounded to the output's dtype, unquantized, against the original's."""
+    checkpoint = side.checkpoint
+    dtypes = {o.expr.dtype for o in outputs if o.expr.dtype.floating}
+    narrow = {d for d in dtypes if d.itemsize < 4}
+    stored = {e.dtype for e in checkpoint.state.values() if e.dtype.floating}
+    names = ", ".join(sorted(d.torch_name for d in dtypes)) or "no floating-point tensors"
+    if stored <= dtypes and len(dtypes) == 1:
+        return Budget("dtype", {"relative_l2": 0.0}, note=f"{names}, as stored: nothing is rounded")
+    if not narrow:
+        return Budget("dtype", {"relative_l2": 0.0}, note=f"{names}: nothing is rounded")
+    target = max(narrow, key=lambda d: sum(o.expr.size for o in outputs if o.expr.dtype == d))
+    rounded = side.model(_rounded(checkpoint.state, checkpoint, target.torch_name))
+    gap = difference("logits", expected, run_reference(rounded, side.tokens).logits)
+    return Budget(
+        "dtype", {"relative_l2": gap.relative},
+        note=f"logits, weights rounded to {target.torch_name}, computed in float32",
+    )  # fmt: skip
+
+
+def _rounded(state: Mapping[str, Expr], checkpoint: Checkpoint, name: str) -> dict[str, Any]:
+    import torch
+
+    dtype = getattr(torch, name)
+    return {
+        key: value.to(dtype).float() if value.is_floating_point() else value
+        for key, value in read_state(state, checkpoint.source).items()
+    }
+
+
+def _windows(checkpoint: Checkpoint, trust_remote_code: bool) -> tuple[list[Array], str]:
+    """Windows of the built-in text or, without a tokenizer, of random tokens."""
+    from torch2mlx.packaging.tokenizer import load_tokenizer
+
+    try:
+        tokenizer = load_tokenizer(checkpoint.tokenizer_source, trust_remote_code)
+        ids = list(tokenizer(evaluation_text()).input_ids)
+    except SourceError:
+        ids = []
+    rows = checkpoint.config.get("vocab_size")
+    if len(ids) >= _WINDOW_TOKENS and (not isinstance(rows, int) or max(ids) < rows):
+        windows = text_windows(lambda _: ids, "", _WINDOWS, _WINDOW_TOKENS)
+        return windows, "the built-in English text"
+    tokens = sample_tokens(checkpoint.config, _WINDOW_TOKENS)
+    return [tokens], "random tokens, for lack of a tokenizer"
