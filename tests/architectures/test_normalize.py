@@ -133,3 +133,19 @@ def test_another_model_of_the_same_name_is_refused() -> None:
         normalize_config({"model_type": "minimax", **TINY})
     m2 = {"model_type": "minimax", "architectures": ["MiniMaxM2ForCausalLM"], "rotary_dim": 4}
     assert normalize_config({**m2, **TINY})["model_type"] == "minimax"
+
+
+def test_layer_kinds_become_a_pattern_length_only_where_they_repeat() -> None:
+    from torch2mlx.architectures.families.window_pattern import window_period
+
+    near, far = "sliding_attention", "full_attention"
+    assert window_period([near, near, far, near, near, far, near]) == 3
+    assert window_period([far, far]) == 1
+    assert window_period([near, far, far]) is None
+    assert window_period([near, near]) is None
+
+
+def test_a_converted_checkpoint_is_not_renamed_again() -> None:
+    once = normalize_config({"model_type": "glm", **TINY})
+    assert (once["model_type"], once["source_model_type"]) == ("glm4_moe", "glm")
+    assert "source_model_type" not in normalize_config(once)

@@ -61,6 +61,8 @@ def normalize_config(config: Mapping[str, Any]) -> dict[str, Any]:
             transformers.
     """
     result = deepcopy(dict(config))
+    # Of an earlier conversion: its tensors have been renamed already.
+    result.pop("source_model_type", None)
     model_type = result.get("model_type")
     if not isinstance(model_type, str):
         return result
@@ -78,7 +80,7 @@ def _normalize(result: dict[str, Any], reference: Any, rules: Rules) -> dict[str
     model_type = result["model_type"]
     if rules.reshape:
         result = rules.reshape(result)
-        if reference is not None and result["model_type"] != model_type:
+        if result["model_type"] != model_type:
             result["source_model_type"] = model_type
     if "dtype" in result:
         result.setdefault("torch_dtype", result["dtype"])

@@ -1,10 +1,13 @@
-"""Layer kinds as a period, which is how older configs and ports write `layer_types`."""
+"""gemma 3 and Cohere 2: ports that know `layer_types` as the length of a repeating pattern."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-__all__ = ["window_period"]
+from torch2mlx.architectures.registry import Config, Rules
+
+__all__ = ["RULES", "window_period"]
 
 
 def window_period(layer_types: Sequence[str]) -> int | None:
@@ -19,3 +22,11 @@ def window_period(layer_types: Sequence[str]) -> int | None:
         return None
     period = full[0]
     return period if full == list(range(period, len(layer_types) + 1, period)) else None
+
+
+def _finish(config: Config, reference: Any) -> Config:
+    period = window_period(getattr(reference, "layer_types", None) or ())
+    return {**config, "sliding_window_pattern": period} if period else config
+
+
+RULES = (Rules("gemma3_text", finish=_finish), Rules("cohere2", finish=_finish))

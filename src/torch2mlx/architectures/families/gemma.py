@@ -1,4 +1,4 @@
-"""gemma 4: `global_` keys for full-attention layers, and the vocabulary repeated at top level."""
+"""gemma 3 and 4: the vocabulary repeated at top level, and `global_` keys for full attention."""
 
 from __future__ import annotations
 
@@ -32,4 +32,8 @@ def _vocabulary(config: Config, reference: Any) -> Config:
     return {**config, "vocab_size": config["text_config"]["vocab_size"]}
 
 
-RULES = (Rules("gemma4_text", finish=_global_layers), Rules("gemma4", finish=_vocabulary))
+RULES = (
+    Rules("gemma3", finish=_vocabulary),
+    Rules("gemma4", finish=_vocabulary),
+    Rules("gemma4_text", finish=_global_layers),
+)
