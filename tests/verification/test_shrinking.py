@@ -83,3 +83,22 @@ def test_the_config_of_the_caller_is_untouched(hub: Mapping[str, Config]) -> Non
     before = repr(hub["phi3"])
     shrink_config(hub["phi3"])
     assert repr(hub["phi3"]) == before
+
+
+@pytest.mark.parametrize("share", [0.25, 0.334, 0.4, 0.5, 0.75])
+def test_an_even_number_of_values_is_rotated(hub: Mapping[str, Config], share: float) -> None:
+    config = {**hub["mistral"], "partial_rotary_factor": share, "rope_scaling": None}
+    tiny = shrink_config({**config, "model_type": "glm", "pad_token_id": 1})
+    assert int(tiny["head_dim"] * share) % 2 == 0
+    assert tiny["head_dim"] <= 32
+
+
+def test_nested_language_models_shrink_in_place(hub: Mapping[str, Config]) -> None:
+    text = {k: v for k, v in hub["gemma3"].items() if k != "sliding_window_pattern"}
+    config = {"model_type": "gemma3", "text_config": text, "image_token_index": 262144}
+    tiny = shrink_config(config)
+    assert tiny["text_config"]["hidden_size"] < 128
+    assert tiny["text_config"]["num_hidden_layers"] == 6
+    assert tiny["vision_config"]["hidden_size"] == 32
+    assert tiny["image_token_index"] < 256
+    assert sum(p.numel() for p in build_skeleton(tiny).parameters()) < 2_000_000

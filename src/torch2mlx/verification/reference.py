@@ -150,10 +150,13 @@ def _model_class(config: Any) -> Any:
     """The class with a language-model head for a config object."""
     from transformers.models.auto import modeling_auto
 
-    for mapping in (
+    mappings = [
         modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING,
         modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
-    ):
+    ]
+    if config.get_text_config() is not config:
+        mappings.reverse()  # the text class alone would want the nested config
+    for mapping in mappings:
         if type(config) in mapping:
             return mapping[type(config)]
     raise UnsupportedError(
@@ -311,7 +314,11 @@ def swap_gelu(model: torch.nn.Module) -> bool:
 
 
 def run_reference(model: torch.nn.Module, tokens: Array) -> Trace:
-    """Logits and every layer's output for one sequence of token ids [tokens]."""
+    """Logits and every layer's output for one sequence of token ids [tokens].
+
+    Raises:
+        UnsupportedError: PyTorch's model fails.
+    """
     import torch
 
     outputs: dict[int, Array | None] = {}
@@ -334,6 +341,11 @@ def run_reference(model: torch.nn.Module, tokens: Array) -> Trace:
         with torch.no_grad(), quiet():
             ids = torch.from_numpy(np.asarray(tokens, dtype=np.int64))[None]
             logits = model(input_ids=ids, use_cache=False).logits[0].float().numpy()
+    except (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
+        raise UnsupportedError(
+            f"PyTorch's {type(model).__name__} does not run with this config: "
+            f"{type(error).__name__}: {error}; check config.json, or use --no-verify"
+        ) from error
     finally:
         for handle in handles:
             handle.remove()

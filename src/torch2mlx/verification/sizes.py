@@ -140,7 +140,7 @@ class Sizes:
         head = self.old.get("head_dim") if self.heads else None
         self.head = int(head or (self.hidden // self.heads if self.heads else 0))
         self.latent = self.old.get("kv_lora_rank") is not None
-        self.new_head = min(_HEAD, self.head) if self.head else 0
+        self.new_head = min(self._new_head(), self.head) if self.head else 0
         if self.latent:
             self.new_hidden = 64
         elif self.heads and self.heads * self.head == self.hidden:
@@ -148,6 +148,16 @@ class Sizes:
         else:
             self.new_hidden = 96 if self.new_heads * self.new_head != 96 else 80
         self.new_hidden = min(self.new_hidden, self.hidden)
+
+    def _new_head(self) -> int:
+        """A head width of which an even number of values is rotated."""
+        rope = self.old.get("rope_parameters") or self.old.get("rope_scaling") or {}
+        places = [self.old, rope, *(v for v in rope.values() if isinstance(v, Mapping))]
+        shares = [
+            float(p["partial_rotary_factor"]) for p in places if p.get("partial_rotary_factor")
+        ]
+        widths = (_HEAD, 18, 20, 24)
+        return next((n for n in widths if all(int(n * s) % 2 == 0 for s in shares)), 2 * _HEAD)
 
     def width(self, value: int) -> int:
         """A feed-forward width at the new scale."""

@@ -165,8 +165,8 @@ def disturb(model: torch.nn.Module, seed: int = 0) -> None:
         if isinstance(module, torch.nn.Embedding)
     }
     saved = set(model.state_dict())
-    settings: Any = model.config
-    tied_head = bool(settings.get_text_config().tie_word_embeddings)
+    head, table = model.get_output_embeddings(), model.get_input_embeddings()  # type: ignore[operator]
+    tied_head = head is not None and head.weight is table.weight
     type_of = {
         f"{name}.weight": type(module).__name__.lower() for name, module in model.named_modules()
     }
