@@ -16,10 +16,11 @@ def _global_layers(config: Config, reference: Any) -> Config:
     overrides = config.get("per_layer_config")
     if not isinstance(overrides, dict):
         return config
+    by_layer = {int(number): values for number, values in overrides.items()}  # "05" as well
     result = dict(config)
     for name, global_name in _GLOBAL.items():
         found = {
-            overrides.get(str(i), {}).get(name, config.get(name))
+            by_layer.get(i, {}).get(name, config.get(name))
             for i, kind in enumerate(kinds)
             if kind == "full_attention"
         }
