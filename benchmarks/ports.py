@@ -235,7 +235,7 @@ def _head(results: Sequence[Result]) -> list[str]:
 def _reasons(results: Sequence[Result]) -> list[str]:
     lines = [
         "",
-        "## What torch2mlx does not convert, and why",
+        "## What torch2mlx refuses, and why",
         "",
         "| case | reason |",
         "|---|---|",

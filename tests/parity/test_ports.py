@@ -8,6 +8,7 @@ from checkpoints import TOLERANCE, Saved, port_error, prepare, quiet_libraries
 from zoo import CASES, REFUSED, Case
 
 from torch2mlx.architectures.limits import known_limits
+from torch2mlx.architectures.normalize import normalize_config
 from torch2mlx.errors import Torch2MLXError
 
 
@@ -35,6 +36,8 @@ def _check(case: Case, saved: Saved, config: dict[str, object]) -> None:
     limits = known_limits(config)
     expected = REFUSED.get(case.name)
     error, refusal = _outcome(saved, config)
+    if not refusal:
+        _read_by_transformers(config)
     if expected is None:
         assert not refusal
         assert error < TOLERANCE
@@ -49,3 +52,12 @@ def _outcome(saved: Saved, config: dict[str, object]) -> tuple[float, str]:
         return port_error(saved, config), ""
     except Torch2MLXError as refusal:
         return float("inf"), str(refusal)
+
+
+def _read_by_transformers(config: dict[str, object]) -> None:
+    # Loading the tokenizer of a converted folder reads its config.json.
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    normalised = normalize_config(config)
+    if normalised["model_type"] in CONFIG_MAPPING:
+        CONFIG_MAPPING[normalised["model_type"]].from_dict(normalised)

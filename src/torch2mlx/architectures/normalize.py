@@ -159,6 +159,8 @@ def _fill(config: dict[str, Any], reference: Any, fields: Mapping[str, Any]) -> 
     for name, annotation in fields.items():
         if name in _ROPE_FIELDS or name == "model_type" or config.get(name) is not None:
             continue
+        if _is_derived(reference, name):
+            continue
         try:
             value = getattr(reference, name)
         except (AttributeError, RuntimeError):  # not there, or not one value for all layers
@@ -168,6 +170,12 @@ def _fill(config: dict[str, Any], reference: Any, fields: Mapping[str, Any]) -> 
                 config[name] = None
         elif _is_json(value):
             config[name] = list(value) if isinstance(value, tuple) else deepcopy(value)
+
+
+def _is_derived(reference: Any, name: str) -> bool:
+    """True for what transformers computes and would refuse to read from a config.json."""
+    attribute = getattr(type(reference), name, None)
+    return isinstance(attribute, property) and attribute.fset is None
 
 
 def _is_json(value: Any) -> bool:

@@ -16,11 +16,12 @@ from torch2mlx.planning.expressions import Concat, Expr, Reshape, Slice, full
 
 __all__ = ["RULES"]
 
+# Values that transformers accepts; no layer comes to use them.
 _NO_EXPERTS = {
-    "n_routed_experts": None,
-    "n_shared_experts": None,
+    "n_routed_experts": 1,
+    "n_shared_experts": 1,
     "num_experts_per_tok": 1,
-    "moe_intermediate_size": 0,
+    "moe_intermediate_size": 1,
     "n_group": 1,
     "topk_group": 1,
     "norm_topk_prob": False,
