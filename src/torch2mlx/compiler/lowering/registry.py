@@ -6,12 +6,14 @@ from collections.abc import Callable
 from functools import cache
 from importlib import import_module
 from pkgutil import iter_modules
-from typing import Any
+from typing import Any, TypeVar
 
 __all__ = ["CannotLower", "Lowering", "lowering", "lowering_for", "registered"]
 
 Lowering = Callable[..., Any]
 """(builder, *args, **kwargs of the operator) → Value, or a tuple of Values."""
+
+_F = TypeVar("_F", bound=Callable[..., Any])
 
 _REGISTRY: dict[Any, Lowering] = {}
 
@@ -20,10 +22,10 @@ class CannotLower(Exception):
     """An operator, or one of its attributes, has no exact counterpart; the text says which."""
 
 
-def lowering(*overloads: Any) -> Callable[[Lowering], Lowering]:
+def lowering(*overloads: Any) -> Callable[[_F], _F]:
     """Register a function for `OpOverload`s; a second one for the same overload raises."""
 
-    def register(function: Lowering) -> Lowering:
+    def register(function: _F) -> _F:
         for overload in overloads:
             if overload in _REGISTRY:
                 raise ValueError(f"{overload} is lowered twice")
