@@ -25,6 +25,7 @@ __all__ = [
     "is_floating",
     "is_integer",
     "mx_dtype",
+    "number_in",
     "promote",
     "result_dtype",
 ]
@@ -151,9 +152,7 @@ def promote(b: Builder, *operands: Any, floating: bool = False) -> list[Any]:
         dtype = computation_dtype(dtype)
     if not any(isinstance(o, Value) for o in operands):
         operands = (_scalar(b, operands[0], dtype), *operands[1:])
-    return [
-        b.cast(o, dtype) if isinstance(o, Value) else _number(b, o, dtype) for o in operands
-    ]
+    return [b.cast(o, dtype) if isinstance(o, Value) else number_in(o, dtype) for o in operands]
 
 
 def _scalar(b: Builder, number: Any, dtype: mx.Dtype) -> Value:
@@ -163,8 +162,8 @@ def _scalar(b: Builder, number: Any, dtype: mx.Dtype) -> Value:
     return result
 
 
-def _number(b: Builder, number: Any, dtype: mx.Dtype) -> Any:
-    """A number that MLX will take in the type; e.g. True as 1, and 300 wrapped for uint8."""
+def number_in(number: Any, dtype: mx.Dtype) -> Any:
+    """A Python number that MLX will take in a type: True as 1, 300 wrapped to 44 for uint8."""
     if number is None or isinstance(number, complex):
         return number
     if is_bool(dtype):
