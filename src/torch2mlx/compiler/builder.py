@@ -53,12 +53,14 @@ class Call:
         function: an MLX function, or one of `torch2mlx.compiler.runtime`; printed by its name.
         args, kwargs: values, numbers, strings, dtypes, and lists or tuples of these.
         outputs: what it returns.
+        sequence: it returns a sequence of arrays, even if of one only.
     """
 
     function: Callable[..., Any]
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     outputs: tuple[Value, ...] = ()
+    sequence: bool = False
 
 
 @dataclass
@@ -79,6 +81,7 @@ class Builder:
         call = Call(function, args, kwargs)
         several = not isinstance(result, mx.array)
         arrays: Sequence[Any] = result if several else (result,)
+        call.sequence = several
         call.outputs = tuple(Value(array, call, i) for i, array in enumerate(arrays))
         self.calls.append(call)
         return call.outputs if several else call.outputs[0]
