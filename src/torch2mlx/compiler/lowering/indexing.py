@@ -120,30 +120,6 @@ def lower_take(b: Builder, x: Value, index: Value) -> Value:
     return result
 
 
-@lowering(aten.embedding.default)
-def lower_embedding(
-    b: Builder,
-    weight: Value,
-    indices: Value,
-    padding_idx: int = -1,
-    scale_grad_by_freq: bool = False,
-    sparse: bool = False,
-) -> Value:
-    """Rows of a table; the other arguments concern gradients."""
-    result: Value = b.call(mx.take, weight, indices, axis=0)
-    return result
-
-
-@lowering(aten.one_hot.default)
-def lower_one_hot(b: Builder, x: Value, num_classes: int = -1) -> Value:
-    """Ones at the place that each element names, along a new last axis."""
-    if num_classes == -1:
-        raise CannotLower("aten.one_hot: num_classes=-1 makes the shape depend on the values")
-    classes = b.call(mx.arange, num_classes)
-    hot = b.call(mx.equal, b.call(mx.expand_dims, x, -1), classes)
-    return b.cast(hot, mx.int64)
-
-
 @lowering(aten.gather.default)
 def lower_gather(
     b: Builder, x: Value, dim: int, index: Value, *, sparse_grad: bool = False
@@ -375,6 +351,8 @@ def lower_index_put(
     accumulate: bool = False,
 ) -> Value:
     """`x` with elements at index tensors, or under a mask, replaced or added to."""
+    if x.array.size == 0:
+        return x
     used = [index for index in indices if index is not None]
     values = b.cast(values, x.dtype)
     if any(index.dtype in (mx.bool_, mx.uint8) for index in used):
@@ -398,7 +376,7 @@ def _masked_put(
     if mask is None or any(index is not None for index in others):
         raise CannotLower("aten.index_put: a boolean mask beside other indices")
     rest = x.ndim - mask.ndim
-    if values.array.size == 0:
+    if values.array.size == 0:  # no place under the mask
         return x
     mask = b.cast(mask, mx.bool_)
     if rest:

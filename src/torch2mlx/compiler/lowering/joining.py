@@ -70,7 +70,7 @@ def lower_column_stack(b: Builder, tensors: Sequence[Value]) -> Value:
     return lower_cat(b, parts, 1)
 
 
-@lowering(aten.split.Tensor)
+@lowering(aten.split.Tensor, aten.unsafe_split.Tensor)
 def lower_split(b: Builder, x: Value, split_size: int, dim: int = 0) -> tuple[Value, ...]:
     """Parts of one size, the last one smaller if need be."""
     extent = x.shape[axis_of(dim, x.ndim)]
@@ -85,6 +85,7 @@ def lower_split(b: Builder, x: Value, split_size: int, dim: int = 0) -> tuple[Va
 
 
 @lowering(aten.split_with_sizes.default, aten.split.sizes)
+@lowering(aten.unsafe_split_with_sizes.default)
 def lower_split_with_sizes(
     b: Builder, x: Value, split_sizes: Sequence[int], dim: int = 0
 ) -> tuple[Value, ...]:
@@ -105,7 +106,7 @@ def _split_at(
     return outputs
 
 
-@lowering(aten.chunk.default)
+@lowering(aten.chunk.default, aten.unsafe_chunk.default)
 def lower_chunk(b: Builder, x: Value, chunks: int, dim: int = 0) -> tuple[Value, ...]:
     """At most `chunks` parts of equal size, the last one smaller if need be."""
     extent = x.shape[axis_of(dim, x.ndim)]
@@ -200,3 +201,24 @@ def lower_meshgrid_indexing(
     vectors = [lower_reshape(b, t, (1,)) if t.ndim == 0 else t for t in tensors]
     outputs: tuple[Value, ...] = b.call(mx.meshgrid, *vectors, indexing=indexing)
     return outputs
+
+
+@lowering(aten.cartesian_prod.default)
+def lower_cartesian_prod(b: Builder, tensors: Sequence[Value]) -> Value:
+    """All combinations of elements, one a row; of one tensor, itself."""
+    if len(tensors) == 1:
+        return tensors[0]
+    grids = lower_meshgrid(b, tensors)
+    return lower_stack(b, [lower_reshape(b, grid, (-1,)) for grid in grids], 1)
+
+
+@lowering(aten.block_diag.default)
+def lower_block_diag(b: Builder, tensors: Sequence[Value]) -> Value:
+    """A matrix with matrices along its diagonal; vectors count as rows."""
+    blocks = [t if t.ndim == 2 else lower_reshape(b, t, (1, *(t.shape or (1,)))) for t in tensors]
+    rows = []
+    for i, block in enumerate(blocks):
+        before = sum(other.shape[1] for other in blocks[:i])
+        after = sum(other.shape[1] for other in blocks[i + 1 :])
+        rows.append(b.call(mx.pad, block, [(0, 0), (before, after)]))
+    return lower_cat(b, rows, 0)

@@ -318,6 +318,12 @@ def lower_diag(b: Builder, x: Value, diagonal: int = 0) -> Value:
     return result
 
 
+@lowering(aten.diagflat.default)
+def lower_diagflat(b: Builder, x: Value, offset: int = 0) -> Value:
+    """The matrix with all elements on a diagonal."""
+    return lower_diag(b, lower_reshape(b, x, (-1,)), offset)
+
+
 @lowering(aten.diag_embed.default)
 def lower_diag_embed(
     b: Builder, x: Value, offset: int = 0, dim1: int = -2, dim2: int = -1

@@ -162,7 +162,7 @@ def _searchsorted(b: Builder, sequence: Value, values: Value, right: bool) -> Va
     sequence, values = promote(b, sequence, values)
     side = "right" if right else "left"
     result: Value
-    if sequence.ndim == 1 and is_integer(sequence.dtype):
+    if sequence.ndim == 1:
         result = b.call(mx.searchsorted, sequence, values, side=side)
     else:
         result = b.call(sorting.count_before, sequence, values, side=side)

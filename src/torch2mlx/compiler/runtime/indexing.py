@@ -7,11 +7,14 @@ from typing import Any
 import mlx.core as mx
 
 __all__ = [
+    "first_nonzero",
     "repeated_indices",
     "scatter",
     "scatter_add",
     "scatter_reduce",
     "spread_over_mask",
+    "tril_indices",
+    "triu_indices",
     "with_values_added_at",
     "with_values_at",
 ]
@@ -34,6 +37,30 @@ def repeated_indices(repeats: mx.array, length: int) -> mx.array:
     return mx.searchsorted(mx.cumsum(repeats), mx.arange(length, dtype=repeats.dtype), side="right")
 
 
+def first_nonzero(x: mx.array, size: int, fill_value: int) -> mx.array:
+    """(size, x.ndim): places of the first elements that are not zero, then `fill_value`."""
+    found = mx.cumsum((x != 0).reshape(-1).astype(mx.int32))
+    places = mx.searchsorted(found, mx.arange(1, size + 1, dtype=mx.int32)).astype(mx.int32)
+    missing = places == x.size
+    axes = []
+    for extent in reversed(x.shape):
+        axes.append(mx.where(missing, fill_value, places % extent))
+        places = places // extent
+    return mx.stack(axes[::-1], axis=-1)
+
+
+def tril_indices(rows: int, columns: int, offset: int) -> mx.array:
+    """(2, n): row and column of the elements on and below a diagonal, row by row."""
+    places = [(i, j) for i in range(rows) for j in range(min(columns, max(0, i + offset + 1)))]
+    return mx.array(places, mx.int32).reshape(-1, 2).T
+
+
+def triu_indices(rows: int, columns: int, offset: int) -> mx.array:
+    """(2, n): row and column of the elements on and above a diagonal, row by row."""
+    places = [(i, j) for i in range(rows) for j in range(max(0, i + offset), columns)]
+    return mx.array(places, mx.int32).reshape(-1, 2).T
+
+
 def spread_over_mask(values: mx.array, mask: mx.array, trailing: int) -> mx.array:
     """`values[n]` at the n-th True of a mask, anything where it is False.
 
@@ -42,7 +69,7 @@ def spread_over_mask(values: mx.array, mask: mx.array, trailing: int) -> mx.arra
     shape = mask.shape[: mask.ndim - trailing]
     order = mx.cumsum(mask.reshape(-1).astype(mx.int32)) - 1
     places = mx.clip(order, 0, values.shape[0] - 1)
-    return mx.take(values, places, axis=0).reshape(*shape, *values.shape[1:])
+    return mx.reshape(mx.take(values, places, axis=0), (*shape, *values.shape[1:]))
 
 
 def scatter(x: mx.array, axis: int, index: mx.array, values: mx.array) -> mx.array:
