@@ -435,8 +435,8 @@ def test_tensor_larger_than_a_shard(
     checkpoint: Callable[..., Path], fails: Callable[..., str]
 ) -> None:
     words = ("alone needs", "--max-shard-size")
-    message = fails(checkpoint("llama"), "--max-shard-size", "100KB", code=5, words=words)
-    assert int(re.findall(r"--max-shard-size (\d+)", message)[0]) > 512 * 128 * 2
+    message = fails(checkpoint("llama"), "--max-shard-size", "70KB", code=5, words=words)
+    assert int(re.findall(r"--max-shard-size (\d+)", message)[0]) > 288 * 128 * 2
 
 
 def test_group_size_that_divides_nothing(

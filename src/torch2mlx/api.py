@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch2mlx.errors import SourceError, Torch2MLXError
+from torch2mlx.errors import OptionError, SourceError, Torch2MLXError
 from torch2mlx.inspection import Inspection, inspect_checkpoint
 from torch2mlx.options import ConvertOptions
 from torch2mlx.progress import Progress, Silent
@@ -428,8 +428,11 @@ def generate(
         on_text: called with each piece of text as it comes.
 
     Raises:
+        OptionError: the prompt is empty, or no token is allowed.
         SourceError: the folder is no MLX language model with a tokenizer.
     """
+    if max_tokens < 1:
+        raise OptionError(f"--max-tokens {max_tokens}: at least 1 token")
     if not (Path(folder) / "config.json").exists():
         raise SourceError(f"{folder}: no MLX model here (config.json is missing)")
     import mlx.core as mx
@@ -457,6 +460,8 @@ def generate(
     if not raw and tokenizer.chat_template is not None:
         render: Any = tokenizer.apply_chat_template
         text = render([{"role": "user", "content": prompt}], add_generation_prompt=True)
+    if not text and not tokenizer.encode(text):
+        raise OptionError("the prompt is empty; give at least one token of text")
     parts, last = [], None
     for last in stream_generate(
         model,

@@ -59,8 +59,8 @@ class ConvertOptions:
         """Raise OptionError for contradictions, before any file is opened."""
         needs_q = {
             "--q-bits": self.q_bits, "--q-group-size": self.q_group_size, "--q-mode": self.q_mode,
-            "--recipe": self.recipe, "--keep": _patterns("keep", self.keep),
-            "--bits": _patterns("bits", self.bits), "--embedding": self.embedding,
+            "--recipe": self.recipe, "--keep": _patterns("--keep", self.keep),
+            "--bits": _patterns("--bits", self.bits), "--embedding": self.embedding,
             "--head": self.head, "--router": self.router, "--strict": self.strict,
         }  # fmt: skip
         given = [f for f, v in needs_q.items() if v is not None and v is not False and v != ()]
