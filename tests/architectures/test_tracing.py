@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ CODES = (mx.random.normal((16, 8), key=mx.random.key(3)) * 40).astype(mx.uint8)
 
 
 class Reader:
-    arrays = {"x": from_mx(X), "y": from_mx(Y), "codes": from_mx(CODES)}
+    arrays: ClassVar = {"x": from_mx(X), "y": from_mx(Y), "codes": from_mx(CODES)}
 
     def read(self, name, start=0, stop=None):
         return self.arrays[name][start:stop].copy()
