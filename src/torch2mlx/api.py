@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch2mlx.errors import OptionError, SourceError, Torch2MLXError
+from torch2mlx.errors import DestinationError, OptionError, SourceError, Torch2MLXError
 from torch2mlx.inspection import Inspection, inspect_checkpoint
 from torch2mlx.options import ConvertOptions
 from torch2mlx.progress import Progress, Silent
@@ -27,7 +27,16 @@ if TYPE_CHECKING:
     from torch2mlx.sources.base import Checkpoint
     from torch2mlx.verification.report import ParityReport
 
-__all__ = ["Conversion", "Generation", "Verification", "convert", "generate", "inspect", "verify"]
+__all__ = [
+    "Conversion",
+    "Generation",
+    "Verification",
+    "convert",
+    "generate",
+    "inspect",
+    "upload",
+    "verify",
+]
 
 
 @dataclass(frozen=True)
@@ -152,6 +161,7 @@ def convert(
     listener = progress or Silent()
     checkpoint = _open(source, asked.revision, asked.trust_remote_code)
     with closing(checkpoint.source):
+        asked.check_source(checkpoint.kind, checkpoint.location)
         return _Conversion(checkpoint, Path(destination), asked, listener).run()
 
 
@@ -484,3 +494,32 @@ def generate(
         peak_memory=int(last.peak_memory * 1e9),
         finish_reason=last.finish_reason,
     )
+
+
+def upload(folder: str | Path, repository: str) -> str:
+    """Upload a converted folder to the Hugging Face hub, as it is.
+
+    Args:
+        folder: what `convert` published.
+        repository: "owner/name"; it is created where it does not exist.
+
+    Returns:
+        the address of the repository.
+
+    Raises:
+        DestinationError: no access, no network, or a name that the hub refuses.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    hub = HfApi()
+    try:
+        address = hub.create_repo(repo_id=repository, exist_ok=True)
+        hub.upload_folder(repo_id=repository, folder_path=folder)
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise DestinationError(
+            f"{folder} is converted, but cannot be uploaded to {repository}: {reason}; log in with "
+            "`hf auth login` and upload the folder with `hf upload`"
+        ) from error
+    return str(address)

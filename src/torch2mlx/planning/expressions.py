@@ -23,6 +23,7 @@ import numpy as np
 from torch2mlx.dtypes import DType, from_mx, to_mx
 
 __all__ = [
+    "AlongRows",
     "Apply",
     "Bits",
     "Concat",
@@ -464,6 +465,34 @@ class Apply(Expr):
             for o in self.operands
         ]
         return np.broadcast_to(from_mx(_on_cpu(self.function, values)), _lengths(region))
+
+
+@dataclass(frozen=True, eq=False)
+class AlongRows(Expr):
+    """An MLX function of whole rows: leading axes correspond, the last axis is taken whole.
+
+    Attributes:
+        name: for printing ("dequantize").
+        function: takes one MLX array [..., width of the operand] an operand.
+        operands: tensors that agree in all axes but the last.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    operands: tuple[Expr, ...]
+    dtype: DType
+    shape: tuple[int, ...]
+
+    @property
+    def children(self) -> tuple[Expr, ...]:
+        return self.operands
+
+    def read(self, region: Region, reader: Reader) -> Array:
+        values = [
+            to_mx(_contiguous(o.read((*region[:-1], range(o.shape[-1])), reader)), o.dtype)
+            for o in self.operands
+        ]
+        return from_mx(_on_cpu(self.function, values))[(..., _as_slices(region)[-1])]
 
 
 @dataclass(frozen=True, eq=False)

@@ -88,6 +88,11 @@ class Gate:
             ParityError: a tensor or a layer differs; names the first.
         """
         audited = self._audit(files)
+        if self.checkpoint.kind == "mlx":
+            return ParityReport(
+                comparisons=tuple(self.comparisons), audit=audited.to_dict(),
+                skipped={"blocks": "the source is an MLX folder, which PyTorch does not load"},
+            )  # fmt: skip
         for comparison in self._blocks():
             self.comparisons.append(comparison)
             require(comparison, self.converting)
