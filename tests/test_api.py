@@ -241,6 +241,8 @@ def test_generate_refuses_what_is_no_model(tmp_path: Path, converted: Path) -> N
         torch2mlx.generate(tmp_path, "Hello")
     with pytest.raises(OptionError, match="the prompt is empty"):
         torch2mlx.generate(converted, "", raw=True)
+    with pytest.raises(OptionError, match=r"--temp -1.0: at least 0"):
+        torch2mlx.generate(converted, "Hello", temperature=-1.0)
     with pytest.raises(OptionError, match="--max-tokens 0: at least 1"):
         torch2mlx.generate(converted, "Hello", max_tokens=0)
 

@@ -248,6 +248,12 @@ def test_settings_of_the_wrong_type(copied: Copied, fails: Callable[..., str]) -
     fails(source, code=4, words=("mlx_lm.models.llama cannot be built", "config.json"))
 
 
+def test_settings_that_pytorch_refuses(copied: Copied, fails: Callable[..., str]) -> None:
+    source = copied("mixtral")
+    _edit_config(source, head_dim=-1)  # mlx-lm's port does not read it
+    fails(source, code=4, words=("PyTorch's MixtralForCausalLM cannot be built", "config.json"))
+
+
 def test_stop_ids_that_are_none_are_ignored(
     copied: Copied, run_cli: Callable[..., Any], place: Path
 ) -> None:

@@ -276,12 +276,12 @@ class _Conversion:
         checkpoint, options = self.checkpoint, self.options
         with self._timed("package"), self.progress.stage("Copying and checking the tokenizer"):
             notes = list(copy_tokenizer_files(self._companions(), folder))
-            tokenizer = None
+            tokenizer: Any = None
             if has_tokenizer(folder):
                 try:
                     tokenizer = load_tokenizer(folder, options.trust_remote_code)
-                except SourceError as error:
-                    notes.append(str(error))
+                except SourceError:  # the tokenizer's own check reports it
+                    tokenizer = None
             stops = find_stop_ids(
                 checkpoint.config, checkpoint.generation_config, tokenizer, port.module
             )
@@ -438,11 +438,13 @@ def generate(
         on_text: called with each piece of text as it comes.
 
     Raises:
-        OptionError: the prompt is empty, or no token is allowed.
+        OptionError: the prompt is empty, no token is allowed, or a negative temperature.
         SourceError: the folder is no MLX language model with a tokenizer.
     """
     if max_tokens < 1:
         raise OptionError(f"--max-tokens {max_tokens}: at least 1 token")
+    if temperature < 0:
+        raise OptionError(f"--temp {temperature}: at least 0, which is greedy")
     if not (Path(folder) / "config.json").exists():
         raise SourceError(f"{folder}: no MLX model here (config.json is missing)")
     import mlx.core as mx
