@@ -11,7 +11,8 @@ import pytest
 from torch2mlx.architectures.tracing import Traced, trace_call
 from torch2mlx.dtypes import DTYPES, from_mx
 from torch2mlx.errors import UnsupportedError
-from torch2mlx.planning.expressions import Source, full
+from torch2mlx.planning.expressions import Source
+from torch2mlx.planning.regions import full
 
 X = mx.random.normal((4, 6, 8), key=mx.random.key(1)).astype(mx.bfloat16)
 Y = mx.random.normal((4, 6, 8), key=mx.random.key(2)).astype(mx.bfloat16)

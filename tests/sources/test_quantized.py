@@ -10,7 +10,7 @@ import pytest
 
 from torch2mlx.dtypes import from_mx
 from torch2mlx.errors import SourceError
-from torch2mlx.planning.expressions import full
+from torch2mlx.planning.regions import full
 from torch2mlx.sources import open_checkpoint
 
 

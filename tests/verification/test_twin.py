@@ -8,7 +8,8 @@ import pytest
 
 from torch2mlx.architectures import port as ports
 from torch2mlx.errors import UnsupportedError
-from torch2mlx.planning.expressions import Slice, full
+from torch2mlx.planning.expressions import Slice
+from torch2mlx.planning.regions import full
 from torch2mlx.verification import tolerance
 from torch2mlx.verification.report import explain
 from torch2mlx.verification.twin import run_twin

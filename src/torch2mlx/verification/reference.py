@@ -372,7 +372,7 @@ def to_torch(bits: Array, dtype: DType) -> torch.Tensor:
 
 def read_state(state: Mapping[str, Expr], reader: Reader) -> dict[str, torch.Tensor]:
     """Every tensor of a state in memory; floating-point values as float32."""
-    from torch2mlx.planning.expressions import full
+    from torch2mlx.planning.regions import full
 
     result = {}
     for name, expr in state.items():
