@@ -327,6 +327,9 @@ class _Conversion:
         from torch2mlx.packaging.manifest import build_manifest
 
         self.measured["peak_rss_bytes"] = _peak_rss()
+        limit = self.options.max_context
+        if limit is not None and report is not None:
+            notes = (*notes, f"compared with PyTorch on texts of up to {limit} tokens only")
         manifest = build_manifest(
             checkpoint=self.checkpoint,
             plan=plan,
