@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-VOCABULARY = 512
+VOCABULARY = 288  # as many as the tokenizer has
 
 _SHARED: dict[str, Any] = {
     "hidden_size": 128,
@@ -71,7 +71,7 @@ def _save_tokenizer(folder: Path) -> None:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=300,
+        vocab_size=VOCABULARY,
         special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,

@@ -240,6 +240,42 @@ def test_no_model_type(copied: Copied, fails: Callable[..., str]) -> None:
     fails(source, code=3, words=("config.json", "model_type"))
 
 
+def test_settings_of_the_wrong_type(copied: Copied, fails: Callable[..., str]) -> None:
+    source = copied("llama")
+    _edit_config(source, architectures="LlamaForCausalLM")
+    fails(source, code=3, words=("'architectures' to be a list", "LlamaForCausalLM"))
+    _edit_config(source, architectures=None, hidden_size="wide")
+    fails(source, code=4, words=("mlx_lm.models.llama cannot be built", "config.json"))
+
+
+def test_settings_that_pytorch_refuses(copied: Copied, fails: Callable[..., str]) -> None:
+    source = copied("mixtral")
+    _edit_config(source, head_dim=-1)  # mlx-lm's port does not read it
+    fails(source, code=4, words=("PyTorch's MixtralForCausalLM cannot be built", "config.json"))
+
+
+def test_stop_ids_that_are_none_are_ignored(
+    copied: Copied, run_cli: Callable[..., Any], place: Path
+) -> None:
+    source = copied("llama")
+    path = source / "generation_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "eos_token_id": {"a": 1}}))
+    done = run_cli("convert", source, place / "out", "--no-verify")
+    assert done.code == 0
+    assert "eos_token_id {'a': 1} is no token id" in done.message
+
+
+def test_broken_tokenizer_is_said_once(
+    copied: Copied, run_cli: Callable[..., Any], place: Path
+) -> None:
+    source = copied("llama")
+    (source / "tokenizer.json").write_text("{")
+    done = run_cli("convert", source, place / "out", "--no-verify")
+    assert done.code == 0
+    assert done.message.count("its tokenizer cannot be loaded") == 1
+    assert f"tokenizer not checked: {source}" in done.message
+
+
 def test_missing_setting(copied: Copied, fails: Callable[..., str]) -> None:
     source = copied("llama")
     config = json.loads((source / "config.json").read_text())
@@ -290,6 +326,13 @@ def test_destination_exists(
         fails(source, code=7, words=words, destination=name)
     assert (place / "file").read_text() == "mine"
     assert (place / "folder" / "notes.txt").read_text() == "mine"
+
+
+def test_destination_with_an_impossible_name(
+    checkpoint: Callable[..., Path], fails: Callable[..., str]
+) -> None:
+    words = ("File name too long", "choose another name")
+    fails(checkpoint("llama"), code=7, words=words, destination="a" * 300)
 
 
 def test_destination_below_a_file(
@@ -435,8 +478,8 @@ def test_tensor_larger_than_a_shard(
     checkpoint: Callable[..., Path], fails: Callable[..., str]
 ) -> None:
     words = ("alone needs", "--max-shard-size")
-    message = fails(checkpoint("llama"), "--max-shard-size", "100KB", code=5, words=words)
-    assert int(re.findall(r"--max-shard-size (\d+)", message)[0]) > 512 * 128 * 2
+    message = fails(checkpoint("llama"), "--max-shard-size", "70KB", code=5, words=words)
+    assert int(re.findall(r"--max-shard-size (\d+)", message)[0]) > 288 * 128 * 2
 
 
 def test_group_size_that_divides_nothing(
@@ -527,7 +570,7 @@ def test_wrong_rope_in_the_port(
     monkeypatch.setattr(
         llama, "initialize_rope", lambda dims, base, *a, **k: initialize(dims, 10_000.0, *a, **k)
     )
-    words = ("twin", "mlx_lm.models.llama", "layer 0", "Nothing was written")
+    words = ("twin", "the MLX model differs from PyTorch", "layer 0", "nothing was published")
     fails(checkpoint("llama"), code=8, words=words)
 
 
@@ -538,7 +581,7 @@ def test_wrong_activation_in_the_port(
     from mlx_lm.models import llama
 
     monkeypatch.setattr(llama, "swiglu", lambda gate, x: nn.gelu(gate) * x)
-    words = ("mlx_lm.models.llama", "layer 0", "--no-verify")
+    words = ("the MLX model differs from PyTorch", "layer 0", "--no-verify")
     fails(checkpoint("llama"), code=8, words=words)
 
 

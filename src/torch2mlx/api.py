@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch2mlx.errors import SourceError, Torch2MLXError
+from torch2mlx.errors import DestinationError, OptionError, SourceError, Torch2MLXError
 from torch2mlx.inspection import Inspection, inspect_checkpoint
 from torch2mlx.options import ConvertOptions
 from torch2mlx.progress import Progress, Silent
@@ -27,7 +27,16 @@ if TYPE_CHECKING:
     from torch2mlx.sources.base import Checkpoint
     from torch2mlx.verification.report import ParityReport
 
-__all__ = ["Conversion", "Generation", "Verification", "convert", "generate", "inspect", "verify"]
+__all__ = [
+    "Conversion",
+    "Generation",
+    "Verification",
+    "convert",
+    "generate",
+    "inspect",
+    "upload",
+    "verify",
+]
 
 
 @dataclass(frozen=True)
@@ -152,6 +161,7 @@ def convert(
     listener = progress or Silent()
     checkpoint = _open(source, asked.revision, asked.trust_remote_code)
     with closing(checkpoint.source):
+        asked.check_source(checkpoint.kind, checkpoint.location)
         return _Conversion(checkpoint, Path(destination), asked, listener).run()
 
 
@@ -266,12 +276,12 @@ class _Conversion:
         checkpoint, options = self.checkpoint, self.options
         with self._timed("package"), self.progress.stage("Copying and checking the tokenizer"):
             notes = list(copy_tokenizer_files(self._companions(), folder))
-            tokenizer = None
+            tokenizer: Any = None
             if has_tokenizer(folder):
                 try:
                     tokenizer = load_tokenizer(folder, options.trust_remote_code)
-                except SourceError as error:
-                    notes.append(str(error))
+                except SourceError:  # the tokenizer's own check reports it
+                    tokenizer = None
             stops = find_stop_ids(
                 checkpoint.config, checkpoint.generation_config, tokenizer, port.module
             )
@@ -317,6 +327,9 @@ class _Conversion:
         from torch2mlx.packaging.manifest import build_manifest
 
         self.measured["peak_rss_bytes"] = _peak_rss()
+        limit = self.options.max_context
+        if limit is not None and report is not None:
+            notes = (*notes, f"compared with PyTorch on texts of up to {limit} tokens only")
         manifest = build_manifest(
             checkpoint=self.checkpoint,
             plan=plan,
@@ -428,8 +441,13 @@ def generate(
         on_text: called with each piece of text as it comes.
 
     Raises:
+        OptionError: the prompt is empty, no token is allowed, or a negative temperature.
         SourceError: the folder is no MLX language model with a tokenizer.
     """
+    if max_tokens < 1:
+        raise OptionError(f"--max-tokens {max_tokens}: at least 1 token")
+    if temperature < 0:
+        raise OptionError(f"--temp {temperature}: at least 0, which is greedy")
     if not (Path(folder) / "config.json").exists():
         raise SourceError(f"{folder}: no MLX model here (config.json is missing)")
     import mlx.core as mx
@@ -457,6 +475,8 @@ def generate(
     if not raw and tokenizer.chat_template is not None:
         render: Any = tokenizer.apply_chat_template
         text = render([{"role": "user", "content": prompt}], add_generation_prompt=True)
+    if not text and not tokenizer.encode(text):
+        raise OptionError("the prompt is empty; give at least one token of text")
     parts, last = [], None
     for last in stream_generate(
         model,
@@ -479,3 +499,32 @@ def generate(
         peak_memory=int(last.peak_memory * 1e9),
         finish_reason=last.finish_reason,
     )
+
+
+def upload(folder: str | Path, repository: str) -> str:
+    """Upload a converted folder to the Hugging Face hub, as it is.
+
+    Args:
+        folder: what `convert` published.
+        repository: "owner/name"; it is created where it does not exist.
+
+    Returns:
+        the address of the repository.
+
+    Raises:
+        DestinationError: no access, no network, or a name that the hub refuses.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    hub = HfApi()
+    try:
+        address = hub.create_repo(repo_id=repository, exist_ok=True)
+        hub.upload_folder(repo_id=repository, folder_path=folder)
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise DestinationError(
+            f"{folder} is converted, but cannot be uploaded to {repository}: {reason}; log in with "
+            "`hf auth login` and upload the folder with `hf upload`"
+        ) from error
+    return str(address)

@@ -214,6 +214,9 @@ def convert(
     strict: Annotated[
         bool, typer.Option("--strict", help="Fail if the group size does not divide a layer.")
     ] = False,
+    dequantize: Annotated[
+        bool, typer.Option("-d", "--dequantize", help="Make a plain model of a quantized MLX one.")
+    ] = False,
     dtype: Annotated[
         FloatType | None,
         typer.Option(help="Type of what is not quantized.", show_default="config.json's"),
@@ -233,6 +236,10 @@ def convert(
         bool,
         typer.Option("--no-verify", help="Skip the comparison with PyTorch; the manifest says so."),
     ] = False,
+    upload_repo: Annotated[
+        str | None,
+        typer.Option(help="Upload the result to this hub repository.", show_default=False),
+    ] = None,
     trust_remote_code: Trust = False,
     revision: Revision = None,
     as_json: Json = False,
@@ -258,6 +265,7 @@ def convert(
         head=head,
         router=router.value if router else None,
         strict=strict,
+        dequantize=dequantize,
         dtype=dtype.value if dtype else None,
         max_shard_size=max_shard_size,
         memory_limit=memory_limit,
@@ -268,6 +276,9 @@ def convert(
         progress=_progress(quiet),
     )
     _show(result, as_json)
+    if upload_repo is not None:
+        address = api.upload(result.destination, upload_repo)
+        typer.echo(f"uploaded to {address}", err=True)
 
 
 def _one(

@@ -27,6 +27,7 @@ class ConvertOptions:
         embedding, head: "keep" or a number of bits.
         router: "8bit", "keep" or "same" (mlx-lm's choice).
         strict: a layer that the group size does not divide is an error.
+        dequantize: make a plain model of a quantized MLX folder.
         dtype: float16, bfloat16 or float32 for what is not quantized.
         max_shard_size: bound on each weight file, such as "5GB".
         memory_limit: bound on the memory of the conversion, such as "1GB".
@@ -47,6 +48,7 @@ class ConvertOptions:
     head: str | int | None = None
     router: str | None = None
     strict: bool = False
+    dequantize: bool = False
     dtype: str | None = None
     max_shard_size: str | int = "5GB"
     memory_limit: str | int = "1GB"
@@ -59,8 +61,8 @@ class ConvertOptions:
         """Raise OptionError for contradictions, before any file is opened."""
         needs_q = {
             "--q-bits": self.q_bits, "--q-group-size": self.q_group_size, "--q-mode": self.q_mode,
-            "--recipe": self.recipe, "--keep": _patterns("keep", self.keep),
-            "--bits": _patterns("bits", self.bits), "--embedding": self.embedding,
+            "--recipe": self.recipe, "--keep": _patterns("--keep", self.keep),
+            "--bits": _patterns("--bits", self.bits), "--embedding": self.embedding,
             "--head": self.head, "--router": self.router, "--strict": self.strict,
         }  # fmt: skip
         given = [f for f, v in needs_q.items() if v is not None and v is not False and v != ()]
@@ -68,11 +70,28 @@ class ConvertOptions:
             raise OptionError(
                 f"{', '.join(given)} say how to quantize, but quantization is off; add -q"
             )
+        if self.quantize and self.dequantize:
+            raise OptionError("-q and -d exclude each other: quantize or dequantize")
         if self.max_context is not None and self.max_context < 2:
             raise OptionError(f"--max-context {self.max_context}: at least 2 tokens")
         parse_size(self.max_shard_size)
         parse_size(self.memory_limit)
         self.quant_options()
+
+    def check_source(self, kind: str, location: str) -> None:
+        """Raise OptionError where the kind of source calls for another option.
+
+        Args:
+            kind: `Checkpoint.kind`.
+            location: of the source, for the message.
+        """
+        if kind == "mlx" and not (self.quantize or self.dequantize):
+            raise OptionError(
+                f"{location}: is a quantized MLX model already; -d makes a plain one of it, -q "
+                "quantizes it anew"
+            )
+        if kind != "mlx" and self.dequantize:
+            raise OptionError(f"{location}: is no quantized MLX model; leave out -d")
 
     def quant_options(self) -> QuantOptions | None:
         """The quantization part, or None."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -9,7 +11,8 @@ import pytest
 from torch2mlx.architectures.tracing import Traced, trace_call
 from torch2mlx.dtypes import DTYPES, from_mx
 from torch2mlx.errors import UnsupportedError
-from torch2mlx.planning.expressions import Source, full
+from torch2mlx.planning.expressions import Source
+from torch2mlx.planning.regions import full
 
 X = mx.random.normal((4, 6, 8), key=mx.random.key(1)).astype(mx.bfloat16)
 Y = mx.random.normal((4, 6, 8), key=mx.random.key(2)).astype(mx.bfloat16)
@@ -17,7 +20,7 @@ CODES = (mx.random.normal((16, 8), key=mx.random.key(3)) * 40).astype(mx.uint8)
 
 
 class Reader:
-    arrays = {"x": from_mx(X), "y": from_mx(Y), "codes": from_mx(CODES)}
+    arrays: ClassVar = {"x": from_mx(X), "y": from_mx(Y), "codes": from_mx(CODES)}
 
     def read(self, name, start=0, stop=None):
         return self.arrays[name][start:stop].copy()

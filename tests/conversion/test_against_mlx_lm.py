@@ -116,7 +116,7 @@ def test_mlx_lm_generates_what_pytorch_generates(
 
     source = checkpoint(name, "float32")
     torch2mlx.convert(source, tmp_path / "out")
-    prompt = torch.randint(3, 512, (1, 24), generator=torch.Generator().manual_seed(1))
+    prompt = torch.randint(3, 288, (1, 24), generator=torch.Generator().manual_seed(1))
     reference = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
     expected = reference.generate(prompt, max_new_tokens=16, do_sample=False, eos_token_id=None)
     model, _ = load(str(tmp_path / "out"))

@@ -17,10 +17,10 @@ from torch2mlx.planning.expressions import (
     Slice,
     Source,
     Transpose,
-    full,
     sources_of,
     stack,
 )
+from torch2mlx.planning.regions import full
 
 Array = np.ndarray[Any, Any]
 EXTENTS = st.sampled_from([1, 2, 3, 4, 6])

@@ -21,10 +21,10 @@ from torch2mlx.planning.expressions import (
     Transpose,
     Whole,
     cast,
-    full,
     stack,
 )
 from torch2mlx.planning.inverse import NotInvertible, push, restore_state
+from torch2mlx.planning.regions import full
 
 F32, BF16, U8, U16, U32 = (DTYPES[n] for n in ("F32", "BF16", "U8", "U16", "U32"))
 

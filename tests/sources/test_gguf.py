@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from torch2mlx.errors import NumericError, SourceError, Torch2MLXError
-from torch2mlx.planning.expressions import full
+from torch2mlx.planning.regions import full
 from torch2mlx.sources import open_checkpoint
 from torch2mlx.sources.gguf import GGUFSource
 

@@ -12,7 +12,7 @@ import torch
 import transformers
 
 from torch2mlx.errors import UnsupportedError
-from torch2mlx.planning.expressions import full
+from torch2mlx.planning.regions import full
 from torch2mlx.sources import open_checkpoint
 from torch2mlx.sources.gguf.architectures import ARCHITECTURES
 

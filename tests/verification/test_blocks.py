@@ -8,7 +8,8 @@ import pytest
 
 from torch2mlx.architectures.port import Port
 from torch2mlx.errors import PlanError
-from torch2mlx.planning.expressions import Slice, Transpose, full
+from torch2mlx.planning.expressions import Slice, Transpose
+from torch2mlx.planning.regions import full
 from torch2mlx.verification import tolerance
 from torch2mlx.verification.blocks import choose_layers, peak_bytes, run_blocks
 from torch2mlx.verification.report import explain

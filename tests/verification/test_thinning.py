@@ -9,7 +9,8 @@ import pytest
 
 from torch2mlx.dtypes import DTYPES
 from torch2mlx.errors import PlanError
-from torch2mlx.planning.expressions import Source, full
+from torch2mlx.planning.expressions import Source
+from torch2mlx.planning.regions import full
 from torch2mlx.verification.depth import thin_config
 from torch2mlx.verification.layers import layer_signatures
 from torch2mlx.verification.thinning import LayerNames, cut_experts, cut_vocabulary, pick_layers

@@ -18,8 +18,9 @@ import numpy as np
 
 from torch2mlx.dtypes import DType
 from torch2mlx.errors import DestinationError, NumericError, OptionError
-from torch2mlx.planning.expressions import Apply, Expr, Reader, Region, full, sources_of
+from torch2mlx.planning.expressions import Apply, Expr, Reader, sources_of
 from torch2mlx.planning.plan import Output, Plan
+from torch2mlx.planning.regions import Region, full
 from torch2mlx.planning.shards import ShardPlan, TensorSpec
 
 __all__ = ["DEFAULT_MEMORY_LIMIT", "execute", "row_regions"]

@@ -95,7 +95,7 @@ def write_generation_config(folder: Path, original: Mapping[str, Any], ids: Sequ
     """
     present = original.get("eos_token_id")
     # An id of 0 alone does not replace config.json's: mlx-lm takes it for "none".
-    if not present or set(ids) <= set(_as_list(present)):
+    if not present or all(stop in _as_list(present) for stop in ids):
         return False
     _write(folder / "generation_config.json", _tag_floats(with_stop_ids(original, ids)))
     return True

@@ -39,9 +39,15 @@ def check_destination(destination: str | Path) -> Path:
         path = path.resolve()
     try:
         path = path.parent.resolve() / path.name
-        exists = os.path.lexists(path)
+        path.lstat()
+        exists = True
+    except (FileNotFoundError, NotADirectoryError):
+        exists = False
     except (OSError, RuntimeError, ValueError) as error:
-        raise DestinationError(f"destination {str(destination)!r}: {error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise DestinationError(
+            f"destination {str(destination)!r}: {reason}; choose another name"
+        ) from error
     if exists:
         raise DestinationError(
             f"destination {path} exists already, and nothing is ever overwritten; "

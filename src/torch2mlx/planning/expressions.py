@@ -21,30 +21,36 @@ from typing import Any, Protocol
 import numpy as np
 
 from torch2mlx.dtypes import DType, from_mx, to_mx
+from torch2mlx.planning.regions import (
+    Region,
+    as_slices,
+    flat_hull,
+    flat_pieces,
+    full,
+    hull_extents,
+    lengths,
+    reshape_groups,
+)
 
 __all__ = [
+    "AlongRows",
     "Apply",
     "Bits",
     "Concat",
     "Expr",
     "Reader",
-    "Region",
     "Reshape",
     "Slice",
     "Source",
     "Transpose",
     "Whole",
     "cast",
-    "flat_pieces",
-    "full",
-    "reshape_groups",
     "rows_of",
     "sources_of",
     "stack",
 ]
 
 Array = np.ndarray[Any, Any]
-Region = tuple[range, ...]
 
 # Column slabs of a file are gathered from row chunks of this size, so that a transposed read
 # holds the slab and one chunk, not the tensor.
@@ -59,19 +65,6 @@ class Reader(Protocol):
 
     def read_flat(self, name: str, start: int, stop: int) -> Array:
         """Elements [start, stop) in row-major order, 1-d."""
-
-
-def full(shape: Sequence[int]) -> Region:
-    """The region that covers a whole tensor."""
-    return tuple(range(n) for n in shape)
-
-
-def _lengths(region: Region) -> tuple[int, ...]:
-    return tuple(len(r) for r in region)
-
-
-def _as_slices(region: Region) -> tuple[slice, ...]:
-    return tuple(slice(r.start, r.stop, r.step) for r in region)
 
 
 class Expr(ABC):
@@ -119,8 +112,8 @@ class Source(Expr):
     def read(self, region: Region, reader: Reader) -> Array:
         if not self.shape:
             return reader.read(self.name).reshape(())
-        if not all(_lengths(region)):
-            return np.empty(_lengths(region), self.dtype.numpy)
+        if not all(lengths(region)):
+            return np.empty(lengths(region), self.dtype.numpy)
         return self._box(self.shape, region, 0, reader)
 
     def _box(self, shape: tuple[int, ...], region: Region, base: int, reader: Reader) -> Array:
@@ -137,7 +130,7 @@ class Source(Expr):
         for start in range(rows.start, rows[-1] + 1, chunk * rows.step):
             stop = min(start + (chunk - 1) * rows.step + 1, rows[-1] + 1)
             block = self._rows(shape, start, stop, base, reader)
-            parts.append(block[(slice(None, None, rows.step), *_as_slices(rest))])
+            parts.append(block[(slice(None, None, rows.step), *as_slices(rest))])
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def _rows(
@@ -190,7 +183,7 @@ class Slice(Expr):
 
     @property
     def shape(self) -> tuple[int, ...]:  # type: ignore[override]
-        return _lengths(self.ranges)
+        return lengths(self.ranges)
 
     @property
     def children(self) -> tuple[Expr, ...]:
@@ -247,93 +240,8 @@ class Concat(Expr):
     def read(self, region: Region, reader: Reader) -> Array:
         parts = [operand.read(inner, reader) for operand, inner, _ in self.pieces(region)]
         if not parts:
-            return np.empty(_lengths(region), self.dtype.numpy)
+            return np.empty(lengths(region), self.dtype.numpy)
         return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=self.axis)
-
-
-def reshape_groups(
-    old: Sequence[int], new: Sequence[int]
-) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Pair runs of axes of two shapes of equal size, as finely as their products allow.
-
-    (2, 3, 4) → (6, 4) gives [((0, 1), (0,)), ((2,), (1,))]: axis indexes of old and new.
-    """
-    groups: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
-    i = j = 0
-    while i < len(old) or j < len(new):
-        left: list[int] = []
-        right: list[int] = []
-        a = b = 1
-        while True:
-            if a == b and left and right:
-                break
-            if (a <= b and i < len(old)) or j >= len(new):
-                if i >= len(old):
-                    break
-                a *= old[i]
-                left.append(i)
-                i += 1
-            else:
-                b *= new[j]
-                right.append(j)
-                j += 1
-        groups.append((tuple(left), tuple(right)))
-    return groups
-
-
-def flat_pieces(shape: Sequence[int], lo: int, hi: int) -> list[tuple[Region, int, int]]:
-    """Cut the flat range [lo, hi) of a tensor into boxes: (region, its flat lo, its flat hi)."""
-    if lo >= hi:
-        return []
-    if len(shape) <= 1:
-        return [((range(lo, hi),) if shape else (), lo, hi)]
-    inner = prod(shape[1:])
-    pieces: list[tuple[Region, int, int]] = []
-    row = lo // inner
-    if lo % inner or hi - lo < inner:
-        stop = min(hi, (row + 1) * inner)
-        for region, a, b in flat_pieces(shape[1:], lo - row * inner, stop - row * inner):
-            pieces.append(((range(row, row + 1), *region), a + row * inner, b + row * inner))
-        lo, row = stop, row + 1
-    last = hi // inner
-    if lo < last * inner:
-        pieces.append(((range(row, last), *full(shape[1:])), lo, last * inner))
-        lo = last * inner
-    if lo < hi:
-        for region, a, b in flat_pieces(shape[1:], lo - last * inner, hi - last * inner):
-            pieces.append(((range(last, last + 1), *region), a + last * inner, b + last * inner))
-    return pieces
-
-
-def _flat_hull(shape: Sequence[int], region: Region) -> tuple[int, int, Region]:
-    """Smallest flat range that holds a box, and the box inside of it.
-
-    Axes up to the first that is longer than one index stay exact; later ones are taken whole.
-    """
-    lo, hi = 0, prod(shape)
-    inside: list[range] = []
-    exact = True
-    for axis, (extent, r) in enumerate(zip(shape, region, strict=True)):
-        if not exact:
-            inside.append(r)
-            continue
-        inner = prod(shape[axis + 1 :])
-        first, last = (r.start, r[-1]) if r else (0, -1)
-        lo, hi = lo + first * inner, lo + (last + 1) * inner
-        inside.append(range(0, last - first + 1, r.step))
-        exact = extent == 1 or last == first
-    return lo, hi, tuple(inside)
-
-
-def _hull_extents(shape: Sequence[int], region: Region) -> tuple[int, ...]:
-    """Extents of the box that `_flat_hull` spans."""
-    extents = []
-    exact = True
-    for extent, r in zip(shape, region, strict=True):
-        span = r[-1] - r.start + 1 if r else 0
-        extents.append(span if exact else extent)
-        exact = exact and (extent == 1 or span == 1)
-    return tuple(extents)
 
 
 @dataclass(frozen=True, eq=False)
@@ -363,8 +271,8 @@ class Reshape(Expr):
         cut: list[slice] = []
         for left, right in reshape_groups(old, self.shape):
             extent = [self.shape[j] for j in right]
-            lo, hi, inside = _flat_hull(extent, tuple(region[j] for j in right))
-            cut.extend(_as_slices(inside))
+            lo, hi, inside = flat_hull(extent, tuple(region[j] for j in right))
+            cut.extend(as_slices(inside))
             extents.append(hi - lo)
             per_group.append(
                 [
@@ -383,12 +291,12 @@ class Reshape(Expr):
         extents: list[int] = []
         for _, right in reshape_groups(self.operand.shape, self.shape):
             shape, part = [self.shape[j] for j in right], tuple(region[j] for j in right)
-            extents.extend(_hull_extents(shape, part))
+            extents.extend(hull_extents(shape, part))
         return tuple(extents)
 
     def read(self, region: Region, reader: Reader) -> Array:
-        if not all(_lengths(region)):
-            return np.empty(_lengths(region), self.dtype.numpy)
+        if not all(lengths(region)):
+            return np.empty(lengths(region), self.dtype.numpy)
         extents, pieces, cut = self.pieces(region)
         if len(pieces) == 1:
             buffer = self.operand.read(pieces[0][0], reader)
@@ -423,7 +331,7 @@ class Bits(Expr):
     def read(self, region: Region, reader: Reader) -> Array:
         block = _contiguous(self.operand.read(self.operand_region(region), reader))
         viewed = block.view(self.dtype.numpy)
-        return viewed[(..., _as_slices(region)[-1])] if region else viewed
+        return viewed[(..., as_slices(region)[-1])] if region else viewed
 
 
 @dataclass(frozen=True, eq=False)
@@ -463,7 +371,35 @@ class Apply(Expr):
             to_mx(_contiguous(o.read(self.operand_region(o, region), reader)), o.dtype)
             for o in self.operands
         ]
-        return np.broadcast_to(from_mx(_on_cpu(self.function, values)), _lengths(region))
+        return np.broadcast_to(from_mx(_on_cpu(self.function, values)), lengths(region))
+
+
+@dataclass(frozen=True, eq=False)
+class AlongRows(Expr):
+    """An MLX function of whole rows: leading axes correspond, the last axis is taken whole.
+
+    Attributes:
+        name: for printing ("dequantize").
+        function: takes one MLX array [..., width of the operand] an operand.
+        operands: tensors that agree in all axes but the last.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    operands: tuple[Expr, ...]
+    dtype: DType
+    shape: tuple[int, ...]
+
+    @property
+    def children(self) -> tuple[Expr, ...]:
+        return self.operands
+
+    def read(self, region: Region, reader: Reader) -> Array:
+        values = [
+            to_mx(_contiguous(o.read((*region[:-1], range(o.shape[-1])), reader)), o.dtype)
+            for o in self.operands
+        ]
+        return from_mx(_on_cpu(self.function, values))[(..., as_slices(region)[-1])]
 
 
 @dataclass(frozen=True, eq=False)
@@ -485,7 +421,7 @@ class Whole(Expr):
 
     def read(self, region: Region, reader: Reader) -> Array:
         values = [to_mx(_contiguous(o.read(full(o.shape), reader)), o.dtype) for o in self.operands]
-        return from_mx(_on_cpu(self.function, values))[_as_slices(region)]
+        return from_mx(_on_cpu(self.function, values))[as_slices(region)]
 
 
 def _contiguous(values: Array) -> Array:

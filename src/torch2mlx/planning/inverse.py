@@ -21,14 +21,13 @@ from torch2mlx.planning.expressions import (
     Bits,
     Concat,
     Expr,
-    Region,
     Reshape,
     Slice,
     Source,
     Transpose,
     cast,
-    full,
 )
+from torch2mlx.planning.regions import Region, full
 
 __all__ = [
     "Chain",

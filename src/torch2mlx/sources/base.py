@@ -113,7 +113,7 @@ class Checkpoint:
     Attributes:
         location: what the user named: a folder, a file or a hub id.
         folder: the local folder with config and tokenizer files.
-        kind: "safetensors", "torch", "gguf".
+        kind: "safetensors", "torch", "gguf", or "mlx" for a quantized MLX folder.
         config: config.json as a dict (made from the metadata where the format has none).
         generation_config: generation_config.json, or {}.
         source: where the stored tensors are read.

@@ -113,10 +113,16 @@ def _open(location: str, folder: Path, chosen: WeightFiles, trust_remote_code: b
     state: dict[str, Expr] = {
         name: Source(name, info.dtype, info.shape) for name, info in source.tensors.items()
     }
+    kind = chosen.kind
+    if isinstance(config.get("quantization"), dict):  # only MLX names it so
+        from torch2mlx.sources.quantized import dequantized_state
+
+        kind, state = "mlx", dequantized_state(state, config)
+        config = {k: v for k, v in config.items() if not k.startswith("quantization")}
     return Checkpoint(
         location=location,
         folder=folder,
-        kind=chosen.kind,
+        kind=kind,
         config=config,
         source=source,
         state=state,

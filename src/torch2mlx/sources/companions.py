@@ -62,7 +62,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """config.json of a checkpoint.
 
     Raises:
-        SourceError: it is missing, not a JSON object, or names no model_type.
+        SourceError: it is missing, not a JSON object, or does not name the model as it should.
     """
     path = folder / "config.json"
     if not path.exists():
@@ -81,6 +81,12 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise SourceError(
             f"{path}: expected a 'model_type' such as \"llama\", found {model_type!r}; it "
             "says which architecture the weights belong to"
+        )
+    architectures = config.get("architectures")
+    if architectures is not None and not isinstance(architectures, list):
+        raise SourceError(
+            f"{path}: expected 'architectures' to be a list of class names, found "
+            f"{architectures!r}; correct or remove it"
         )
     return config
 

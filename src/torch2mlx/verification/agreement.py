@@ -61,8 +61,8 @@ def written_state(
     """
     import torch
 
-    from torch2mlx.planning.expressions import full
     from torch2mlx.planning.inverse import restore_state
+    from torch2mlx.planning.regions import full
     from torch2mlx.sources.safetensors import SafetensorsSource
 
     source = SafetensorsSource(files)

@@ -16,9 +16,10 @@ import numpy as np
 
 from torch2mlx.conversion.executor import row_regions
 from torch2mlx.dtypes import DTYPES, DType
-from torch2mlx.planning.expressions import Apply, Bits, Expr, Reader, Region, cast
+from torch2mlx.planning.expressions import Apply, Bits, Expr, Reader, cast
 from torch2mlx.planning.inverse import Chain, NotInvertible, as_numbers, push
 from torch2mlx.planning.plan import Output
+from torch2mlx.planning.regions import Region
 from torch2mlx.quantization.kernel import dequantize_rows
 from torch2mlx.quantization.scheme import Scheme
 from torch2mlx.verification.audit_report import AuditReport, Kind, TensorCheck

@@ -40,7 +40,7 @@ def build_candidate(port: Port, state: Mapping[str, Expr], reader: Reader) -> Mo
     import mlx.core as mx
 
     from torch2mlx.dtypes import to_mx
-    from torch2mlx.planning.expressions import full
+    from torch2mlx.planning.regions import full
 
     model: Module = port.build()
     weights = {}

@@ -22,7 +22,7 @@ from torch2mlx.verification.audit import audit, check_tied
 from torch2mlx.verification.audit_report import AuditReport, TensorCheck
 from torch2mlx.verification.blocks import run_blocks
 from torch2mlx.verification.budgets import measure_budgets
-from torch2mlx.verification.report import Comparison, ParityReport
+from torch2mlx.verification.report import Comparison, ParityReport, require
 from torch2mlx.verification.twin import run_twin
 
 __all__ = ["Gate"]
@@ -67,9 +67,14 @@ class Gate:
     def prove_port(self) -> Comparison:
         """The twin; raises ParityError if the port is wrong for this config."""
         with self.progress.stage("Proving the port on a tiny twin"):
-            twin = run_twin(self.checkpoint.config, max_context=self.max_context)
+            twin = run_twin(
+                self.checkpoint.config,
+                max_context=self.max_context,
+                folder=self.checkpoint.folder,
+                trust_remote_code=self.trust_remote_code,
+            )
         self.comparisons.append(twin)
-        self._require(twin)
+        require(twin, self.converting)
         return twin
 
     def prove_result(self, folder: Path, files: Sequence[Path]) -> ParityReport:
@@ -83,9 +88,14 @@ class Gate:
             ParityError: a tensor or a layer differs; names the first.
         """
         audited = self._audit(files)
+        if self.checkpoint.kind == "mlx":
+            return ParityReport(
+                comparisons=tuple(self.comparisons), audit=audited.to_dict(),
+                skipped={"blocks": "the source is an MLX folder, which PyTorch does not load"},
+            )  # fmt: skip
         for comparison in self._blocks():
             self.comparisons.append(comparison)
-            self._require(comparison)
+            require(comparison, self.converting)
         with self.progress.stage("Measuring what dtype and quantization cost"):
             figures = measure_budgets(
                 self.checkpoint,
@@ -99,7 +109,7 @@ class Gate:
             )
         if figures.written is not None:
             self.comparisons.append(figures.written)
-            self._require(figures.written)
+            require(figures.written, self.converting)
         return ParityReport(
             comparisons=tuple(self.comparisons),
             budgets=figures.budgets,
@@ -143,21 +153,3 @@ class Gate:
                 folder=checkpoint.folder,
                 trust_remote_code=self.trust_remote_code,
             )
-
-    def _require(self, found: Comparison) -> None:
-        """Raise ParityError, naming the first place that differs, unless the comparison passed."""
-        place = found.first_divergence
-        if place is None:
-            return
-        what = (
-            f"{found.part}: {self.port.module} does not compute what PyTorch computes for this "
-            f"{found.model_type!r} config: {place.place} is the first that differs, relative L2 "
-            f"{place.relative:.2g} (allowed {found.tolerance:.0e}, {found.tokens} tokens)"
-        )
-        lines = [what, *(f"  {note}" for note in found.notes)]
-        if found.agrees_up_to:
-            aim = "convert it for" if self.converting else "check it on"
-            lines.append(f"To {aim} shorter texts: --max-context {found.agrees_up_to}")
-        if self.converting:
-            lines.append("Nothing was written. --no-verify converts regardless, and says so.")
-        raise ParityError("\n".join(lines))

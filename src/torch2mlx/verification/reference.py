@@ -188,7 +188,7 @@ def _instance(settings: Any) -> torch.nn.Module:
             f"PyTorch's {cls.__name__} cannot be built here: {first} Install what it asks for, or "
             "convert unproven with --no-verify"
         ) from error
-    except (TypeError, ValueError, AttributeError, IndexError, KeyError) as error:
+    except (TypeError, ValueError, AttributeError, LookupError, RuntimeError) as error:
         raise UnsupportedError(
             f"PyTorch's {cls.__name__} cannot be built from this config: {type(error).__name__}: "
             f"{error}; check config.json against the model's documentation"
@@ -372,7 +372,7 @@ def to_torch(bits: Array, dtype: DType) -> torch.Tensor:
 
 def read_state(state: Mapping[str, Expr], reader: Reader) -> dict[str, torch.Tensor]:
     """Every tensor of a state in memory; floating-point values as float32."""
-    from torch2mlx.planning.expressions import full
+    from torch2mlx.planning.regions import full
 
     result = {}
     for name, expr in state.items():

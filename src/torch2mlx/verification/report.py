@@ -189,10 +189,12 @@ class ParityReport:
         }
 
 
-def explain(comparison: Comparison) -> str:
+def explain(comparison: Comparison, converting: bool = True) -> str:
     """One message for a user: which part differs, where first, by how much and what to do.
 
-    Empty if the comparison passed.
+    Args:
+        comparison: what failed; the text is empty if it passed.
+        converting: the model is being written; False: the folder exists already.
     """
     first = comparison.first_divergence
     if first is None:
@@ -211,24 +213,29 @@ def explain(comparison: Comparison) -> str:
             f"at the logits: {comparison.logits.relative:.1e}, the same next token in {top1}"
         )
     lines.extend(comparison.notes)
-    if comparison.agrees_up_to:
+    limit = comparison.agrees_up_to
+    if limit and converting:
         lines.append(
-            f"use --max-context {comparison.agrees_up_to} to accept a result that is proven up to "
-            f"{comparison.agrees_up_to} tokens, or --no-verify to skip the proof"
+            f"use --max-context {limit} to accept a result that is proven up to {limit} tokens, or "
+            "--no-verify to skip the proof"
         )
-    else:
+    elif limit:
+        lines.append(f"use --max-context {limit} to check it on texts of up to {limit} tokens")
+    elif converting:
         lines.append(
             "the port or the config does not describe this model; nothing was published. Check "
             "config.json, try another version of mlx-lm, or use --no-verify to skip the proof"
         )
+    else:
+        lines.append("do not use this folder; convert the source again")
     return "\n  ".join(lines)
 
 
-def require(comparison: Comparison) -> None:
-    """Raise if a comparison failed.
+def require(comparison: Comparison, converting: bool = True) -> None:
+    """Raise if a comparison failed; arguments as of `explain`.
 
     Raises:
         ParityError: with the text of `explain`.
     """
     if not comparison.passed:
-        raise ParityError(explain(comparison))
+        raise ParityError(explain(comparison, converting))

@@ -78,6 +78,9 @@ _WINDOWS = {
     "index_topk": 12,
 }
 LONG = 24  # original length of long and dynamic rope in the tiny config
+# Scores of sparse attention are sums of relus, one a head: with few heads many are exactly zero,
+# and which of equal scores is chosen is up to the library.  At 16 heads two in 10⁵ are zero.
+_INDEX_HEADS = 16
 # Values that only bound others: small enough to act on activations of size one.
 _CAPS = {
     "mamba_d_state": 16,
@@ -90,7 +93,7 @@ _CAPS = {
     "laurel_rank": 8,
     "hidden_size_per_layer_input": 8,
     "zero_expert_num": 4,
-    "index_n_heads": 2,
+    "index_n_heads": _INDEX_HEADS,
     "index_head_dim": 16,
     "n_positions": 2 * RUN_LENGTH,
     "max_seq_len": 2 * RUN_LENGTH,

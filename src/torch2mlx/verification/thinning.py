@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch2mlx.errors import PlanError
-from torch2mlx.planning.expressions import Expr, Slice, full
+from torch2mlx.planning.expressions import Expr, Slice
+from torch2mlx.planning.regions import full
 from torch2mlx.verification.layers import text_part
 from torch2mlx.verification.shrinking import place_special_ids
 from torch2mlx.verification.sizes import EXPERT_KEYS, GROUP_KEYS, TOP_K_KEYS

@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch2mlx.architectures.registry import Config, Rules
-from torch2mlx.planning.expressions import Concat, Expr, Reshape, Slice, full
+from torch2mlx.planning.expressions import Concat, Expr, Reshape, Slice
+from torch2mlx.planning.regions import full
 
 __all__ = ["RULES"]
 

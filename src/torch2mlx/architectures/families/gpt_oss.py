@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch2mlx.architectures.registry import Rules
-from torch2mlx.planning.expressions import Expr, Slice, Transpose, full
+from torch2mlx.planning.expressions import Expr, Slice, Transpose
+from torch2mlx.planning.regions import full
 
 __all__ = ["RULES"]
 
