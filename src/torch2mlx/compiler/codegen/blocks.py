@@ -22,10 +22,17 @@ _CONTAINERS = (
 
 @dataclass(eq=False)
 class Item:
-    """A call, or a call of a module; `place` is the line of the enclosing `forward`."""
+    """A call, or a call of a module.
+
+    Attributes:
+        what: is called.
+        place: line of the enclosing `forward`.
+        chained: a container was called, and calls its modules one after the other.
+    """
 
     what: Call | Block
     place: tuple[str, int]
+    chained: bool = False
 
     @property
     def inputs(self) -> list[Value]:
@@ -88,44 +95,29 @@ def partition(program: Program) -> Block:
 def _dissolved(program: Program) -> set[str]:
     """Paths of modules whose code stays in their parent.
 
-    Layers and containers; and whatever has no weights, no modules inside and makes one call.
+    Layers and containers; and whatever has no weights and is torch's own or makes one call.
     """
     names = {id(v): name for name, v in program.weights.items()}
-    owned: set[str] = set()
-    parents: set[str] = set()
-    made: dict[str, int] = {}
     classes: dict[str, str] = {}
+    calls: dict[str, int] = {}
+    owners: set[str] = set()
     for step in program.steps:
-        frames = step.origin.frames
-        for frame in frames:
-            classes[frame.path] = frame.class_name
-        if not frames:
-            continue
-        calls = {frame.call for frame in frames}
-        made[frames[-1].path] = made.get(frames[-1].path, 0) + 1
-        del calls
+        function = step.call.function
         used = [names[id(v)] for v in values_in((step.call.args, step.call.kwargs)) if id(v) in names]
-        if isinstance(step.call.function, LayerUse):
-            used = [f"{step.call.function.layer.path}.weight"]
-        for frame in frames:
-            if any(
-                within(name, frame.path) and name.rpartition(".")[0] != frame.path for name in used
-            ) or (not isinstance(step.call.function, LayerUse) and any(
-                within(name, frame.path) for name in used
-            )):
-                owned.add(frame.path)
-    for name in program.states:
-        for path in classes:
-            if within(name, path):
-                owned.add(path)
+        if isinstance(function, LayerUse):
+            used.append(f"{function.layer.path}.weight")
+        for frame in step.origin.frames:
+            classes[frame.path] = frame.class_name
+            calls[frame.path] = calls.get(frame.path, 0) + 1
+            owners |= {frame.path for name in used if within(name, frame.path)}
+    owners |= {path for path in classes for name in program.states if within(name, path)}
     result = set(program.layers)
     for path, class_name in classes.items():
-        if class_name in _CONTAINERS:
+        weightless = path not in owners and (
+            class_name.startswith("torch.nn.") or calls[path] == 1
+        )
+        if class_name in _CONTAINERS or weightless:
             result.add(path)
-        elif path not in owned and path not in parents:
-            torch_leaf = class_name.startswith("torch.nn.")
-            if torch_leaf or made.get(path, 0) == 1:
-                result.add(path)
     result.discard("")
     return result
 
@@ -152,9 +144,15 @@ def _nest(program: Program) -> Block:
         del open_blocks[depth:]
         for frame in frames[depth - 1 :]:
             inner = Block(frame, start=index)
-            open_blocks[-1].items.append(Item(inner, _place(step, open_blocks[-1])))
+            open_blocks[-1].items.append(
+                Item(inner, _place(step, open_blocks[-1]), _chained(step, frame.path))
+            )
             open_blocks.append(inner)
-        open_blocks[-1].items.append(Item(step.call, _place(step, open_blocks[-1])))
+        function = step.call.function
+        path = function.layer.path if isinstance(function, LayerUse) else ""
+        open_blocks[-1].items.append(
+            Item(step.call, _place(step, open_blocks[-1]), _chained(step, path))
+        )
         for block in open_blocks:
             block.stop = index + 1
     return root
@@ -166,6 +164,11 @@ def _place(step: Step, block: Block) -> tuple[str, int]:
         if frame.path == block.path:
             return frame.file, frame.line
     return "", 0
+
+
+def _chained(step: Step, path: str) -> bool:
+    container = path.rpartition(".")[0]
+    return bool(container) and any(f.path == container for f in step.origin.frames)
 
 
 class _Flow:

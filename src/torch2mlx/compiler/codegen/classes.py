@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from torch2mlx.compiler.builder import Value
 from torch2mlx.compiler.codegen import source
 from torch2mlx.compiler.codegen.blocks import Block
+from torch2mlx.compiler.codegen.constructors import (
+    Child,
+    Hole,
+    Items,
+    Joined,
+    Piece,
+    Text,
+    parameters_of,
+)
 from torch2mlx.compiler.codegen.expressions import literal
 from torch2mlx.compiler.codegen.methods import MethodWriter, Places, source_hints
 from torch2mlx.compiler.codegen.signature import arguments, result_source
@@ -39,15 +47,22 @@ class GeneratedClass:
         name: of the class.
         original: qualified name of the original's class.
         path: of one module of this class.
-        paths: of all of them.
+        init: statements that make its attributes.
+        numbers: those in the statements, for every module of this class.
+        blocks: calls of its modules.
     """
 
     name: str
     original: str
     path: str
     methods: dict[str, _Method]
-    paths: list[str] = field(default_factory=list)
+    init: list[Piece]
+    numbers: list[list[Hole]] = field(default_factory=list)
     blocks: list[Block] = field(default_factory=list)
+
+    def parameters(self) -> list[tuple[str, int]]:
+        """Names of the constructor's parameters, and which number each stands for first."""
+        return parameters_of(self.numbers)[0]
 
 
 class ClassWriter:
@@ -88,7 +103,8 @@ class ClassWriter:
         bodies = [self._canonical(block) for block in blocks]
         distinct = list(dict.fromkeys(bodies))
         original = blocks[0].frame.class_name
-        key = "\n".join([original, *self._init(path), *distinct])
+        init = self._init(path)
+        key = "\n".join([original, *(piece.template() for piece in init), *distinct])
         made = self.classes.get(key)
         if made is None:
             methods = {}
@@ -97,9 +113,9 @@ class ClassWriter:
                 name = "__call__" if number == 0 else f"call_{number + 1}"
                 order, names = self._parameters(block)
                 methods[body] = _Method(name, order, block, names)
-            made = GeneratedClass(self._class_name(original), original, path, methods)
+            made = GeneratedClass(self._class_name(original), original, path, methods, init)
             self.classes[key] = made
-        made.paths.append(path)
+        made.numbers.append([hole for piece in init for hole in piece.holes()])
         made.blocks += blocks
         self.by_path[path] = made
         for block, body in zip(blocks, bodies, strict=True):
@@ -157,10 +173,12 @@ class ClassWriter:
         original = made.original.removeprefix("__main__.")
         doc = f'"""Port of `{original}`."""'
         lines = [f"class {made.name}(nn.Module):", f"    {doc}", ""]
-        init = self._init(made.path)
-        if init:
-            lines += ["    def __init__(self):", "        super().__init__()"]
-            lines += [f"        {line}" for line in init]
+        if made.init:
+            parameters, sources = parameters_of(made.numbers)
+            given = ", ".join(["self", *(name for name, _ in parameters)])
+            lines += [f"    def __init__({given}):", "        super().__init__()"]
+            numbers = iter(sources)
+            lines += [f"        {piece.write(numbers)}" for piece in made.init]
             lines.append("")
         for method in made.methods.values():
             lines += [f"    {line}" if line else "" for line in self._method(made, method)]
@@ -197,25 +215,25 @@ class ClassWriter:
             lines += _docstring(shapes, returned)
         return [*lines, *(f"    {line}" for line in [*unpack, *writer.extents(), *body])]
 
-    def _init(self, path: str) -> list[str]:
+    def _init(self, path: str) -> list[Piece]:
         """Statements that make a module's attributes."""
-        lines: list[str] = []
+        lines: list[Piece] = []
         frozen: list[str] = []
         self._attributes(self.tree.slot(path), "self", lines, frozen)
         if frozen:
-            lines.append(f"self.freeze(recurse=False, keys={literal(frozen)})")
+            lines.append(Text(f"self.freeze(recurse=False, keys={literal(frozen)})"))
         return lines
 
-    def _attributes(self, slot: Slot, text: str, lines: list[str], frozen: list[str]) -> None:
+    def _attributes(self, slot: Slot, text: str, lines: list[Piece], frozen: list[str]) -> None:
         for key, child in slot.children.items():
             target = f"{text}.{key}"
-            lines.append(f"{target} = {self._constructor(child)}")
-            if isinstance(child.content, Weight) and child.content.kind != "parameter":
-                if text == "self":
-                    frozen.append(key)
+            lines.append(Joined((Text(f"{target} = "), self._constructor(child))))
+            content = child.content
+            if isinstance(content, Weight) and content.kind != "parameter" and text == "self":
+                frozen.append(key)
             self._inside(child, target, lines, frozen)
 
-    def _inside(self, slot: Slot, text: str, lines: list[str], frozen: list[str]) -> None:
+    def _inside(self, slot: Slot, text: str, lines: list[Piece], frozen: list[str]) -> None:
         """Attributes of plain containers, which no class of their own makes."""
         if slot.content is not None:
             return
@@ -225,44 +243,59 @@ class ClassWriter:
         for key, child in slot.children.items():
             self._inside(child, f"{text}[{key}]", lines, frozen)
 
-    def _constructor(self, slot: Slot) -> str:
+    def _constructor(self, slot: Slot) -> Piece:
         content = slot.content
         if isinstance(content, Weight):
-            return self._zeros(content)
+            value = self.program.weights[content.name]
+            dtype = literal(value.dtype)
+            extents = _numbers(tuple(value.array.shape), "size")
+            end = ")" if dtype == "mx.float32" else f", {dtype})"
+            return Joined((Text("mx.zeros("), extents, Text(end)))
         if isinstance(content, Layer):
-            given = [literal(a) for a in content.args]
-            given += [f"{k}={literal(v)}" for k, v in content.kwargs]
-            return f"nn.{content.class_name}({', '.join(given)})"
+            return _layer(content)
         if isinstance(content, str):
-            return f"{self.by_path[content].name}()"
+            kind = self.by_path[content]
+            return Child(kind, tuple(h for piece in self._init(content) for h in piece.holes()))
         if not slot.is_list:
-            return "nn.Module()"
-        items = ["nn.Identity()"] * (max(map(int, slot.children)) + 1)
+            return Text("nn.Module()")
+        items: list[Piece] = [Text("nn.Identity()")] * (max(map(int, slot.children)) + 1)
         for key, child in slot.children.items():
             items[int(key)] = self._constructor(child)
-        return _list(items)
-
-    def _zeros(self, weight: Weight) -> str:
-        value = self.program.weights[weight.name]
-        shape = literal(tuple(value.array.shape))
-        dtype = literal(value.dtype)
-        return f"mx.zeros({shape})" if dtype == "mx.float32" else f"mx.zeros({shape}, {dtype})"
+        return Items(tuple(items))
 
 
-def _list(items: list[str]) -> str:
-    """Source of a list; equal neighbours as a comprehension."""
-    runs: list[tuple[str, int]] = []
-    for item in items:
-        if runs and runs[-1][0] == item:
-            runs[-1] = (item, runs[-1][1] + 1)
-        else:
-            runs.append((item, 1))
-    if len(runs) == 1 and runs[0][1] > 1:
-        return f"[{runs[0][0]} for _ in range({runs[0][1]})]"
-    parts = []
-    for item, count in runs:
-        parts += [item] * count if count < 3 else [f"*[{item} for _ in range({count})]"]
-    return f"[{', '.join(parts)}]"
+_LAYER_ARGUMENTS = {
+    "Linear": ("inputs", "outputs"),
+    "Embedding": ("count", "dims"),
+    "LayerNorm": ("dims",),
+    "RMSNorm": ("dims",),
+    "BatchNorm": ("channels",),
+    "GroupNorm": ("groups", "channels"),
+}
+
+
+def _layer(layer: Layer) -> Piece:
+    names = _LAYER_ARGUMENTS.get(layer.class_name, ("in_channels", "out_channels", "kernel"))
+    parts: list[Piece] = [Text(f"nn.{layer.class_name}(")]
+    given = [("", value, name) for value, name in zip(layer.args, names, strict=True)]
+    given += [(f"{key}=", value, key) for key, value in layer.kwargs]
+    for number, (prefix, value, name) in enumerate(given):
+        parts += [Text(", " * (number > 0) + prefix), _numbers(value, name)]
+    return Joined((*parts, Text(")")))
+
+
+def _numbers(value: Any, name: str) -> Piece:
+    """A number or a tuple of numbers; anything else stays as it is."""
+    if isinstance(value, tuple):
+        parts: list[Piece] = [Text("(")]
+        for item in value:
+            parts += [_numbers(item, name), Text(", ")]
+        if len(value) > 1:
+            parts.pop()
+        return Joined((*parts, Text(")")))
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return Text(literal(value))
+    return Hole(value, name)
 
 
 def _unused(wanted: str, names: list[str]) -> str:
@@ -288,7 +321,3 @@ def _docstring(shapes: list[str], returned: str) -> list[str]:
     lines = ['    """Shapes:', ""]
     lines += [f"        {shape}" for shape in shapes]
     return [*lines, f"        → {returned}", '    """']
-
-
-def _source_file(frame_file: str) -> str:
-    return Path(frame_file).name

@@ -12,7 +12,7 @@ from torch2mlx.compiler.builder import Call, Value
 from torch2mlx.compiler.layers import LayerUse
 from torch2mlx.compiler.symbolic import SymbolicInt
 
-__all__ = ["ATOM", "Expression", "ExpressionPrinter", "literal", "symbols_in"]
+__all__ = ["ATOM", "Expression", "ExpressionPrinter", "is_runtime", "literal", "symbols_in"]
 
 ATOM = 100
 _UNARY, _POWER = 80, 90
@@ -60,6 +60,12 @@ def symbols_in(value: Any) -> list[str]:
     if isinstance(value, slice):
         return symbols_in([value.start, value.stop, value.step])
     return []
+
+
+def is_runtime(function: Any) -> bool:
+    """Whether it is copied into the generated folder."""
+    module = getattr(function, "__module__", None) or ""
+    return module.startswith("torch2mlx.compiler.runtime")
 
 
 def literal(value: Any) -> str:
@@ -137,7 +143,7 @@ class ExpressionPrinter:
             return f"mx{module.removeprefix('mlx.core')}.{name}"
         if module.startswith("mlx.nn"):
             return f"nn.{name}"
-        if module.startswith("torch2mlx.compiler.runtime"):
+        if is_runtime(function):
             self.runtime[name] = function
             return str(name)
         raise TypeError(f"{function!r} is neither of MLX nor of the compiler's runtime")

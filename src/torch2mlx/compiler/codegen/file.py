@@ -79,8 +79,7 @@ def generate(program: Program) -> GeneratedModel:
     # A layer holds its own weights, also where other code reads them.
     functional = [w for w in functional if w.name.rpartition(".")[0] not in layers]
     paths = list(dict.fromkeys(block.path for block in root.blocks()))
-    order = {w.name: i for i, w in enumerate(program.graph.weights)}
-    tree = ModuleTree(_ordered(paths, order), _ordered_layers(layers, order), functional)
+    tree = ModuleTree(paths, layers, functional, [w.name for w in program.graph.weights])
     writer = ClassWriter(program, root, tree)
     classes = writer.write()
     name = writer.by_path[""].name
@@ -104,21 +103,6 @@ def generate(program: Program) -> GeneratedModel:
         _weights(program, tree, [w.name for w in functional]),
         {path: tree.name(path) if path else "" for path in paths},
     )
-
-
-def _ordered(paths: list[str], order: Mapping[str, int]) -> list[str]:
-    """Paths in the order of the original's parameters."""
-    first: dict[str, int] = {}
-    for name, position in order.items():
-        prefix = name
-        while prefix:
-            prefix = prefix.rpartition(".")[0]
-            first.setdefault(prefix, position)
-    return sorted(paths, key=lambda p: first.get(p, len(order)))
-
-
-def _ordered_layers(layers: Mapping[str, object], order: Mapping[str, int]) -> dict[str, object]:
-    return {path: layers[path] for path in _ordered(list(layers), order)}
 
 
 def _weights(program: Program, tree: ModuleTree, functional: list[str]) -> dict[str, StoredWeight]:

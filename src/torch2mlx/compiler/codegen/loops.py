@@ -87,6 +87,5 @@ def _loop(body: list[str], owner: str, count: int, length: int) -> list[str]:
 
 
 def _singular(name: str, words: set[str]) -> str:
-    known = {"h": "block", "layer": "block"}
-    word = known.get(name, name.removesuffix("s") if name.endswith("s") else f"{name}_item")
+    word = name[:-1] if name.endswith("s") and len(name) > 2 else "block"
     return word if word not in words else f"{word}_module"

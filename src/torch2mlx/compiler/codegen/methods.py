@@ -10,9 +10,15 @@ from typing import Any, Protocol
 from torch2mlx.compiler.builder import Call, Value
 from torch2mlx.compiler.codegen import source
 from torch2mlx.compiler.codegen.blocks import Block, Item, known_symbols, within
-from torch2mlx.compiler.codegen.expressions import ATOM, Expression, ExpressionPrinter, literal
+from torch2mlx.compiler.codegen.expressions import (
+    ATOM,
+    Expression,
+    ExpressionPrinter,
+    is_runtime,
+    literal,
+)
 from torch2mlx.compiler.codegen.loops import rolled
-from torch2mlx.compiler.codegen.tree import ModuleTree
+from torch2mlx.compiler.codegen.tree import ModuleTree, local_name
 from torch2mlx.compiler.layers import LayerUse
 
 __all__ = ["Callee", "MethodWriter", "Places", "source_hints"]
@@ -75,7 +81,9 @@ class _Groups:
             key = source.statement(*item.place) if item.place[0] else object()
             path = _callee_path(item)
             shape = re.sub(r"\d+", "#", path)
-            if key != previous or (path and called.get(shape, path) != path):
+            # A container calls its modules in one statement; a loop, in one statement each.
+            again = path and called.get(shape, path) != path and not item.chained
+            if key != previous or again:
                 number += 1
                 called = {}
             if path:
@@ -104,6 +112,17 @@ def _callee_path(item: Item) -> str:
     return function.layer.path if isinstance(function, LayerUse) else ""
 
 
+def _same_loop(inner: Item, outer: Item) -> bool:
+    """Whether both call generated classes that differ by an index: a loop says it better."""
+    if not isinstance(inner.what, Block) or not isinstance(outer.what, Block):
+        return False
+    return re.sub(r"\d+", "#", inner.what.path) == re.sub(r"\d+", "#", outer.what.path)
+
+
+def _reads_state(item: Item, block: Block, weights: Mapping[int, str]) -> bool:
+    return any(weights.get(id(v)) in block.states for v in item.inputs)
+
+
 class MethodWriter:
     """Writes the body of a block.
 
@@ -126,8 +145,8 @@ class MethodWriter:
         self.holders: dict[str, int] = {}
         self.taken = {"self", "mx", "nn", "math", *block.symbols}
         for item in block.items:
-            if isinstance(item.what, Call):
-                self.taken.add(getattr(item.what.function, "__name__", ""))
+            if isinstance(item.what, Call) and is_runtime(item.what.function):
+                self.taken.add(item.what.function.__name__)
         for value, name in zip(block.inputs, inputs, strict=True):
             self.bound[id(value)] = (name, ATOM)
             self.holders.setdefault(name, id(value))
@@ -155,7 +174,9 @@ class MethodWriter:
             used = users[id(outputs[0])]
             if len(used) != 1 or groups[used[0]] != groups[index]:
                 continue
-            if used[0] == end and self.block.states:
+            if _reads_state(item, self.block, self.places.weights):
+                continue  # states are set before the return
+            if used[0] < end and _same_loop(item, items[used[0]]):
                 continue
             if size[used[0]] + size[index] <= _LARGEST_EXPRESSION:
                 size[used[0]] += size[index]
@@ -167,6 +188,12 @@ class MethodWriter:
             value: max(emitted[index] for index in used) for value, used in users.items()
         }
         self.users = users
+
+    def _target(self, index: int) -> str:
+        """What the original assigns the statement of an item to, if to one variable."""
+        place = self.block.items[index].place
+        names = source.targets(*place) if place[0] else []
+        return names[0] if len(names) == 1 else ""
 
     def _return_group(self) -> int:
         """The group of the return statement, if the last item is part of one."""
@@ -193,7 +220,8 @@ class MethodWriter:
                 if id(value) not in self.users:
                     names.append("_")
                     continue
-                name = self._fresh(self._wanted(item, value, hints), index)
+                wanted = local_name(self._wanted(index, value, hints))
+                name = self._fresh(wanted, index)
                 self.holders[name] = id(value)
                 self.bound[id(value)] = (name, ATOM)
                 names.append(name)
@@ -230,11 +258,13 @@ class MethodWriter:
         """Whether a call with one output returns it in a tuple."""
         return isinstance(item.what, Call) and item.what.sequence
 
-    def _wanted(self, item: Item, value: Value, hints: Mapping[int, str]) -> str:
+    def _wanted(self, index: int, value: Value, hints: Mapping[int, str]) -> str:
         if not self.pretty:
             return f"v{len(self.bound)}"
-        if id(value) in hints:
-            return hints[id(value)]
+        item = self.block.items[index]
+        target = self._target(index) if item.chained else ""
+        if id(value) in hints or target:
+            return hints.get(id(value), target)
         path = _callee_path(item)
         if path:
             parts = [p for p in path.split(".") if not p.isdigit()]

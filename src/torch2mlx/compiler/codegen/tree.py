@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import keyword
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 from torch2mlx.compiler.graph import Weight
 from torch2mlx.compiler.layers import Layer
 
-__all__ = ["ModuleTree", "Slot", "attribute_name"]
+__all__ = ["ModuleTree", "Slot", "attribute_name", "local_name"]
 
 
 @cache
@@ -30,10 +29,16 @@ def attribute_name(component: str) -> str:
     name = component
     if name.startswith("_"):
         name = name.lstrip("_") + "_"
-    if keyword.iskeyword(name) or name in _module_attributes():
+    if name in _module_attributes():
         name += "_"
-    if not name.isidentifier() and not name.isdigit():
-        name = "".join(c if c.isalnum() else "_" for c in name)
+    return name if name.isdigit() else local_name(name)
+
+
+def local_name(name: str) -> str:
+    """The nearest name that Python takes."""
+    name = "".join(c if c.isalnum() else "_" for c in name)
+    if not name or name[0].isdigit() or keyword.iskeyword(name):
+        name = f"{name}_" if name and not name[0].isdigit() else f"x_{name}"
     return name
 
 
@@ -56,17 +61,28 @@ class ModuleTree:
         instances: paths of the modules that become classes.
         layers: by path.
         weights: those that functional code uses.
+        order: names of all weights, as the original has them.
     """
 
     def __init__(
-        self, instances: list[str], layers: dict[str, Layer], weights: list[Weight]
+        self,
+        instances: list[str],
+        layers: dict[str, Layer],
+        weights: list[Weight],
+        order: list[str],
     ) -> None:
         self.instances = set(instances)
         self.root = Slot("")
         contents: dict[str, Any] = {path: path for path in instances if path}
         contents |= layers
         contents |= {w.name: w for w in weights}
-        for path, content in contents.items():
+        first: dict[str, int] = {}
+        for position, name in enumerate(order):
+            while name:
+                first.setdefault(name, position)
+                name = name.rpartition(".")[0]
+        for path in sorted(contents, key=lambda p: first.get(p, len(order))):
+            content = contents[path]
             slot = self.root
             for key in self.keys(path):
                 slot = slot.children.setdefault(key, Slot())
@@ -119,7 +135,3 @@ class ModuleTree:
         for key in self.keys(path) if path else []:
             slot = slot.children[key]
         return slot
-
-    def parameters(self, path: str) -> Iterator[tuple[str, Slot]]:
-        """Attributes of a module, in the order of the original."""
-        yield from self.slot(path).children.items()
