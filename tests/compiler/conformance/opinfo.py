@@ -49,24 +49,22 @@ def entries_for(overload: Any, names: tuple[str, ...]) -> list[Any]:
 
 
 class _Recorder(torch.fx.Interpreter):
-    """Runs a trace and keeps the arguments of the calls of one overload."""
+    """Runs a trace and keeps the arguments of its calls."""
 
-    def __init__(self, module: torch.fx.GraphModule, overload: Any) -> None:
+    def __init__(self, module: torch.fx.GraphModule) -> None:
         super().__init__(module)
-        self.overload = overload
-        self.samples: list[Sample] = []
+        self.calls: list[tuple[Any, Sample]] = []
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
-        if target is self.overload:
-            # Detached copies: in-place calls that follow must not change the sample.
-            args, kwargs = pytree.tree_map_only(
-                torch.Tensor, lambda tensor: tensor.detach().clone(), (args, kwargs)
-            )
-            self.samples.append(Sample(tuple(args), dict(kwargs)))
+        # Detached copies: in-place calls that follow must not change the sample.
+        kept, named = pytree.tree_map_only(
+            torch.Tensor, lambda tensor: tensor.detach().clone(), (args, kwargs)
+        )
+        self.calls.append((target, Sample(tuple(kept), dict(named))))
         return super().call_function(target, args, kwargs)
 
 
-def _trace(entry: Any, sample: Any, overload: Any) -> list[Sample]:
+def _trace(entry: Any, sample: Any) -> list[tuple[Any, Sample]]:
     leaves, spec = pytree.tree_flatten((sample.input, sample.args, sample.kwargs))
     tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
 
@@ -77,28 +75,52 @@ def _trace(entry: Any, sample: Any, overload: Any) -> list[Sample]:
         return entry.op(first, *args, **kwargs)
 
     graph = make_fx(function, pre_dispatch=True)(*tensors)
-    recorder = _Recorder(graph, overload)
+    recorder = _Recorder(graph)
     recorder.run(*tensors)
-    return recorder.samples
+    return recorder.calls
 
 
-def samples_of(overload: Any, names: tuple[str, ...], dtype: torch.dtype, limit: int) -> Iterator[Sample]:
-    """Calls of an overload in OpInfo's samples of a dtype, evenly chosen if there are too many.
+@cache
+def _calls(name: str, variant: str, dtype: torch.dtype, limit: int) -> list[tuple[Any, Sample]]:
+    """The calls in an entry's samples of a dtype, evenly chosen if there are too many samples."""
+    entry = next(e for e in _entries()[name] if e.name == name and e.variant_test_name == variant)
+    if dtype not in entry.supported_dtypes("cpu"):
+        return []
+    torch.manual_seed(0)
+    calls: list[tuple[Any, Sample]] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        samples = [
+            sample
+            for sample in entry.sample_inputs("cpu", dtype, requires_grad=False)
+            if _in_mlx((sample.input, sample.args, sample.kwargs))
+        ]
+        for sample in samples[:: max(1, -(-len(samples) // limit))]:
+            try:
+                calls += _trace(entry, sample)
+            except Exception:  # noqa: BLE001, S112 - not traceable (data-dependent, out=): no case
+                continue
+    return calls
+
+
+def _in_mlx(arguments: Any) -> bool:
+    """No element type that MLX lacks on its GPU: lowerings refuse these in one place."""
+    lacking = {torch.float64, torch.complex128, torch.complex32}
+    return not any(
+        leaf in lacking if isinstance(leaf, torch.dtype) else getattr(leaf, "dtype", 0) in lacking
+        for leaf in pytree.tree_leaves(arguments)
+    )
+
+
+def samples_of(
+    overload: Any, names: tuple[str, ...], dtype: torch.dtype, limit: int
+) -> Iterator[Sample]:
+    """Calls of an overload in OpInfo's samples of a dtype.
 
     `CONFORMANCE_LIMIT` in the environment overrides the limit.
     """
     limit = int(os.environ.get("CONFORMANCE_LIMIT", limit))
     for entry in entries_for(overload, names):
-        if dtype not in entry.supported_dtypes("cpu"):
-            continue
-        torch.manual_seed(0)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            samples = list(entry.sample_inputs("cpu", dtype, requires_grad=False))
-            step = max(1, -(-len(samples) // limit))
-            for sample in samples[::step]:
-                try:
-                    calls = _trace(entry, sample, overload)
-                except Exception:  # noqa: BLE001, S112 - not traceable (data-dependent, out=): no case
-                    continue
-                yield from calls
+        for target, sample in _calls(entry.name, entry.variant_test_name, dtype, limit):
+            if target is overload:
+                yield sample

@@ -176,7 +176,7 @@ class Case:
     fails: tuple[ExpectedFailure, ...] = ()
     compare: Literal["values", "shape", "statistics"] = "values"
     skip: tuple[tuple[str, Callable[[Sample], Any]], ...] = ()
-    limit: int = 40
+    limit: int = 16
 
 
 TABLE: dict[Any, Case] = {}
@@ -192,7 +192,7 @@ def case(
     fails: Sequence[ExpectedFailure] = (),
     compare: Literal["values", "shape", "statistics"] = "values",
     skip: Sequence[tuple[str, Callable[[Sample], Any]]] = (),
-    limit: int = 40,
+    limit: int = 16,
 ) -> None:
     """Add a row for each overload; a second row for one raises, as does an unexplained tolerance."""
     if tolerance and not reason:

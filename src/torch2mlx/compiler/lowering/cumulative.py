@@ -9,7 +9,7 @@ import torch
 
 from torch2mlx.compiler.builder import Builder, Value
 from torch2mlx.compiler.lowering.registry import CannotLower, Lowering, lowering
-from torch2mlx.compiler.lowering.types import as_float, as_integer, is_bool, is_complex, mx_dtype
+from torch2mlx.compiler.lowering.types import as_float, as_integer, is_bool, is_complex, is_floating, mx_dtype
 from torch2mlx.compiler.runtime import reductions as rt
 
 __all__: list[str] = []
@@ -20,7 +20,11 @@ aten = torch.ops.aten
 def _accumulation(function: Any) -> Lowering:
     def lower(b: Builder, x: Value, dim: int, *, dtype: torch.dtype | None = None) -> Any:
         x = as_integer(b, x) if dtype is None else b.cast(x, mx_dtype(dtype))
-        return x if x.ndim == 0 else b.call(function, x, axis=dim)
+        if x.ndim == 0:
+            return x
+        if is_floating(x.dtype) and x.dtype.size == 2:  # torch accumulates in single precision
+            return b.cast(b.call(function, b.cast(x, mx.float32), axis=dim), x.dtype)
+        return b.call(function, x, axis=dim)
 
     return lower
 

@@ -80,6 +80,8 @@ def softmax(x: mx.array, axis: int) -> mx.array:
 
 def log_softmax(x: mx.array, axis: int) -> mx.array:
     """The logarithm of softmax, in single precision inside."""
+    if x.size == 0:
+        return x
     y = x.astype(mx.float32)
     return (y - mx.logsumexp(y, axis=axis, keepdims=True)).astype(x.dtype)
 
