@@ -187,27 +187,6 @@ def lower_eye_m(b: Builder, n: int, m: int, **options: Any) -> Any:
     return b.call(mx.eye, n, m, 0, mx.float32 if asked is None else mx_dtype(asked))
 
 
-@lowering(aten.tril_indices.default)
-def lower_tril_indices(b: Builder, row: int, col: int, offset: int = 0, **options: Any) -> Any:
-    """tril_indices(int row, int col, int offset=0): known while compiling."""
-    pairs = [[r, c] for r in range(row) for c in range(col) if c - r <= offset]
-    return _indices(b, pairs)
-
-
-@lowering(aten.triu_indices.default)
-def lower_triu_indices(b: Builder, row: int, col: int, offset: int = 0, **options: Any) -> Any:
-    """triu_indices(int row, int col, int offset=0): known while compiling."""
-    pairs = [[r, c] for r in range(row) for c in range(col) if c - r >= offset]
-    return _indices(b, pairs)
-
-
-def _indices(b: Builder, pairs: list[list[int]]) -> Any:
-    rows, columns = [p[0] for p in pairs], [p[1] for p in pairs]
-    if not pairs:
-        return b.call(mx.zeros, [2, 0], mx.int64)
-    return b.call(mx.array, [rows, columns], mx.int64)
-
-
 # Copies and casts
 
 
