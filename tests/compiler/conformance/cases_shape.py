@@ -22,19 +22,6 @@ def each(*arguments: tuple[Any, ...]) -> Any:
     return samples
 
 
-case(
-    aten.alias.default,
-    aten.clone.default,
-    aten.contiguous.default,
-    aten.detach.default,
-    aten.detach_.default,
-    aten.lift_fresh.default,
-    aten.lift_fresh_copy.default,
-    samples=each(((2, 3),), ((),), ((0, 2),)),
-    dtypes=ALL,
-)
-
-
 def assertion(*arguments: Any) -> Any:
     return lambda t: [call(t.of(True, torch.bool), *arguments)]
 
@@ -54,17 +41,6 @@ case(
     compare="shape",
 )
 
-
-def copies(t: TensorMaker) -> Iterator[Sample]:
-    yield call(t(2, 3), t(2, 3))
-    yield call(t(2, 3), t(3))
-    yield call(t(2, 3), t(1, dtype=torch.int64))
-    yield call(t(2, 3), t(2, 3, dtype=torch.float32) * 3)
-    yield call(t(), t(dtype=torch.int64))
-    yield call(t(0, 3), t(1, 3))
-
-
-case(aten.copy.default, samples=copies, dtypes=(*FLOATS, torch.int64))
 
 RESHAPES = (
     ((2, 3, 4), [6, 4]),

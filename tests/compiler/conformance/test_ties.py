@@ -1,4 +1,4 @@
-"""Where elements are equal torch leaves the index open: what is left to check is the value there."""
+"""Where elements are equal torch leaves the index open: what is checked is the value there."""
 
 from __future__ import annotations
 

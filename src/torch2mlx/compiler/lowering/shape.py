@@ -52,13 +52,6 @@ def axis_key(axis: int, ndim: int, place: Any) -> Any:
     return (*(slice(None),) * axis, place)
 
 
-@lowering(aten.alias.default, aten.clone.default, aten.detach.default, aten.lift_fresh_copy.default)
-@lowering(aten.contiguous.default, aten.detach_.default, aten.lift_fresh.default)
-def lower_identity(b: Builder, x: Value, *, memory_format: Any = None) -> Value:
-    """The tensor itself: arrays are immutable and have no memory format to choose."""
-    return x
-
-
 @lowering(
     aten._assert_async.default,
     aten._assert_async.msg,
@@ -70,12 +63,6 @@ def lower_identity(b: Builder, x: Value, *, memory_format: Any = None) -> Value:
 def lower_assertion(b: Builder, *args: Any, **kwargs: Any) -> tuple[Value, ...]:
     """Nothing: an assertion changes no value."""
     return ()
-
-
-@lowering(aten.copy.default)
-def lower_copy(b: Builder, x: Value, source: Value, non_blocking: bool = False) -> Value:
-    """`x` overwritten by `source`, in the dtype of `x`."""
-    return lower_expand(b, b.cast(source, x.dtype), x.shape)
 
 
 @lowering(aten.view.default, aten._unsafe_view.default, aten.reshape.default)
