@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch2mlx.compiler.symbolic import SymbolicInt
+
 __all__ = ["Builder", "Call", "Value"]
 
 
@@ -103,6 +105,8 @@ class Builder:
 def _arrays(value: Any) -> Any:
     if isinstance(value, Value):
         return value.array
+    if isinstance(value, SymbolicInt):  # MLX takes exact ints only in places, e.g. in arange
+        return int(value)
     if isinstance(value, list | tuple):
         return type(value)(_arrays(v) for v in value)
     if isinstance(value, dict):
