@@ -9,7 +9,7 @@ import torch
 
 from torch2mlx.compiler.builder import Builder, Value
 from torch2mlx.compiler.lowering.registry import CannotLower, lowering
-from torch2mlx.compiler.lowering.types import is_bool, mx_dtype
+from torch2mlx.compiler.lowering.types import is_integer, mx_dtype, number_in
 from torch2mlx.compiler.runtime import creation as rt
 
 __all__: list[str] = []
@@ -37,7 +37,7 @@ def _filled(b: Builder, size: Size, value: Any, dtype: Any, options: dict[str, A
         raise CannotLower(f"layout={layout}: MLX has dense arrays only")
     if value in (0, 1) and not isinstance(value, complex):
         return b.call(mx.ones if value else mx.zeros, list(size), dtype)
-    return b.call(mx.full, list(size), bool(value) if is_bool(dtype) else value, dtype)
+    return b.call(mx.full, list(size), number_in(value, dtype), dtype)
 
 
 @lowering(aten.zeros.default, aten.empty.memory_format, aten.empty_permuted.default)
@@ -143,13 +143,15 @@ def lower_arange_start(b: Builder, start: Any, end: Any, **options: Any) -> Any:
 def lower_arange_step(b: Builder, start: Any, end: Any, step: Any = 1, **options: Any) -> Any:
     """arange.start_step(Scalar start, Scalar end, Scalar step=1, *, dtype, layout, device).
 
-    Integers from integer bounds; fractional bounds or a half type are computed in float32.
+    Integers from integer bounds, floats in float32; fractional bounds of integers are refused.
     """
     numbers = (start, end, step)
     asked = options.get("dtype")
     dtype = _default_dtype(*numbers) if asked is None else mx_dtype(asked)
     if all(isinstance(n, int) for n in numbers):
         counted = b.call(mx.arange, start, end, step, mx.int64)
+    elif asked is not None and is_integer(dtype):
+        raise CannotLower(f"aten.arange: bounds {numbers} with dtype={asked}")
     else:
         counted = b.call(rt.arange, float(start), float(end), float(step))
     return b.cast(counted, dtype)

@@ -64,6 +64,8 @@ def lower_diff(
     append: Value | None = None,
 ) -> Any:
     """diff(Tensor self, int n=1, int dim=-1, Tensor? prepend=None, Tensor? append=None)."""
+    if n == 0:
+        return x
     parts = [part for part in (prepend, x, append) if part is not None]
     if len(parts) > 1:
         x = b.call(mx.concatenate, parts, axis=dim)

@@ -9,7 +9,7 @@ import torch
 
 from torch2mlx.compiler.builder import Builder, Value
 from torch2mlx.compiler.lowering.registry import CannotLower, Lowering, lowering
-from torch2mlx.compiler.lowering.types import is_bool, is_integer
+from torch2mlx.compiler.lowering.types import is_bool, is_floating, is_integer
 from torch2mlx.compiler.runtime import linear_algebra as rt
 
 __all__: list[str] = []
@@ -19,6 +19,11 @@ aten = torch.ops.aten
 
 def _discrete(x: Value) -> bool:
     return is_integer(x.dtype) or is_bool(x.dtype)
+
+
+def _wide(b: Builder, x: Value) -> Value:
+    """Half types in single precision, in which torch adds up before it rounds."""
+    return b.cast(x, mx.float32) if is_floating(x.dtype) else x
 
 
 def _product(b: Builder, x: Value, y: Value) -> Any:
@@ -70,6 +75,8 @@ def lower_addmm(
 def _combine(b: Builder, x: Value, product: Value, beta: Any, alpha: Any) -> Any:
     if is_bool(x.dtype):
         raise CannotLower("a product of bools that is added to a tensor")
+    if _discrete(x):
+        beta, alpha = int(beta), int(alpha)  # torch converts both to the type of the tensors
     if alpha != 1:
         product = b.call(mx.multiply, product, alpha)
     if beta == 0:
@@ -82,6 +89,7 @@ def lower_addbmm(
     b: Builder, x: Value, left: Value, right: Value, *, beta: Any = 1, alpha: Any = 1
 ) -> Any:
     """addbmm(Tensor self, Tensor batch1, Tensor batch2): the products summed over the batch."""
+    x, left, right = (_wide(b, v) for v in (x, left, right))
     product = b.cast(b.call(mx.sum, _product(b, left, right), axis=0), x.dtype)
     return _combine(b, x, product, beta, alpha)
 
@@ -91,6 +99,7 @@ def lower_addr(
     b: Builder, x: Value, left: Value, right: Value, *, beta: Any = 1, alpha: Any = 1
 ) -> Any:
     """addr(Tensor self, Tensor vec1, Tensor vec2): the outer product added."""
+    x, left, right = (_wide(b, v) for v in (x, left, right))
     return _combine(b, x, b.call(mx.outer, left, right), beta, alpha)
 
 
@@ -123,6 +132,8 @@ def lower_tensordot(
     """tensordot(Tensor self, Tensor other, int[] dims_self, int[] dims_other)."""
     if _discrete(x):
         raise CannotLower(f"aten.tensordot: dtype={x.dtype}")
+    if any(x.shape[i] != y.shape[j] for i, j in zip(dims_self, dims_other, strict=True)):
+        raise CannotLower("aten.tensordot: a contracted dimension of 1 that is broadcast")
     axes = [[d % x.ndim for d in dims_self], [d % y.ndim for d in dims_other]]
     return b.call(mx.tensordot, x, y, axes)
 

@@ -9,7 +9,7 @@ import torch
 
 from torch2mlx.compiler.builder import Builder, Value
 from torch2mlx.compiler.lowering.registry import CannotLower, lowering
-from torch2mlx.compiler.lowering.types import mx_dtype
+from torch2mlx.compiler.lowering.types import is_complex, mx_dtype
 from torch2mlx.compiler.runtime import random as rt
 
 __all__: list[str] = []
@@ -23,7 +23,10 @@ def _dtype(options: dict[str, Any], default: Any) -> Any:
     if options.get("generator") is not None:
         raise CannotLower("generator: its state is not part of an exported program")
     asked = options.get("dtype")
-    return default if asked is None else mx_dtype(asked)
+    dtype = default if asked is None else mx_dtype(asked)
+    if dtype is not None and is_complex(dtype):
+        raise CannotLower("random complex numbers")
+    return dtype
 
 
 @lowering(aten.rand.default)
