@@ -1,4 +1,4 @@
-"""Normalisation and dropout."""
+"""Normalisation."""
 
 from __future__ import annotations
 
@@ -137,25 +137,4 @@ case(
         call(t(4, 3), 1, 0),
     ],
     fails=[refused("only the 2-norm", lambda s: s.get(1, "pow", 2) != 2)],
-)
-ON = refused("dropout that is switched on", lambda s: s.get(1, "p") and s.get(2, "train"))
-case(
-    aten.dropout.default,
-    aten.feature_dropout.default,
-    aten.alpha_dropout.default,
-    aten.feature_alpha_dropout.default,
-    samples=lambda t: [
-        call(t(2, 3, 4), 0.5, False),
-        call(t(2, 3, 4), 0.0, True),
-        call(t(2, 3, 4), 0.5, True),
-    ],
-    fails=[ON],
-)
-case(
-    aten.native_dropout.default,
-    samples=lambda t: [
-        call(t(3, 4), 0.5, False),
-        call(t(3, 4), 0.5, True),
-    ],
-    fails=[refused("dropout that is switched on", lambda s: s.args[2] is not False and s.args[1])],
 )

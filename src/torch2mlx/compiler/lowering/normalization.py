@@ -1,4 +1,4 @@
-"""Normalisation: by batch, layer, group, instance and root mean square; dropout, which is off."""
+"""Normalisation: by batch, layer, group, instance and root mean square."""
 
 from __future__ import annotations
 
@@ -356,23 +356,3 @@ def lower_norm_except_dim(b: Builder, v: Value, pow: int = 2, dim: int = 0) -> V
     if pow != 2:
         raise CannotLower(f"norm_except_dim: pow={pow}")
     return _norm_except(b, v, dim)
-
-
-# Dropout
-
-
-@lowering(aten.dropout.default, aten.feature_dropout.default)
-@lowering(aten.alpha_dropout.default, aten.feature_alpha_dropout.default)
-def lower_dropout(b: Builder, x: Value, p: float, train: bool) -> Value:
-    """The input: a model is converted for inference."""
-    if train and p > 0:
-        raise CannotLower(f"dropout: p={p} with train=True; call model.eval() before")
-    return x
-
-
-@lowering(aten.native_dropout.default)
-def lower_native_dropout(b: Builder, x: Value, p: float, train: bool | None) -> tuple[Value, Value]:
-    """The input and a mask that keeps everything."""
-    if (train is None or train) and p > 0:
-        raise CannotLower(f"native_dropout: p={p} with train={train}; call model.eval() before")
-    return x, b.call(mx.ones_like, b.cast(x, mx.bool_))
