@@ -49,6 +49,7 @@ CASES: dict[str, Callable[[int], tuple[Any, ...]]] = {
     "repeat": lambda n: (aten.repeat.default, tensor(2, 1), [1, n]),
     "repeat_rows": lambda n: (aten.repeat.default, tensor(n, 2), [2, 1]),
     "repeat_interleave": lambda n: (aten.repeat_interleave.self_int, tensor(2, 3), n, 0),
+    "block_diag": lambda n: (aten.block_diag.default, [tensor(n), tensor(2, n), tensor(n, 1)]),
     "roll": lambda n: (aten.roll.default, tensor(3, n), [n // 2], [1]),
     "roll_flat": lambda n: (aten.roll.default, tensor(3, n), [2]),
     "diagonal": lambda n: (aten.diagonal.default, tensor(n, n)),
@@ -83,6 +84,12 @@ CASES: dict[str, Callable[[int], tuple[Any, ...]]] = {
         tensor(n, 3),
         [tensor(n) > 0],
         tensor(int((tensor(n) > 0).sum()) and 1, 3),
+    ),
+    "mask_put_cast": lambda n: (
+        aten.index_put.default,
+        tensor(n, n),
+        [tensor(n) > 0],
+        tensor(1, n),
     ),
     "gather": lambda n: (aten.gather.default, tensor(3, n), 0, places(2, n)),
     "gather_smaller": lambda n: (aten.gather.default, tensor(n, n), 1, places(n - 1, 2)),
@@ -132,6 +139,7 @@ CASES: dict[str, Callable[[int], tuple[Any, ...]]] = {
     "pad": lambda n: (aten.pad.default, tensor(1, 2, n), [1, n - 3], "reflect"),
     "pad_constant": lambda n: (aten.constant_pad_nd.default, tensor(2, n), [0, 8 - n]),
     "pad_crop": lambda n: (aten.constant_pad_nd.default, tensor(2, n), [-1, -1]),
+    "pad_crop_rows": lambda n: (aten.constant_pad_nd.default, tensor(n, n), [-1, -1, 0, -1]),
     "pad_circular": lambda n: (aten._pad_circular.default, tensor(1, 2, n), [n, n - 1]),
     "pad_replicate": lambda n: (aten.replication_pad1d.default, tensor(1, 2, n), [n, -1]),
 }

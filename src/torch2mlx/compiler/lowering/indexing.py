@@ -18,6 +18,7 @@ from torch2mlx.compiler.lowering.shape import (
     lower_reshape,
     same_extents,
     subscript,
+    surely_equal,
 )
 from torch2mlx.compiler.lowering.types import is_integer
 from torch2mlx.compiler.runtime import indexing
@@ -133,7 +134,7 @@ def lower_gather(
         return result
     axis = axis_of(dim, x.ndim)
     cut = tuple(
-        slice(None) if i == axis or index.shape[i] == n else slice(index.shape[i])
+        slice(None) if i == axis or surely_equal(index.shape[i], n) else slice(index.shape[i])
         for i, n in enumerate(x.shape)
     )
     if any(part != slice(None) for part in cut):
@@ -167,11 +168,11 @@ def _scatter(
         return x
     shape = x.shape
     x, index, source = (_as_vector(b, v) for v in (x, index, source))
-    if not same_extents(source.shape, index.shape):
+    if not all(map(surely_equal, source.shape, index.shape)):
         source = subscript_all(b, source, tuple(slice(n) for n in index.shape))
     source = b.cast(source, x.dtype)
     axis = axis_of(dim, x.ndim)
-    fits = all(i == axis or n == index.shape[i] for i, n in enumerate(x.shape))
+    fits = all(i == axis or surely_equal(n, index.shape[i]) for i, n in enumerate(x.shape))
     result: Value
     if reduce == "assign" and fits:
         result = b.call(mx.put_along_axis, x, index, source, axis=axis)

@@ -11,7 +11,7 @@ import torch
 from torch2mlx.compiler.builder import Builder, Value
 from torch2mlx.compiler.lowering.indexing import lower_slice
 from torch2mlx.compiler.lowering.registry import CannotLower, lowering
-from torch2mlx.compiler.lowering.shape import axis_of, lower_reshape
+from torch2mlx.compiler.lowering.shape import axis_of, lower_reshape, product
 from torch2mlx.compiler.runtime import indexing
 from torch2mlx.compiler.symbolic import SymbolicInt
 
@@ -178,7 +178,7 @@ def lower_repeat_interleave_each(
 ) -> Value:
     """Each element repeated its own number of times; the total must be known when compiling."""
     if dim is None:
-        x, dim = lower_reshape(b, x, (-1,)), 0
+        x, dim = lower_reshape(b, x, (product(x.shape),)), 0
     extent = x.shape[axis_of(dim, x.ndim)] if x.ndim else 1
     if repeats.ndim == 0 or repeats.shape[0] != extent:
         repeats = b.call(mx.broadcast_to, repeats, (extent,))

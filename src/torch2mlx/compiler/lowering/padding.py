@@ -29,7 +29,7 @@ def _crop(b: Builder, x: Value, widths: Sequence[tuple[int, int]]) -> Value:
     for axis, (before, after) in enumerate(widths):
         if before < 0 or after < 0:
             start = 0 - before if before < 0 else None
-            stop = x.shape[axis] + after if after < 0 else None
+            stop = after if after < 0 else None
             x = lower_slice(b, x, axis, start, stop)
     return x
 

@@ -12,7 +12,7 @@ import torch
 from torch2mlx.compiler.builder import Builder, Value
 from torch2mlx.compiler.lowering.registry import CannotLower, lowering
 from torch2mlx.compiler.runtime import diagonals, shuffling, windows
-from torch2mlx.compiler.symbolic import source_of
+from torch2mlx.compiler.symbolic import SymbolicInt, source_of
 
 __all__: list[str] = []
 
@@ -27,6 +27,13 @@ def axis_of(dim: int, ndim: int) -> int:
 def same_extents(left: Sequence[int], right: Sequence[int]) -> bool:
     """Whether two shapes are equal for every size of their dynamic extents."""
     return [source_of(n) for n in left] == [source_of(n) for n in right]
+
+
+def surely_equal(left: int, right: int) -> bool:
+    """Whether two extents are equal, and not just for the example's sizes."""
+    if isinstance(left, SymbolicInt) and isinstance(right, SymbolicInt):
+        return left.expression == right.expression
+    return left == right
 
 
 def product(extents: Sequence[int]) -> int:
@@ -75,6 +82,8 @@ def lower_reshape(b: Builder, x: Value, size: Sequence[int], stride: Any = None)
         known = product([n for n in size if n != -1])
         size = [product(x.shape) // known if n == -1 else n for n in size]
     result: Value = b.call(mx.reshape, x, tuple(size))
+    if -1 not in size:
+        result.dims = tuple(size)
     return result
 
 
@@ -113,6 +122,7 @@ def lower_expand(b: Builder, x: Value, size: Sequence[int], *, implicit: bool = 
     if same_extents(x.shape, shape):
         return x
     result: Value = b.call(mx.broadcast_to, x, shape)
+    result.dims = shape
     return result
 
 
