@@ -95,6 +95,7 @@ class Builder:
         import mlx.core as mx
 
         result: Value = self.call(mx.astype, value, dtype)
+        result.dims = value.dims
         return result
 
     def constant(self, array: Any, name: str = "") -> Value:
