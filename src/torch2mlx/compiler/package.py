@@ -11,16 +11,31 @@ from typing import TYPE_CHECKING, Any
 from torch2mlx.compiler.codegen import GeneratedModel, generate
 from torch2mlx.compiler.export import export_module
 from torch2mlx.compiler.graph import Graph, build_graph
-from torch2mlx.compiler.parity import Agreement, check_parity, mlx_array
+from torch2mlx.compiler.parity import (
+    Agreement,
+    call_arguments,
+    check_parity,
+    flat_outputs,
+    mlx_array,
+)
+from torch2mlx.compiler.passes import optimized
 from torch2mlx.compiler.program import Program, build_program
+from torch2mlx.compiler.quantize import Quantized, quantize_folder
 from torch2mlx.errors import OptionError
 from torch2mlx.packaging.staging import Staging
+from torch2mlx.quantization.recipe import QuantOptions
 
 if TYPE_CHECKING:
     import torch
     from torch.export import ExportedProgram
 
-__all__ = ["CompiledModule", "Compilation", "compile_module", "compile_source"]
+__all__ = [
+    "Compilation",
+    "CompiledModule",
+    "compile_exported",
+    "compile_module",
+    "compile_source",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,11 +61,15 @@ class CompiledModule:
 
     Attributes:
         folder: where it is.
+        class_name: of the root in its model.py.
         agreement: what was compared with PyTorch.
+        quantized: what quantization did afterwards, or None.
     """
 
     folder: Path
+    class_name: str
     agreement: Agreement
+    quantized: Quantized | None = None
 
 
 def compile_source(
@@ -65,13 +84,16 @@ def compile_source(
         CompileError: with every reason at once.
     """
     exported = export_module(module, example_inputs, example_kwargs, dynamic_shapes)
+    return _lower(exported, module, type(module).__qualname__.rpartition(".")[2], dynamic_shapes)
+
+
+def _lower(
+    exported: ExportedProgram, module: torch.nn.Module, name: str, dynamic_shapes: Any = None
+) -> Compilation:
     graph = build_graph(
-        exported,
-        type(module).__qualname__.rpartition(".")[2],
-        tied_names(module),
-        dimension_names(exported, dynamic_shapes),
+        exported, name, tied_names(module), dimension_names(exported, dynamic_shapes)
     )
-    program = build_program(graph)
+    program = optimized(build_program(graph))
     return Compilation(exported, graph, program, generate(program))
 
 
@@ -82,6 +104,7 @@ def compile_module(
     example_kwargs: Mapping[str, Any] | None = None,
     dynamic_shapes: Any = None,
     seed: int = 0,
+    quantize: QuantOptions | None = None,
 ) -> CompiledModule:
     """Write a module's MLX code and weights, compared with PyTorch before they appear.
 
@@ -92,6 +115,7 @@ def compile_module(
         example_kwargs: keyword arguments of `forward`.
         dynamic_shapes: as for `torch.export.export`; other extents are fixed.
         seed: of the fresh inputs.
+        quantize: quantize the layers after the comparison.
 
     Raises:
         CompileError: with all reasons why the module has no exact counterpart in MLX.
@@ -104,21 +128,64 @@ def compile_module(
             f"{type(module).__name__}: {len(on_meta)} weights have no data (e.g. {on_meta[0]} is "
             "on the meta device); load them first, or call compile_source for the code alone"
         )
+    kwargs = example_kwargs or {}
     with Staging(destination) as staging:
-        made = compile_source(module, example_inputs, example_kwargs, dynamic_shapes)
-        _write(staging.folder, made, module)
-        agreement = check_parity(
-            staging.folder,
-            made.generated,
-            made.graph,
-            made.exported,
-            module,
-            example_inputs,
-            example_kwargs or {},
-            seed,
+        made = compile_source(module, example_inputs, kwargs, dynamic_shapes)
+        return _publish(staging, made, module, example_inputs, kwargs, seed, quantize)
+
+
+def compile_exported(
+    program: ExportedProgram,
+    destination: str | Path,
+    seed: int = 0,
+    quantize: QuantOptions | None = None,
+) -> CompiledModule:
+    """Write the MLX code and weights of what `torch.export` made, on its own example.
+
+    Raises:
+        CompileError, DestinationError, ParityError: as `compile_module`.
+    """
+    assert program.example_inputs is not None
+    args, kwargs = program.example_inputs
+    with Staging(destination) as staging:
+        module = program.module()
+        made = _lower(program.run_decompositions({}), module, _root_name(program))
+        return _publish(staging, made, module, args, kwargs, seed, quantize)
+
+
+def _publish(
+    staging: Staging,
+    made: Compilation,
+    module: torch.nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    seed: int,
+    quantize: QuantOptions | None,
+) -> CompiledModule:
+    folder, generated = staging.folder, made.generated
+    _write(folder, made, module)
+    agreement = check_parity(
+        folder, generated, made.graph, made.exported, module, args, kwargs, seed
+    )
+    quantized = None
+    if quantize is not None:
+        given = call_arguments(generated, args, kwargs)
+        quantized = quantize_folder(
+            folder, generated.class_name, quantize, lambda model: flat_outputs(model(**given))
         )
-        (staging.folder / "README.md").write_text(_readme(made, agreement), encoding="utf-8")
-        return CompiledModule(staging.publish(), agreement)
+    (folder / "README.md").write_text(_readme(made, agreement, quantized), encoding="utf-8")
+    return CompiledModule(staging.publish(), generated.class_name, agreement, quantized)
+
+
+def _root_name(program: ExportedProgram) -> str:
+    """Class of the module that was exported, from the stack of modules of its nodes."""
+    for node in program.graph.nodes:
+        stack = node.meta.get("nn_module_stack")
+        if stack:
+            kind = next(iter(stack.values()))[1]
+            name = kind if isinstance(kind, str) else kind.__qualname__
+            return str(name).rpartition(".")[2]
+    return "Model"
 
 
 def tied_names(module: torch.nn.Module) -> dict[str, str]:
@@ -136,17 +203,15 @@ def tied_names(module: torch.nn.Module) -> dict[str, str]:
 
 
 def dimension_names(exported: ExportedProgram, dynamic_shapes: Any) -> dict[str, str]:
-    """torch's symbol → the name that the user gave the dimension, or one after its input."""
+    """Torch's symbol → the name that the user gave the dimension, or one after its input."""
     from torch.export.graph_signature import InputKind
     from torch.utils import _pytree as pytree
 
     nodes = {n.name: n for n in exported.graph.nodes if n.op == "placeholder"}
-    specs = [
-        s for s in exported.graph_signature.input_specs if s.kind == InputKind.USER_INPUT
-    ]
+    specs = [s for s in exported.graph_signature.input_specs if s.kind == InputKind.USER_INPUT]
     values = [nodes[s.arg.name].meta["val"] if s.arg.name in nodes else None for s in specs]
     names: dict[str, str] = {}
-    for name, symbol in zip(*_user_dimensions(exported, values, dynamic_shapes, pytree)):
+    for name, symbol in _user_dimensions(exported, values, dynamic_shapes, pytree):
         names.setdefault(symbol, name)
     taken = set(names.values()) | set(nodes)
     for spec, value in zip(specs, values, strict=True):
@@ -163,12 +228,11 @@ def dimension_names(exported: ExportedProgram, dynamic_shapes: Any) -> dict[str,
 
 def _user_dimensions(
     exported: ExportedProgram, values: list[Any], dynamic_shapes: Any, pytree: Any
-) -> tuple[list[str], list[str]]:
-    """Names of `Dim`s and the symbols they became, in step."""
-    names: list[str] = []
-    symbols: list[str] = []
+) -> list[tuple[str, str]]:
+    """Names of `Dim`s, each with the symbol it became."""
+    found: list[tuple[str, str]] = []
     if not dynamic_shapes:
-        return names, symbols
+        return found
     args, kwargs = pytree.tree_unflatten(list(values), exported.call_spec.in_spec)
     arguments = exported.module_call_graph[0].signature
     order = list(arguments.forward_arg_names or ()) if arguments is not None else []
@@ -181,8 +245,7 @@ def _user_dimensions(
                 name = getattr(dim, "__name__", "")
                 symbol = str(value.shape[axis])
                 if name.isidentifier() and symbol.isidentifier() and not name.startswith("_"):
-                    names.append(name)
-                    symbols.append(symbol)
+                    found.append((name, symbol))
         elif isinstance(value, Mapping) and isinstance(spec, Mapping):
             for key in value:
                 visit(spec.get(key), value[key])
@@ -196,7 +259,7 @@ def _user_dimensions(
                 visit(spec, given[key])
     else:
         visit(tuple(dynamic_shapes), tuple(given.values()))
-    return names, symbols
+    return found
 
 
 def _write(folder: Path, made: Compilation, module: torch.nn.Module) -> None:
@@ -232,10 +295,16 @@ def _write_weights(file: Path, made: Compilation, module: torch.nn.Module) -> No
     mx.save_safetensors(str(file), arrays, metadata={"format": "mlx"})
 
 
-def _readme(made: Compilation, agreement: Agreement) -> str:
+def _readme(made: Compilation, agreement: Agreement, quantized: Quantized | None) -> str:
     generated = made.generated
     given = ", ".join(a.name for a in generated.arguments)
     shapes = "\n".join(f"- `{i.name}`: {i.type}" for i in made.graph.inputs)
+    stored = ""
+    if quantized is not None:
+        stored = (
+            f"\nThen quantized to {quantized.assignment.base}, which moves the outputs by "
+            f"{quantized.drift:.1e} on the example.\n"
+        )
     return f"""# {generated.class_name} for MLX
 
 ```python
@@ -250,4 +319,4 @@ Inputs:
 
 Compared with PyTorch on: {"; ".join(agreement.cases)}. Largest relative L2 error
 {agreement.worst:.1e}, limit {agreement.limit:.0e}.
-"""
+{stored}"""

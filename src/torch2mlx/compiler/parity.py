@@ -21,7 +21,14 @@ if TYPE_CHECKING:
     import torch
     from torch.export import ExportedProgram
 
-__all__ = ["Agreement", "check_parity", "import_model", "mlx_array"]
+__all__ = [
+    "Agreement",
+    "call_arguments",
+    "check_parity",
+    "flat_outputs",
+    "import_model",
+    "mlx_array",
+]
 
 LIMITS = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
 """Largest relative L2 error by the coarsest dtype of the weights; half types round every step."""
@@ -65,7 +72,8 @@ def import_model(folder: Path) -> Any:
             if not file.exists():
                 continue
             spec = importlib.util.spec_from_file_location(name, file)
-            assert spec is not None and spec.loader is not None
+            assert spec is not None
+            assert spec.loader is not None
             loaded = importlib.util.module_from_spec(spec)
             sys.modules[name] = loaded
             spec.loader.exec_module(loaded)
@@ -215,16 +223,10 @@ class _Check:
         return pytree.tree_leaves(outputs)
 
     def _mlx(self, flat: list[Any]) -> list[Any]:
-        import torch
         from torch.utils import _pytree as pytree
 
-        arrays = [mlx_array(v) if isinstance(v, torch.Tensor) else v for v in flat]
-        args, kwargs = pytree.tree_unflatten(arrays, self.spec)
-        given = {
-            a.name: kwargs[a.position] if isinstance(a.position, str) else args[a.position]
-            for a in self.generated.arguments
-        }
-        return _leaves(self.model(**given))
+        args, kwargs = pytree.tree_unflatten(flat, self.spec)
+        return flat_outputs(self.model(**call_arguments(self.generated, args, kwargs)))
 
     def _case(self, name: str, flat: list[Any]) -> float:
         expected, found = self._torch(flat), self._mlx(flat)
@@ -234,7 +236,9 @@ class _Check:
                 f"{self.graph.class_name} ({name}): torch gives {len(expected)} outputs, "
                 f"the generated model {len(found)}"
             )
-        pairs = [(f"output {i}", e, f) for i, (e, f) in enumerate(zip(expected, found))]
+        pairs = [
+            (f"output {i}", e, f) for i, (e, f) in enumerate(zip(expected, found, strict=True))
+        ]
         pairs += self._states()
         worst = 0.0
         for label, want, got in pairs:
@@ -288,7 +292,7 @@ class _Check:
         def recording(original: Any) -> Any:
             def call(self: Any, *args: Any, **kwargs: Any) -> Any:
                 result = original(self, *args, **kwargs)
-                ours.setdefault(names.get(id(self), "?"), []).append(_leaves(result))
+                ours.setdefault(names.get(id(self), "?"), []).append(flat_outputs(result))
                 return result
 
             return call
@@ -325,12 +329,26 @@ def _as(tensor: torch.Tensor, array: Any) -> Any:
     return array
 
 
-def _leaves(value: Any) -> list[Any]:
+def call_arguments(
+    generated: GeneratedModel, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Arguments of torch's `forward` as those of the generated `__call__`."""
+    import torch
+    from torch.utils import _pytree as pytree
+
+    args, kwargs = pytree.tree_map_only(torch.Tensor, mlx_array, (tuple(args), dict(kwargs)))
+    return {
+        a.name: kwargs[a.position] if isinstance(a.position, str) else args[a.position]
+        for a in generated.arguments
+    }
+
+
+def flat_outputs(value: Any) -> list[Any]:
     """Arrays and numbers of a nested result, dicts in the order of torch's pytree."""
     if isinstance(value, Mapping):
-        return [leaf for key in value for leaf in _leaves(value[key])]
+        return [leaf for key in value for leaf in flat_outputs(value[key])]
     if isinstance(value, list | tuple):
-        return [leaf for item in value for leaf in _leaves(item)]
+        return [leaf for item in value for leaf in flat_outputs(item)]
     return [] if value is None else [value]
 
 
