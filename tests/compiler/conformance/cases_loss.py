@@ -61,3 +61,31 @@ def alignment(as_tensors: bool) -> Any:
 TRAINING = refused("a loss for training")
 case(aten.ctc_loss.IntList, aten._ctc_loss.default, samples=alignment(False), fails=[TRAINING])
 case(aten.ctc_loss.Tensor, samples=alignment(True), fails=[TRAINING])
+
+
+def probabilities(t: TensorMaker) -> Iterator[Sample]:
+    for weight in (None, t(3, 4, low=0)):
+        for reduction in (0, 1, 2):
+            yield call(t(3, 4, low=0, high=1), t(3, 4, low=0, high=1), weight, reduction)
+    yield call(t.of([0.0, 1.0, 0.0, 1.0]), t.of([0.0, 1.0, 1.0, 0.0]), None, 0)
+
+
+def logits(t: TensorMaker) -> Iterator[Sample]:
+    for weight in (None, t(4, low=0)):
+        for positive in (None, t(4, low=0)):
+            for reduction in (0, 1, 2):
+                target = t(3, 4, low=0, high=1)
+                yield call(t(3, 4) * 40, target, weight, positive, reduction)
+
+
+def divergence(t: TensorMaker) -> Iterator[Sample]:
+    for reduction in (0, 1, 2):
+        x, target = t(3, 4).log_softmax(1), t(3, 4).softmax(1)
+        yield call(x, target, reduction)
+        yield call(x, target.log(), reduction, log_target=True)
+    yield call(x, target.round(), 0)
+
+
+case(aten.binary_cross_entropy.default, samples=probabilities)
+case(aten.binary_cross_entropy_with_logits.default, samples=logits)
+case(aten.kl_div.default, samples=divergence)

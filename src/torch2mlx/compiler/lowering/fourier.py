@@ -302,11 +302,10 @@ lowering(aten.blackman_window.default, aten.blackman_window.periodic)(
     _cosine_window((0.42, 0.5, 0.08))
 )
 lowering(
-    *(
-        getattr(aten.hamming_window, name)
-        for name in aten.hamming_window.overloads()
-        if "out" not in name
-    )
+    aten.hamming_window.default,
+    aten.hamming_window.periodic,
+    aten.hamming_window.periodic_alpha,
+    aten.hamming_window.periodic_alpha_beta,
 )(_cosine_window((0.54, 0.46)))
 
 

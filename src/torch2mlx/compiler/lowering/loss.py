@@ -1,4 +1,4 @@
-"""Losses of classifiers."""
+"""Losses of classifiers, and of shares and probabilities."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from torch2mlx.compiler.builder import Builder, Value
 from torch2mlx.compiler.lowering.registry import CannotLower, lowering
-from torch2mlx.compiler.lowering.types import is_floating
+from torch2mlx.compiler.lowering.types import is_floating, promote
 from torch2mlx.compiler.runtime import losses
 
 __all__: list[str] = []
@@ -57,6 +57,45 @@ def lower_cross_entropy(
         return b.call(losses.cross_entropy_of_shares, x, target, weight, name, label_smoothing)
     args = (x, target, weight, name, ignore_index, label_smoothing)
     return b.call(losses.cross_entropy, *args)
+
+
+def _reduced(b: Builder, values: Value, reduction: int) -> Any:
+    if reduction == 0:
+        return values
+    return b.call(mx.mean if reduction == 1 else mx.sum, values)
+
+
+@lowering(aten.binary_cross_entropy.default)
+def lower_binary_cross_entropy(
+    b: Builder, x: Value, target: Value, weight: Value | None = None, reduction: int = 1
+) -> Any:
+    """binary_cross_entropy(input, target, weight, reduction)."""
+    y = b.call(losses.binary_cross_entropy, x, target)
+    return _reduced(b, y if weight is None else b.call(mx.multiply, y, weight), reduction)
+
+
+@lowering(aten.binary_cross_entropy_with_logits.default)
+def lower_binary_cross_entropy_with_logits(
+    b: Builder,
+    x: Value,
+    target: Value,
+    weight: Value | None = None,
+    pos_weight: Value | None = None,
+    reduction: int = 1,
+) -> Any:
+    """binary_cross_entropy_with_logits(input, target, weight, pos_weight, reduction)."""
+    args = (x, target) if pos_weight is None else (x, target, pos_weight)
+    y = b.call(losses.binary_cross_entropy_with_logits, *args)
+    return _reduced(b, y if weight is None else b.call(mx.multiply, y, weight), reduction)
+
+
+@lowering(aten.kl_div.default)
+def lower_kl_div(
+    b: Builder, x: Value, target: Value, reduction: int = 1, *, log_target: bool = False
+) -> Any:
+    """kl_div(input, target, reduction, log_target)."""
+    x, target = promote(b, x, target)
+    return _reduced(b, b.call(losses.kl_divergence, x, target, log_target), reduction)
 
 
 @lowering(aten.ctc_loss.IntList, aten.ctc_loss.Tensor, aten._ctc_loss.default)

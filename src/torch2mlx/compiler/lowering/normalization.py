@@ -109,7 +109,7 @@ def lower_native_batch_norm(
     eps: float,
 ) -> Any:
     """native_batch_norm: as batch_norm, with the saved statistics."""
-    if not training and running_mean is not None:
+    if not training and running_mean is not None and running_var is not None:
         return lower_batch_norm_inference(
             b, x, weight, bias, running_mean, running_var, momentum, eps
         )
@@ -336,9 +336,9 @@ def _norm_except(b: Builder, v: Value, dim: int) -> Value:
 
 
 @lowering(aten._weight_norm.default)
-def lower_weight_norm(b: Builder, v: Value, g: Value, dim: int = 0) -> Value:
+def lower_weight_norm(b: Builder, v: Value, g: Value, dim: int = 0) -> Any:
     """V · g / |v|, the norm taken over all axes but `dim`."""
-    return lower_weight_norm_interface(b, v, g, dim)[0]  # type: ignore[no-any-return]
+    return lower_weight_norm_interface(b, v, g, dim)[0]
 
 
 @lowering(aten._weight_norm_interface.default)

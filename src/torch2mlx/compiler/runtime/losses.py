@@ -7,7 +7,14 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-__all__ = ["cross_entropy", "cross_entropy_of_shares", "nll_loss"]
+__all__ = [
+    "binary_cross_entropy",
+    "binary_cross_entropy_with_logits",
+    "cross_entropy",
+    "cross_entropy_of_shares",
+    "kl_divergence",
+    "nll_loss",
+]
 
 
 def class_axis(scores: mx.array) -> int:
@@ -91,3 +98,27 @@ def cross_entropy_of_shares(
 def along(weight: mx.array, scores: mx.array) -> mx.array:
     """One number a class, in the shape of the scores."""
     return weight.reshape(-1, *(1,) * (scores.ndim - class_axis(scores) - 1))
+
+
+def binary_cross_entropy(x: mx.array, target: mx.array) -> mx.array:
+    """Element by element; a logarithm is at least -100."""
+    yes = mx.maximum(mx.log(x), -100)
+    no = mx.maximum(mx.log1p(-x), -100)
+    return (target - 1) * no - target * yes
+
+
+def binary_cross_entropy_with_logits(
+    x: mx.array, target: mx.array, pos_weight: mx.array | None = None
+) -> mx.array:
+    """Element by element, without the overflow of exp; positives may count more."""
+    log_sigmoid = mx.minimum(x, 0) - mx.log1p(mx.exp(-mx.abs(x)))
+    if pos_weight is None:
+        return (1 - target) * x - log_sigmoid
+    return (1 - target) * x - ((pos_weight - 1) * target + 1) * log_sigmoid
+
+
+def kl_divergence(x: mx.array, target: mx.array, log_target: bool) -> mx.array:
+    """Element by element, of log shares `x` from shares, or from their logarithms."""
+    if log_target:
+        return mx.exp(target) * (target - x)
+    return mx.where(target == 0, 0, target * mx.log(target)) - target * x
