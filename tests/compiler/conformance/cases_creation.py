@@ -43,6 +43,16 @@ case(
     samples=lambda t: [call(1, 8, 3), call(8, 1, -3), call(0, 1, 0.1), call(0.0, 3.0, 1)],
     fails=[refused(REASON, when=fractional)],
 )
+case(
+    aten.linspace.default,
+    aten.logspace.default,
+    fails=[
+        refused(
+            "complex numbers, and integers that depend on the last bit of the step",
+            when=lambda s: not s.kwargs.get("dtype", torch.float32).is_floating_point,
+        )
+    ],
+)
 
 
 def same(t: TensorMaker) -> list[Sample]:

@@ -37,10 +37,10 @@ case(
     aten.negative.default,
     aten._conj_physical.default,
     aten.conj.default,
-    aten._conj.default,
     samples=unary,
     dtypes=NUMBERS,
 )
+case(aten._conj.default, samples=lambda t: [call(t(2, 3)), call(t())], dtypes=COMPLEX)
 case(
     aten.arccos.default,
     aten.arcsin.default,
@@ -163,7 +163,11 @@ case(
 case(
     aten.clamp_min.default,
     aten.clamp_max.default,
-    samples=lambda t: [call(t(9), 1), call(t(9), 0.5), call(t.of([float("nan")], torch.float32), 0)],
+    samples=lambda t: [
+        call(t(9), 1),
+        call(t(9), 0.5),
+        call(t.of([float("nan")], torch.float32), 0),
+    ],
     dtypes=NUMBERS,
 )
 case(
@@ -234,13 +238,14 @@ case(
     samples=lambda t: [call(t(2, 3), 2), call(t(2, 3), 0)],
     dtypes=INTEGERS,
 )
+COMPARISONS = ("greater", "greater_equal", "less", "less_equal", "not_equal")
 case(
-    *(
-        getattr(getattr(aten, name), overload)
-        for name in ("greater", "greater_equal", "less", "less_equal", "not_equal")
-        for overload in ("Tensor", "Scalar")
-    ),
-    *(getattr(aten, name).Scalar for name in ("eq", "ne", "lt", "le", "gt", "ge")),
+    *(getattr(aten, name).Tensor for name in COMPARISONS),
+    samples=lambda t: [call(t(2, 3), t(3)), call(t(), t(2, dtype=torch.int64))],
+    dtypes=(*NUMBERS, torch.bool),
+)
+case(
+    *(getattr(aten, name).Scalar for name in (*COMPARISONS, "eq", "ne", "lt", "le", "gt", "ge")),
     samples=lambda t: [call(t(2, 3), 1 if t.dtype == torch.bool else 2), call(t(), 0.5)],
     dtypes=(*NUMBERS, torch.bool),
 )

@@ -61,7 +61,11 @@ case(
 case(aten.bernoulli.p, samples=lambda t: [call(t(*MANY), 0.3)], compare="statistics")
 case(
     aten.dropout.default,
-    samples=lambda t: [call(t(*MANY), 0.4, True), call(t(*MANY), 0.4, False), call(t(3), 1.0, True)],
+    samples=lambda t: [
+        call(t(*MANY), 0.4, True),
+        call(t(*MANY), 0.4, False),
+        call(t(3), 1.0, True),
+    ],
     compare="statistics",
 )
 case(

@@ -46,10 +46,12 @@ case(
     fails=[
         refused(
             "ord of a matrix",
-            when=lambda s: s.get(1, "ord") is not None
-            and (
-                (s.get(2, "dim") is None and s.args[0].ndim == 2)
-                or (isinstance(s.get(2, "dim"), list) and len(s.get(2, "dim")) == 2)
+            when=lambda s: (
+                s.get(1, "ord") is not None
+                and (
+                    (s.get(2, "dim") is None and s.args[0].ndim == 2)
+                    or (isinstance(s.get(2, "dim"), list) and len(s.get(2, "dim")) == 2)
+                )
             ),
         )
     ],

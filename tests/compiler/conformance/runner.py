@@ -76,12 +76,12 @@ def lower(overload: Any, sample: Sample) -> tuple[Any, Builder]:
     return lowering_for(overload)(b, *args, **kwargs), b
 
 
-class Disagreement(AssertionError):
+class DisagreementError(AssertionError):
     """Values, shapes or the number of results differ."""
 
 
 def compare(row: Case, sample: Sample) -> None:
-    """Run both; raises Disagreement, or CannotLower if the lowering refuses."""
+    """Run both; raises DisagreementError, or CannotLower if the lowering refuses."""
     if row.compare == "statistics":
         torch.manual_seed(0)
         mx.random.seed(0)
@@ -93,24 +93,26 @@ def compare(row: Case, sample: Sample) -> None:
     # Trailing results, those for a backward pass, may be left out.
     wanted = wanted[: len(found)] if found else wanted
     if len(wanted) != len(found):
-        raise Disagreement(f"{len(found)} results, expected {len(wanted)}")
+        raise DisagreementError(f"{len(found)} results, expected {len(wanted)}")
     for i, (left, right) in enumerate(zip(found, wanted, strict=True)):
         try:
             _compare_one(row, left, right)
         except AssertionError as error:
             where = f"result {i}: " if several else ""
-            raise Disagreement(f"{where}{error}") from None
+            raise DisagreementError(f"{where}{error}") from None
 
 
 def _compare_one(row: Case, actual: Any, expected: Any) -> None:
     if not isinstance(expected, torch.Tensor):
         if actual != expected:
-            raise Disagreement(f"{actual!r}, expected {expected!r}")
+            raise DisagreementError(f"{actual!r}, expected {expected!r}")
         return
     if not isinstance(actual, Value):
-        raise Disagreement(f"a {type(actual).__name__}, expected a tensor")
+        raise DisagreementError(f"a {type(actual).__name__}, expected a tensor")
     if tuple(actual.array.shape) != tuple(expected.shape):
-        raise Disagreement(f"shape {tuple(actual.array.shape)}, expected {tuple(expected.shape)}")
+        raise DisagreementError(
+            f"shape {tuple(actual.array.shape)}, expected {tuple(expected.shape)}"
+        )
     wanted = mx_dtype(expected.dtype)
     # The caller of a lowering casts every result to the dtype that torch recorded.
     tensor = to_tensor(actual.array.astype(wanted))
@@ -136,9 +138,11 @@ def _compare_statistics(actual: torch.Tensor, expected: torch.Tensor) -> None:
     left, right = actual.double(), expected.double()
     error = 4 * (2 * right.var() / right.numel()) ** 0.5 + 1e-9
     if (left.mean() - right.mean()).abs() > error:
-        raise Disagreement(f"mean {left.mean():.4f}, expected {right.mean():.4f} ± {error:.4f}")
+        raise DisagreementError(
+            f"mean {left.mean():.4f}, expected {right.mean():.4f} ± {error:.4f}"
+        )
     if not 0.8 * right.std() - 1e-9 <= left.std() <= 1.2 * right.std() + 1e-9:
-        raise Disagreement(f"spread {left.std():.4f}, expected {right.std():.4f}")
+        raise DisagreementError(f"spread {left.std():.4f}, expected {right.std():.4f}")
 
 
 @dataclass
@@ -166,9 +170,9 @@ def run(row: Case, dtype: torch.dtype) -> Outcome:
             compare(row, sample)
         except CannotLower as error:
             problem, refusal = f"refused: {error}", True
-        except Disagreement as error:
+        except DisagreementError as error:
             problem = str(error)
-        except Exception as error:  # noqa: BLE001 - a crash of a lowering is a finding of the suite
+        except Exception as error:
             problem = f"{type(error).__name__}: {error}"
         if expectation is not None:
             failed = refusal if expectation.kind == "refused" else problem is not None

@@ -98,9 +98,9 @@ class TensorMaker:
         if dtype.is_floating_point or dtype.is_complex:
             low, high = -2.0 if low is None else low, 2.0 if high is None else high
             kind = torch.float32 if dtype.is_floating_point else dtype
-            return (torch.rand(shape, generator=self.generator, dtype=kind) * (high - low) + low).to(
-                dtype
-            )
+            return (
+                torch.rand(shape, generator=self.generator, dtype=kind) * (high - low) + low
+            ).to(dtype)
         least = 0 if dtype == torch.uint8 else -9
         return torch.randint(
             int(least if low is None else low),
@@ -194,7 +194,7 @@ def case(
     skip: Sequence[tuple[str, Callable[[Sample], Any]]] = (),
     limit: int = 16,
 ) -> None:
-    """Add a row for each overload; a second row for one raises, as does an unexplained tolerance."""
+    """Add a row for each overload; a second one raises, and so does an unexplained tolerance."""
     if tolerance and not reason:
         raise ValueError(f"{overloads}: say why the tolerance is not the default one")
     for overload in overloads:

@@ -68,9 +68,7 @@ def lower_hardtanh(b: Builder, x: Value, low: Any = -1, high: Any = 1) -> Any:
 
 
 @lowering(aten.elu.default)
-def lower_elu(
-    b: Builder, x: Value, alpha: Any = 1, scale: Any = 1, input_scale: Any = 1
-) -> Any:
+def lower_elu(b: Builder, x: Value, alpha: Any = 1, scale: Any = 1, input_scale: Any = 1) -> Any:
     """elu(Tensor self, Scalar alpha=1, Scalar scale=1, Scalar input_scale=1)."""
     return b.call(rt.elu, x, alpha, scale, input_scale)
 

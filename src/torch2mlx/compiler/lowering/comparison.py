@@ -77,13 +77,10 @@ def _logical(function: Any) -> Lowering:
     return lower
 
 
-for _overload, _function in (
-    (aten.logical_and.default, mx.logical_and),
-    (aten.logical_or.default, mx.logical_or),
-    (aten.logical_xor.default, mx.not_equal),
-    (aten.logical_not.default, mx.logical_not),
-):
-    lowering(_overload)(_logical(_function))
+lowering(aten.logical_and.default)(_logical(mx.logical_and))
+lowering(aten.logical_or.default)(_logical(mx.logical_or))
+lowering(aten.logical_xor.default)(_logical(mx.not_equal))
+lowering(aten.logical_not.default)(_logical(mx.logical_not))
 
 
 @lowering(aten.isclose.default)

@@ -9,7 +9,7 @@ import torch
 
 from torch2mlx.compiler.builder import Builder, Value
 from torch2mlx.compiler.lowering.registry import CannotLower, lowering
-from torch2mlx.compiler.lowering.types import is_integer, mx_dtype, number_in
+from torch2mlx.compiler.lowering.types import is_floating, is_integer, mx_dtype, number_in
 from torch2mlx.compiler.runtime import creation as rt
 
 __all__: list[str] = []
@@ -95,9 +95,7 @@ def lower_new_zeros(b: Builder, x: Value, size: Size, **options: Any) -> Any:
 
 
 @lowering(aten.new_empty_strided.default)
-def lower_new_empty_strided(
-    b: Builder, x: Value, size: Size, stride: Size, **options: Any
-) -> Any:
+def lower_new_empty_strided(b: Builder, x: Value, size: Size, stride: Size, **options: Any) -> Any:
     """new_empty_strided(Tensor self, SymInt[] size, SymInt[] stride, *, dtype, device)."""
     return _filled(b, size, 0, x.dtype, options)
 
@@ -109,9 +107,7 @@ def lower_new_ones(b: Builder, x: Value, size: Size, **options: Any) -> Any:
 
 
 @lowering(aten.new_full.default)
-def lower_new_full(
-    b: Builder, x: Value, size: Size, fill_value: Any, **options: Any
-) -> Any:
+def lower_new_full(b: Builder, x: Value, size: Size, fill_value: Any, **options: Any) -> Any:
     """new_full(Tensor self, SymInt[] size, Scalar fill_value, *, dtype, layout, device)."""
     return _filled(b, size, fill_value, x.dtype, options)
 
@@ -162,6 +158,8 @@ def lower_linspace(b: Builder, start: Any, end: Any, steps: int, **options: Any)
     """linspace(Scalar start, Scalar end, int steps, *, dtype, layout, device)."""
     asked = options.get("dtype")
     dtype = mx.float32 if asked is None else mx_dtype(asked)
+    if not is_floating(dtype):
+        raise CannotLower(f"aten.linspace: dtype={asked}")
     return b.cast(b.call(rt.linspace, float(start), float(end), steps), dtype)
 
 
@@ -172,6 +170,8 @@ def lower_logspace(
     """logspace(Scalar start, Scalar end, int steps, float base=10.0, *, dtype, device)."""
     asked = options.get("dtype")
     dtype = mx.float32 if asked is None else mx_dtype(asked)
+    if not is_floating(dtype):
+        raise CannotLower(f"aten.logspace: dtype={asked}")
     exponents = b.call(rt.linspace, float(start), float(end), steps)
     return b.cast(b.call(mx.power, base, exponents), dtype)
 
@@ -208,9 +208,7 @@ def lower_identity(b: Builder, x: Value, **options: Any) -> Any:
 
 
 @lowering(aten._to_copy.default)
-def lower_to_copy(
-    b: Builder, x: Value, *, dtype: torch.dtype | None = None, **options: Any
-) -> Any:
+def lower_to_copy(b: Builder, x: Value, *, dtype: torch.dtype | None = None, **options: Any) -> Any:
     """_to_copy(Tensor self, *, dtype, layout, device, pin_memory, non_blocking, memory_format)."""
     if options.get("layout") not in (None, torch.strided):
         raise CannotLower(f"aten._to_copy: layout={options['layout']}")

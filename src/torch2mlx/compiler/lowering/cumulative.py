@@ -9,7 +9,14 @@ import torch
 
 from torch2mlx.compiler.builder import Builder, Value
 from torch2mlx.compiler.lowering.registry import CannotLower, Lowering, lowering
-from torch2mlx.compiler.lowering.types import as_float, as_integer, is_bool, is_complex, is_floating, mx_dtype
+from torch2mlx.compiler.lowering.types import (
+    as_float,
+    as_integer,
+    is_bool,
+    is_complex,
+    is_floating,
+    mx_dtype,
+)
 from torch2mlx.compiler.runtime import reductions as rt
 
 __all__: list[str] = []

@@ -153,7 +153,8 @@ def lower_einsum(
 
 def _without_ellipsis(equation: str, ndims: list[int]) -> str:
     """`...` written out; MLX has no ellipsis, and no broadcasting of its dimensions is needed
-    where every operand has as many as the widest."""
+    where every operand has as many as the widest.
+    """
     inputs, arrow, output = equation.partition("->")
     terms = inputs.split(",")
     widths = [

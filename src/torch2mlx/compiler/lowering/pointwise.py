@@ -411,7 +411,9 @@ def lower_complex(b: Builder, real: Value, imaginary: Value) -> Any:
     return b.call(rt.complex_number, real, imaginary)
 
 
-@lowering(aten.conj.default, aten._conj.default, aten._conj_physical.default, aten.conj_physical.default)
+@lowering(
+    aten.conj.default, aten._conj.default, aten._conj_physical.default, aten.conj_physical.default
+)
 def lower_conj(b: Builder, x: Value) -> Any:
     """conj(Tensor self)."""
     return b.call(mx.conjugate, x) if is_complex(x.dtype) else x

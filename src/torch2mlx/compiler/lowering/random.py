@@ -42,9 +42,7 @@ def lower_rand_like(b: Builder, x: Value, **options: Any) -> Any:
 
 
 @lowering(aten.uniform.default)
-def lower_uniform(
-    b: Builder, x: Value, low: float = 0.0, high: float = 1.0, **options: Any
-) -> Any:
+def lower_uniform(b: Builder, x: Value, low: float = 0.0, high: float = 1.0, **options: Any) -> Any:
     """uniform(Tensor self, float from=0, float to=1, *, Generator? generator=None)."""
     low = options.pop("from", low)
     high = options.pop("to", high)

@@ -231,9 +231,7 @@ def lower_count_nonzero(b: Builder, x: Value, dim: Dims = None) -> Any:
 # Spread
 
 
-def _spread(
-    b: Builder, function: Any, x: Value, dim: Dims, correction: Any, keepdim: bool
-) -> Any:
+def _spread(b: Builder, function: Any, x: Value, dim: Dims, correction: Any, keepdim: bool) -> Any:
     if is_complex(x.dtype):
         raise CannotLower(f"{function.__name__}: dtype={x.dtype}")
     kwargs: dict[str, Any] = {}
@@ -291,9 +289,7 @@ _register_spread(aten.std, aten.std_mean, rt.standard_deviation)
 
 
 def _softmax(function: Any) -> Lowering:
-    def lower(
-        b: Builder, x: Value, dim: int, dtype: torch.dtype | bool | None = None
-    ) -> Any:
+    def lower(b: Builder, x: Value, dim: int, dtype: torch.dtype | bool | None = None) -> Any:
         # `_softmax` has `half_to_float` in third place.
         if isinstance(dtype, bool):
             dtype = torch.float32 if dtype else None

@@ -8,7 +8,7 @@ __all__ = ["addmm", "integer_matmul", "linear"]
 
 
 def linear(x: mx.array, weight: mx.array, bias: mx.array | None = None) -> mx.array:
-    """x Wᵀ + bias, with a weight of (out, in), or (in) for a single output."""
+    """X Wᵀ + bias, with a weight of (out, in), or (in) for a single output."""
     y = x @ weight.T
     return y if bias is None else y + bias
 
@@ -16,7 +16,9 @@ def linear(x: mx.array, weight: mx.array, bias: mx.array | None = None) -> mx.ar
 def integer_matmul(x: mx.array, y: mx.array) -> mx.array:
     """The matrix product of integers, exact."""
     if x.ndim == 1:
-        return integer_matmul(x[None], y)[..., 0, :] if y.ndim > 1 else mx.sum(x * y).astype(x.dtype)
+        return (
+            integer_matmul(x[None], y)[..., 0, :] if y.ndim > 1 else mx.sum(x * y).astype(x.dtype)
+        )
     if y.ndim == 1:
         return integer_matmul(x, y[:, None])[..., 0]
     return mx.sum(x[..., :, :, None] * y[..., None, :, :], axis=-2).astype(x.dtype)
@@ -25,7 +27,7 @@ def integer_matmul(x: mx.array, y: mx.array) -> mx.array:
 def addmm(
     x: mx.array, left: mx.array, right: mx.array, beta: float = 1, alpha: float = 1
 ) -> mx.array:
-    """beta · x + alpha · left @ right; x is not read where beta is 0."""
+    """Beta · x + alpha · left @ right; x is not read where beta is 0."""
     product = left @ right if alpha == 1 else alpha * (left @ right)
     if beta == 0:
         return product

@@ -29,8 +29,8 @@ __all__ = [
     "integer_power",
     "isclose",
     "ldexp",
-    "left_shift",
     "leaky_relu",
+    "left_shift",
     "lerp",
     "log_sigmoid",
     "logaddexp2",
@@ -66,18 +66,18 @@ def floor_divide(x: mx.array, y: mx.array) -> mx.array:
 
 
 def trunc_divide(x: mx.array, y: mx.array) -> mx.array:
-    """x / y of floats, rounded toward zero."""
+    """X / y of floats, rounded toward zero."""
     return mx.trunc(x / y)
 
 
 def trunc_divide_integers(x: mx.array, y: mx.array) -> mx.array:
-    """x / y of integers, rounded toward zero."""
+    """X / y of integers, rounded toward zero."""
     quotient = x // y
     return mx.where((quotient < 0) & (quotient * y != x), quotient + 1, quotient)
 
 
 def integer_power(x: mx.array, exponent: mx.array) -> mx.array:
-    """x to an integer power; a negative one gives 1/x rounded toward zero."""
+    """X to an integer power; a negative one gives 1/x rounded toward zero."""
     positive = mx.power(x, mx.maximum(exponent, 0))
     odd = exponent % 2 == 1
     inverse = mx.where(x == 1, 1, mx.where(x == -1, mx.where(odd, -1, 1), 0))
@@ -95,7 +95,7 @@ def erfc(x: mx.array) -> mx.array:
 
 
 def ldexp(x: mx.array, exponent: mx.array) -> mx.array:
-    """x · 2^exponent."""
+    """X · 2^exponent."""
     return x * mx.power(2.0, exponent)
 
 
@@ -108,12 +108,12 @@ def hypot(x: mx.array, y: mx.array) -> mx.array:
 
 
 def complex_number(real: mx.array, imaginary: mx.array) -> mx.array:
-    """real + i · imaginary."""
+    """Real + i · imaginary."""
     return real + 1j * imaginary
 
 
 def polar(radius: mx.array, angle: mx.array) -> mx.array:
-    """radius · exp(i · angle)."""
+    """Radius · exp(i · angle)."""
     return radius * mx.cos(angle) + 1j * (radius * mx.sin(angle))
 
 
@@ -152,7 +152,7 @@ def logit(x: mx.array, eps: float | None = None) -> mx.array:
 
 
 def xlogy(x: mx.array, y: mx.array) -> mx.array:
-    """x log(y), 0 where x is 0."""
+    """X log(y), 0 where x is 0."""
     return mx.where(mx.isnan(y), y, mx.where(x == 0, 0, x * mx.log(y)))
 
 
@@ -210,7 +210,7 @@ def nan_to_num(x: mx.array, nan: float, above: float, below: float) -> mx.array:
 
 
 def left_shift(x: mx.array, bits: mx.array) -> mx.array:
-    """x · 2^bits; 0 for shifts that are negative or wider than the type."""
+    """X · 2^bits; 0 for shifts that are negative or wider than the type."""
     fits = (bits >= 0) & (bits < x.dtype.size * 8)
     return mx.where(fits, mx.left_shift(x, bits), 0)
 
@@ -222,7 +222,7 @@ def right_shift(x: mx.array, bits: mx.array) -> mx.array:
 
 
 def gelu(x: mx.array) -> mx.array:
-    """x Φ(x), Φ being the normal distribution."""
+    """X Φ(x), Φ being the normal distribution."""
     y = x.astype(mx.float32)
     return (y * (1 + mx.erf(y / math.sqrt(2))) / 2).astype(x.dtype)
 
@@ -235,22 +235,22 @@ def gelu_tanh(x: mx.array) -> mx.array:
 
 
 def silu(x: mx.array) -> mx.array:
-    """x σ(x)."""
+    """X σ(x)."""
     return x * mx.sigmoid(x)
 
 
 def elu(x: mx.array, alpha: float = 1.0, scale: float = 1.0, input_scale: float = 1.0) -> mx.array:
-    """scale · x above zero, scale · alpha (exp(input_scale · x) - 1) below (ELU, SELU, CELU)."""
+    """Scale · x above zero, scale · alpha (exp(input_scale · x) - 1) below (ELU, SELU, CELU)."""
     return scale * mx.where(x > 0, x, alpha * mx.expm1(input_scale * x))
 
 
 def leaky_relu(x: mx.array, slope: float | mx.array) -> mx.array:
-    """x above zero, slope · x below."""
+    """X above zero, slope · x below."""
     return mx.where(x > 0, x, slope * x)
 
 
 def threshold(x: mx.array, limit: float, value: float) -> mx.array:
-    """x above the limit, else the value."""
+    """X above the limit, else the value."""
     return mx.where(x <= limit, value, x)
 
 
@@ -260,7 +260,7 @@ def softplus(x: mx.array, beta: float = 1.0, limit: float = 20.0) -> mx.array:
 
 
 def mish(x: mx.array) -> mx.array:
-    """x tanh(softplus(x))."""
+    """X tanh(softplus(x))."""
     y = x.astype(mx.float32)
     return (y * mx.tanh(mx.logaddexp(y, 0))).astype(x.dtype)
 
@@ -271,12 +271,12 @@ def hardsigmoid(x: mx.array) -> mx.array:
 
 
 def hardswish(x: mx.array) -> mx.array:
-    """x min(max(x + 3, 0), 6) / 6."""
+    """X min(max(x + 3, 0), 6) / 6."""
     return x * mx.clip(x + 3, 0, 6) / 6
 
 
 def log_sigmoid(x: mx.array) -> mx.array:
-    """log σ(x) without overflow."""
+    """Log σ(x) without overflow."""
     return mx.minimum(x, 0) - mx.log1p(mx.exp(-mx.abs(x)))
 
 
@@ -286,5 +286,5 @@ def hard_shrink(x: mx.array, limit: float) -> mx.array:
 
 
 def soft_shrink(x: mx.array, limit: float) -> mx.array:
-    """x moved toward zero by the limit."""
+    """X moved toward zero by the limit."""
     return mx.where(x > limit, x - limit, mx.where(x < -limit, x + limit, x * 0))

@@ -87,7 +87,7 @@ def log_softmax(x: mx.array, axis: int) -> mx.array:
 
 
 def logsumexp(x: mx.array, axis: Axes = None, keepdims: bool = False) -> mx.array:
-    """log Σ exp(x), in single precision inside."""
+    """Log Σ exp(x), in single precision inside."""
     return mx.logsumexp(x.astype(mx.float32), axis=axis, keepdims=keepdims).astype(x.dtype)
 
 
@@ -140,6 +140,6 @@ def vector_norm(
 
 
 def huber_loss(x: mx.array, target: mx.array, delta: float, scale: float) -> mx.array:
-    """scale · d²/2 up to delta, linear with the same slope beyond it; d = |x - target|."""
+    """Scale · d²/2 up to delta, linear with the same slope beyond it; d = |x - target|."""
     d = mx.abs(x - target)
     return scale * mx.where(d < delta, 0.5 * d * d, delta * (d - 0.5 * delta))
