@@ -272,7 +272,7 @@ case(
 def scatter_reductions(t: TensorMaker) -> Iterator[Sample]:
     for reduce in ("sum", "prod", "mean", "amax", "amin"):
         for include_self in (True, False):
-            for sample in scatter_adds(t):
+            for sample in list(scatter_adds(t))[include_self::3]:
                 yield call(*sample.args, reduce, include_self=include_self)
             if t.dtype.is_floating_point:
                 nan = t.of([1.0, float("nan"), 3.0])

@@ -29,6 +29,11 @@ __all__: list[str] = []
 aten = torch.ops.aten
 
 
+def _like(b: Builder, result: Value, x: Value) -> Value:
+    """What came of `_as_vector(x)`, 0-d again if `x` is."""
+    return result if x.ndim else lower_reshape(b, result, ())
+
+
 def _as_vector(b: Builder, x: Value) -> Value:
     """A 0-d tensor as one of one element, as most indexing operators of torch take it."""
     return x if x.ndim else lower_reshape(b, x, (1,))
@@ -166,7 +171,7 @@ def _scatter(
     """Write or combine `source` where `index` points along one axis."""
     if index.array.size == 0:
         return x
-    shape = x.shape
+    whole = x
     x, index, source = (_as_vector(b, v) for v in (x, index, source))
     if not all(map(surely_equal, source.shape, index.shape)):
         source = subscript_all(b, source, tuple(slice(n) for n in index.shape))
@@ -191,7 +196,7 @@ def _scatter(
             reduce,
             include_self=include,
         )
-    return lower_reshape(b, result, shape)
+    return _like(b, result, whole)
 
 
 @lowering(aten.scatter.src)
@@ -260,7 +265,7 @@ def lower_index_copy(b: Builder, x: Value, dim: int, index: Value, source: Value
     """`x` with slices of an axis replaced."""
     vector = _as_vector(b, x)
     result = _assign(b, vector, _along(b, dim, vector, index), _as_vector(b, source))
-    return lower_reshape(b, result, x.shape)
+    return _like(b, result, x)
 
 
 @lowering(aten.index_add.default)
@@ -274,7 +279,7 @@ def lower_index_add(
             source = b.cast(source, mx.int64)
         source = b.cast(b.call(mx.multiply, source, alpha), x.dtype)
     key = _along(b, dim, vector, index)
-    return lower_reshape(b, b.call(indexing.with_values_added_at, vector, key, source), x.shape)
+    return _like(b, b.call(indexing.with_values_added_at, vector, key, source), x)
 
 
 @lowering(aten.index_fill.int_Scalar)
@@ -283,14 +288,14 @@ def lower_index_fill(b: Builder, x: Value, dim: int, index: Value, value: Any) -
     vector = _as_vector(b, x)
     filled = b.call(mx.array, value, x.dtype)
     result = b.call(indexing.with_values_at, vector, _along(b, dim, vector, index), filled)
-    return lower_reshape(b, result, x.shape)
+    return _like(b, result, x)
 
 
 @lowering(aten.index_fill.int_Tensor)
 def lower_index_fill_tensor(b: Builder, x: Value, dim: int, index: Value, value: Value) -> Value:
     """`x` with slices of an axis set to the value of a 0-d tensor."""
     vector = _as_vector(b, x)
-    return lower_reshape(b, _assign(b, vector, _along(b, dim, vector, index), value), x.shape)
+    return _like(b, _assign(b, vector, _along(b, dim, vector, index), value), x)
 
 
 @lowering(aten.index_reduce.default)
