@@ -9,7 +9,7 @@ from typing import Any
 from torch2mlx.compiler.builder import Builder, Call, Value
 from torch2mlx.compiler.graph import Graph, Node, Origin, Ref, TensorType
 from torch2mlx.compiler.layers import Layer, LayerUse, find_layers
-from torch2mlx.compiler.lowering.registry import CannotLower, lowering_for
+from torch2mlx.compiler.lowering.registry import CannotLower, lowering_for, registered
 from torch2mlx.compiler.lowering.types import mx_dtype
 from torch2mlx.errors import CompileError
 
@@ -72,6 +72,7 @@ class _Lowerer:
             value = self.placeholder(item.type, f"%{item.name}")
             value.name = item.name
             self.values[item.name] = (value,)
+        registered()  # a broken registry is no reason of the model
         layers = find_layers(graph)
         origins: list[Origin] = []
         for node in graph.nodes:
