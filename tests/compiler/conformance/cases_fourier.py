@@ -48,6 +48,7 @@ def several_axes(real: bool, hermitian: bool = False) -> Any:
                 yield call(x, None, [-2, -1], norm)
                 yield call(x, [6, 8], [-2, -1], norm)
                 yield call(x, [6, -1], [-2, -1], norm)
+                yield call(torch.fft.rfftn(t(3, 6, 8), dim=(2, 1)), [8, -1], [2, 1], norm)
                 continue
             x = spectrum(t(3, 6, 5), real)
             yield call(x, None, [0, 2], norm)

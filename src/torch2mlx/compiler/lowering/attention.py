@@ -48,9 +48,11 @@ def lower_scaled_dot_product_attention(
     q, k, v = _same_batch(b, q, k, v)
     mask: Any = None
     if is_causal:
-        mask = "causal" if source_of(q.shape[2]) == source_of(k.shape[2]) else None
-        if mask is None:
-            mask = b.call(attention.causal_mask, q.shape[2], k.shape[2])
+        queries, keys = query.shape[-2], key.shape[-2]
+        if source_of(queries) == source_of(keys):
+            mask = "causal"
+        else:
+            mask = b.call(attention.causal_mask, queries, keys)
     elif attn_mask is not None:
         mask = _mask(b, attn_mask, query)
     if mask is not None and isinstance(mask, Value) and not is_bool(mask.dtype):

@@ -43,7 +43,7 @@ def _one_axis(name: str, function: Callable[..., Any]) -> None:
 
 
 def _extents(
-    x: Value, s: Sequence[int] | None, dim: Sequence[int] | None, last: int | None = None
+    x: Value, s: Sequence[int] | None, dim: Sequence[int] | None, half: bool = False
 ) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
     """(axes, sizes or None): torch's rules, where -1 keeps an extent."""
     if dim is None:
@@ -55,8 +55,8 @@ def _extents(
     if s is None:
         return axes, None
     sizes = [x.shape[axis] if size == -1 else size for axis, size in zip(axes, s, strict=True)]
-    if last is not None and s[-1] == -1:
-        sizes[-1] = last
+    if half and s[-1] == -1:
+        sizes[-1] = 2 * (x.shape[axes[-1]] - 1)
     return axes, tuple(sizes)
 
 
@@ -70,7 +70,7 @@ def _several_axes(name: str, function: Callable[..., Any], two: bool) -> None:
         norm: str | None = None,
     ) -> Any:
         """fftn(input, s, dim, norm)."""
-        axes, sizes = _extents(x, s, dim, 2 * (x.shape[-1] - 1) if name == "irfft" else None)
+        axes, sizes = _extents(x, s, dim, half=name == "irfft")
         if not axes:
             return x
         return b.call(function, _operand(b, name, x), **_options(norm, s=sizes, axes=axes))
