@@ -67,22 +67,23 @@ def test_folder_runs_with_mlx_alone(golden_models: ModuleType, name: str, tmp_pa
     if isinstance(expected, dict):
         expected = expected["logits"]
     inputs = {f"input{i}": mx.array(a.numpy()) for i, a in enumerate(args)}
-    mx.savez(str(tmp_path / "inputs.npz"), **inputs)
+    mx.save_safetensors(str(tmp_path / "inputs.safetensors"), inputs)
     script = """
 import sys
 for name in ("torch", "torch2mlx", "transformers"):
     sys.modules[name] = None
 import mlx.core as mx
 from model import load
-given = mx.load("../inputs.npz")
+given = mx.load("../inputs.safetensors")
 result = load(".")(*[given[k] for k in sorted(given)])
-mx.save("../result.npy", result["logits"] if isinstance(result, dict) else result)
+result = result["logits"] if isinstance(result, dict) else result
+mx.save_safetensors("../result.safetensors", {"result": result})
 """
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     subprocess.run(
         [sys.executable, "-c", script], cwd=made.folder, env=environment, check=True, timeout=120
     )
-    result = torch.tensor(mx.load(str(tmp_path / "result.npy")).tolist())
+    result = torch.tensor(mx.load(str(tmp_path / "result.safetensors"))["result"].tolist())
     assert torch.allclose(result, expected, atol=1e-5)
     files = {p.name for p in made.folder.iterdir() if p.is_file()}
     assert files - {"runtime.py"} == {"model.py", "model.safetensors", "config.json", "README.md"}

@@ -109,7 +109,7 @@ class Weight:
     """A parameter, buffer or constant.
 
     Attributes:
-        name: qualified name; of tied ones the first.
+        name: qualified name; of tied ones the first whose module is called.
         type: its type.
         kind: "parameter", "buffer" or "constant".
         aliases: further names of the same tensor.
@@ -264,9 +264,26 @@ class _Reader:
         self.refs: dict[Any, Any] = {}
         self.reasons: list[str] = []
 
+    def standing(self, tied: Mapping[str, str]) -> dict[str, str]:
+        """Name → the one of its tied names whose module is called; the first if none is."""
+        called = {
+            frame.path
+            for node in self.program.graph.nodes
+            for frame in self.origin(node).frames
+        }
+        groups: dict[str, list[str]] = {}
+        for name, first in tied.items():
+            groups.setdefault(first, [first]).append(name)
+        result = {}
+        for names in groups.values():
+            chosen = next((n for n in names if n.rpartition(".")[0] in called), names[0])
+            result |= {n: chosen for n in names}
+        return result
+
     def read(self, class_name: str, tied: Mapping[str, str]) -> Graph:
         from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
 
+        tied = self.standing(tied)
         nodes = {n.name: n for n in self.program.graph.nodes}
         inputs: list[Input] = []
         flat: list[Any] = []

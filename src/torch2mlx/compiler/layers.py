@@ -107,7 +107,7 @@ def find_layers(graph: Graph) -> dict[str, _Match]:
     nodes = sorted(graph.nodes, key=lambda n: n.target._schema.name != "aten::embedding")
     for node in nodes:
         match = _match(node, graph)
-        if match is None:
+        if match is None or not _reaches(node, match.use.layer.path):
             continue
         layer = match.use.layer
         taken = layers.get(layer.path)
@@ -130,6 +130,15 @@ def find_layers(graph: Graph) -> dict[str, _Match]:
         if any(users.get(name, set()) - uses for name in members[path]):
             found = {name: m for name, m in found.items() if name not in uses}
     return found
+
+
+def _reaches(node: Node, path: str) -> bool:
+    """Whether the module whose code the node is has the layer below it.
+
+    A tied weight may live elsewhere; it is then an argument, and the node stays functional.
+    """
+    own = [f.path for f in node.origin.frames if not _is_torch_module(f.class_name)]
+    return not own or not own[-1] or path.startswith(f"{own[-1]}.")
 
 
 def _is_torch_module(class_name: str) -> bool:
