@@ -23,7 +23,6 @@ case(
     aten.bmm.default,
     aten.mv.default,
     aten.dot.default,
-    aten.linalg_matmul.default,
     aten.addbmm.default,
     tolerance=LOOSE,
     reason=ACCUMULATION,
@@ -73,3 +72,8 @@ case(
     ],
 )
 case(aten.ger.default, samples=lambda t: [call(t(2), t(3)), call(t(0), t(3))], dtypes=FLOATS)
+case(
+    aten.linalg_matmul.default,
+    samples=lambda t: [call(t(2, 3), t(3, 4)), call(t(2, 2, 3), t(3)), call(t(3), t(3))],
+    dtypes=(*FLOATS, torch.int64),
+)
