@@ -62,12 +62,14 @@ class CompiledModule:
     Attributes:
         folder: where it is.
         class_name: of the root in its model.py.
+        operators: number of ATen calls that were lowered.
         agreement: what was compared with PyTorch.
         quantized: what quantization did afterwards, or None.
     """
 
     folder: Path
     class_name: str
+    operators: int
     agreement: Agreement
     quantized: Quantized | None = None
 
@@ -174,7 +176,8 @@ def _publish(
             folder, generated.class_name, quantize, lambda model: flat_outputs(model(**given))
         )
     (folder / "README.md").write_text(_readme(made, agreement, quantized), encoding="utf-8")
-    return CompiledModule(staging.publish(), generated.class_name, agreement, quantized)
+    operators = len(made.graph.nodes)
+    return CompiledModule(staging.publish(), generated.class_name, operators, agreement, quantized)
 
 
 def _root_name(program: ExportedProgram) -> str:
@@ -215,7 +218,9 @@ def dimension_names(exported: ExportedProgram, dynamic_shapes: Any) -> dict[str,
         names.setdefault(symbol, name)
     taken = set(names.values()) | set(nodes)
     for spec, value in zip(specs, values, strict=True):
-        for axis, extent in enumerate(getattr(value, "shape", ())):
+        if value is None or not hasattr(value, "shape"):
+            continue
+        for axis, extent in enumerate(value.shape):
             symbol = str(extent)
             if isinstance(extent, int) or not symbol.isidentifier() or symbol in names:
                 continue

@@ -313,8 +313,8 @@ class _Check:
             for array in runs.pop(0):
                 errors = [_error(t, _as(t, array)) for t in tensors if t.numel() == array.size]
                 if errors and not min(errors) <= self.limit:
-                    kind = type(self.module.get_submodule(path)).__name__
-                    return f"{path} ({kind}, error {min(errors):.1e})"
+                    name = type(self.module.get_submodule(path)).__name__
+                    return f"{path} ({name}, error {min(errors):.1e})"
         return ""
 
 

@@ -57,6 +57,7 @@ class Compiled:
     Attributes:
         destination: the published folder.
         model_class: name of the root class in its model.py.
+        operators: number of ATen calls that were lowered.
         cases: inputs on which it was compared with PyTorch.
         error: largest relative L2 error there, before quantization.
         limit: that it had to keep.
@@ -67,6 +68,7 @@ class Compiled:
 
     destination: Path
     model_class: str
+    operators: int
     cases: tuple[str, ...]
     error: float
     limit: float
@@ -172,6 +174,7 @@ def _compile(
     return Compiled(
         made.folder,
         made.class_name,
+        made.operators,
         made.agreement.cases,
         made.agreement.worst,
         made.agreement.limit,
