@@ -44,7 +44,8 @@ def export_module(
             program = torch.export.export(
                 module, tuple(args), arguments, dynamic_shapes=dynamic_shapes, strict=False
             )
-            return program.run_decompositions({})
+            functional: ExportedProgram = program.run_decompositions({})
+            return functional
     except Exception as error:
         reasons = _all_reasons(module, tuple(args), arguments, dynamic_shapes)
         first = _reason(error)
@@ -86,7 +87,7 @@ def _all_reasons(
 
 
 def _user_frame(stack: Any) -> str:
-    """"file:line" of the innermost frame outside torch in a stack of dicts or strings."""
+    """ "file:line" of the innermost frame outside torch in a stack of dicts or strings."""
     for frame in reversed(list(stack)):
         if isinstance(frame, Mapping):
             name = str(frame.get("filename") or "")

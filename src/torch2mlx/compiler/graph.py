@@ -267,17 +267,15 @@ class _Reader:
     def standing(self, tied: Mapping[str, str]) -> dict[str, str]:
         """Name → the one of its tied names whose module is called; the first if none is."""
         called = {
-            frame.path
-            for node in self.program.graph.nodes
-            for frame in self.origin(node).frames
+            frame.path for node in self.program.graph.nodes for frame in self.origin(node).frames
         }
         groups: dict[str, list[str]] = {}
         for name, first in tied.items():
             groups.setdefault(first, [first]).append(name)
-        result = {}
+        result: dict[str, str] = {}
         for names in groups.values():
             chosen = next((n for n in names if n.rpartition(".")[0] in called), names[0])
-            result |= {n: chosen for n in names}
+            result |= dict.fromkeys(names, chosen)
         return result
 
     def read(self, class_name: str, tied: Mapping[str, str]) -> Graph:
@@ -367,7 +365,7 @@ class _Reader:
 
     def source(self, expression: Any) -> str:
         """Python source of a sympy expression, symbols by their dimension's name."""
-        import sympy
+        import sympy  # type: ignore[import-untyped]
         from torch.utils._sympy.printers import PythonPrinter
 
         renamed = expression.xreplace(
@@ -395,7 +393,8 @@ class _Reader:
             self.refs[node] = Ref(whole.name, node.args[1])
             return None
         if isinstance(value, torch.SymInt | torch.SymFloat | torch.SymBool | int | float | bool):
-            return self._number(node, value)
+            self._number(node, value)
+            return None
         if not isinstance(node.target, torch._ops.OpOverload):
             place = self.origin(node)
             self.reasons.append(f"{_place(place)}: {node.target} is control flow or no operator")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch2mlx.compiler.builder import Builder, Call, Value
-from torch2mlx.compiler.graph import Graph, Node, Origin, Ref, TensorType
+from torch2mlx.compiler.graph import Graph, Input, Node, Origin, Ref, TensorType, Weight
 from torch2mlx.compiler.layers import Layer, LayerUse, find_layers
 from torch2mlx.compiler.lowering.registry import CannotLower, lowering_for, registered
 from torch2mlx.compiler.lowering.types import mx_dtype
@@ -68,7 +68,8 @@ class _Lowerer:
 
     def lower(self) -> Program:
         graph = self.graph
-        for item in (*graph.inputs, *graph.weights):
+        given: tuple[Input | Weight, ...] = (*graph.inputs, *graph.weights)
+        for item in given:
             value = self.placeholder(item.type, f"%{item.name}")
             value.name = item.name
             self.values[item.name] = (value,)
@@ -110,10 +111,8 @@ class _Lowerer:
                     self.builder, *args, **{k: self.value(v) for k, v in node.kwargs.items()}
                 )
             results = tuple(made) if isinstance(made, list | tuple) else (made,)
-            return tuple(
-                self.finish(node, result, kind)
-                for result, kind in zip(_padded(results, len(node.results)), node.results)
-            )
+            padded = _padded(results, len(node.results))
+            return tuple(map(self.finish, [node] * len(padded), padded, node.results))
         except CannotLower as error:
             self.fail(str(error), place)
         except (ValueError, TypeError, RuntimeError, IndexError, NotImplementedError) as error:

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import mlx.core as mx
 import mlx.nn as nn
 from runtime import max_pool
 
@@ -16,8 +15,7 @@ class ConvBlock(nn.Module):
         self.norm = nn.BatchNorm(out_channels)
 
     def __call__(self, x):
-        transpose = self.conv(x.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2).transpose(0, 2, 3, 1)
-        return mx.maximum(self.norm(transpose).transpose(0, 3, 1, 2), 0)
+        return nn.relu(self.norm(self.conv(x)))
 
 
 class CNN(nn.Module):
@@ -30,13 +28,11 @@ class CNN(nn.Module):
 
     def __call__(self, image):
         """image [2, 3, 8, 8] → [2, 10]."""
-        transpose = max_pool(
-            self.features[0](image).transpose(0, 2, 3, 1), (2, 2), (2, 2), (0, 0), (1, 1)
-        ).transpose(0, 3, 1, 2)
-        x = max_pool(
-            self.features[2](transpose).transpose(0, 2, 3, 1), (2, 2), (2, 2), (0, 0), (1, 1)
-        ).transpose(0, 3, 1, 2)
-        x = x.mean(axis=[2, 3])
+        x = self.features[2](
+            max_pool(self.features[0](image.transpose(0, 2, 3, 1)), (2, 2), (2, 2), (0, 0), (1, 1))
+        )
+        x = max_pool(x, (2, 2), (2, 2), (0, 0), (1, 1))
+        x = x.mean(axis=(1, 2))
         return self.classifier(x)
 
 

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import mlx.core as mx
 import mlx.nn as nn
 
 
@@ -16,7 +15,7 @@ class MLP(nn.Module):
 
     def __call__(self, x):
         """x [2, 8] → [2, 4]."""
-        hidden = mx.maximum(self.fc1(x), 0)
+        hidden = nn.relu(self.fc1(x))
         return self.fc2(hidden)
 
 

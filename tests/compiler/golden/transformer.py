@@ -4,7 +4,7 @@ from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
-from runtime import gelu, zero_masked_rows
+from runtime import zero_masked_rows
 
 
 class Attention(nn.Module):
@@ -40,7 +40,7 @@ class Block(nn.Module):
     def __call__(self, x, mask):
         """x [batch, length, 8], mask [batch, 1, 1, length] → [batch, length, 8]."""
         x = x + self.attention(self.norm1(x), mask)
-        mlp = self.mlp[2](gelu(self.mlp[0](self.norm2(x))))
+        mlp = self.mlp[2](nn.gelu(self.mlp[0](self.norm2(x))))
         return x + mlp
 
 

@@ -103,7 +103,9 @@ def _dissolved(program: Program) -> set[str]:
     owners: set[str] = set()
     for step in program.steps:
         function = step.call.function
-        used = [names[id(v)] for v in values_in((step.call.args, step.call.kwargs)) if id(v) in names]
+        used = [
+            names[id(v)] for v in values_in((step.call.args, step.call.kwargs)) if id(v) in names
+        ]
         if isinstance(function, LayerUse):
             used.append(f"{function.layer.path}.weight")
         for frame in step.origin.frames:
@@ -113,9 +115,7 @@ def _dissolved(program: Program) -> set[str]:
     owners |= {path for path in classes for name in program.states if within(name, path)}
     result = set(program.layers)
     for path, class_name in classes.items():
-        weightless = path not in owners and (
-            class_name.startswith("torch.nn.") or calls[path] == 1
-        )
+        weightless = path not in owners and (class_name.startswith("torch.nn.") or calls[path] == 1)
         if class_name in _CONTAINERS or weightless:
             result.add(path)
     result.discard("")
@@ -243,8 +243,8 @@ class _Flow:
         names: list[str] = []
         for item in block.items:
             inner = item.what
-            names += inner.passed if isinstance(inner, Block) else symbols_in(
-                (inner.args, inner.kwargs)
+            names += (
+                inner.passed if isinstance(inner, Block) else symbols_in((inner.args, inner.kwargs))
             )
         if not block.path:
             names += symbols_in(self.program.outputs)

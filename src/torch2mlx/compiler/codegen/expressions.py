@@ -167,8 +167,11 @@ class ExpressionPrinter:
 
     def _method(self, name: str, args: Any, kwargs: Any) -> Expression:
         rest = args[1:]
-        if name == "transpose" and not kwargs and args[0].ndim == 2 and (
-            not rest or [a % 2 for a in rest[0]] == [1, 0]
+        if (
+            name == "transpose"
+            and not kwargs
+            and args[0].ndim == 2
+            and (not rest or [a % 2 for a in rest[0]] == [1, 0])
         ):
             return f"{self._atom(args[0])}.T", ATOM
         if name in _SPREAD and len(rest) == 1 and isinstance(rest[0], list | tuple) and rest[0]:

@@ -13,7 +13,6 @@ from torch2mlx.compiler.codegen.classes import ClassWriter
 from torch2mlx.compiler.codegen.runtime_source import runtime_source
 from torch2mlx.compiler.codegen.signature import Argument, arguments
 from torch2mlx.compiler.codegen.tree import ModuleTree
-from torch2mlx.compiler.layers import LayerUse
 from torch2mlx.compiler.program import Program, values_in
 
 __all__ = ["GeneratedModel", "StoredWeight", "generate"]
@@ -66,11 +65,9 @@ def generate(program: Program) -> GeneratedModel:
     """Write a program as classes in the shape of the original module tree."""
     root = partition(program)
     layers = program.layers
-    used = {
-        id(v)
-        for s in program.steps
-        for v in values_in((s.call.args, s.call.kwargs))
-    } | {id(v) for v in values_in((program.outputs, program.states))}
+    used = {id(v) for s in program.steps for v in values_in((s.call.args, s.call.kwargs))} | {
+        id(v) for v in values_in((program.outputs, program.states))
+    }
     functional = [
         w
         for w in program.graph.weights

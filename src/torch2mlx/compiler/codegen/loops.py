@@ -45,9 +45,7 @@ def rolled(lines: list[str], lengths: dict[str, int] | None = None) -> list[str]
 
 def _shifted(line: str, by: int, index: int) -> str:
     """The line of a later repetition: every list's `index` moved on."""
-    return _INDEX.sub(
-        lambda m: f"{m[1]}[{int(m[2]) + by}]" if int(m[2]) == index else m[0], line
-    )
+    return _INDEX.sub(lambda m: f"{m[1]}[{int(m[2]) + by}]" if int(m[2]) == index else m[0], line)
 
 
 def _repetitions(lines: list[str], start: int, size: int, owner: str) -> int:

@@ -57,9 +57,7 @@ def source_hints(root: Block) -> dict[int, str]:
         groups = _Groups(block)
         for group in dict.fromkeys(groups.of):
             outputs = groups.live_outs(group)
-            place = next(
-                i.place for i, g in zip(block.items, groups.of, strict=True) if g == group
-            )
+            place = next(i.place for i, g in zip(block.items, groups.of, strict=True) if g == group)
             names = source.targets(*place)
             if outputs and len(names) == len(outputs):
                 for value, name in zip(outputs, names, strict=True):
@@ -96,10 +94,7 @@ class _Groups:
         block = self.block
         inside = [i for i, g in zip(block.items, self.of, strict=True) if g == group]
         others = {
-            id(v)
-            for i, g in zip(block.items, self.of, strict=True)
-            if g != group
-            for v in i.inputs
+            id(v) for i, g in zip(block.items, self.of, strict=True) if g != group for v in i.inputs
         }
         others |= {id(v) for v in (*block.outputs, *block.states.values())}
         return [v for i in inside for v in i.outputs if id(v) in others]

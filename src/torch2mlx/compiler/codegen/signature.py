@@ -74,9 +74,7 @@ def arguments(graph: Graph) -> list[Argument]:
 
 
 def _subscripts(path: Path) -> str:
-    return "".join(
-        f".{k.name}" if isinstance(k, _Attribute) else f"[{literal(k)}]" for k in path
-    )
+    return "".join(f".{k.name}" if isinstance(k, _Attribute) else f"[{literal(k)}]" for k in path)
 
 
 def result_source(spec: Any, outputs: tuple[Any, ...], write: Callable[[Any], str]) -> str:

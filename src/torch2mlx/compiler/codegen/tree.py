@@ -15,9 +15,9 @@ __all__ = ["ModuleTree", "Slot", "attribute_name", "local_name"]
 
 @cache
 def _module_attributes() -> frozenset[str]:
-    import mlx.nn as nn
+    from mlx.nn.layers.base import Module
 
-    return frozenset(dir(nn.Module()))
+    return frozenset(dir(Module()))
 
 
 def attribute_name(component: str) -> str:
