@@ -12,6 +12,8 @@ __all__ = ["optimized"]
 
 def optimized(program: Program) -> Program:
     """The program after all passes."""
+    from torch2mlx.compiler.passes.fusion import fuse
+    from torch2mlx.compiler.passes.simplify import simplify
     from torch2mlx.compiler.passes.transposes import sink_transposes
 
-    return sink_transposes(program)
+    return simplify(fuse(simplify(sink_transposes(program))))

@@ -32,12 +32,12 @@ Moved = tuple[tuple[Any, ...], dict[str, Any], tuple[int, ...]]
 
 _ELEMENTWISE = (
     "abs add arccos arccosh arcsin arcsinh arctan arctan2 arctanh astype bitwise_and "
-    "bitwise_invert bitwise_or bitwise_xor ceil clip conj cos cosh degrees divide "
-    "divmod equal erf erfinv exp expm1 floor floor_divide greater greater_equal imag isfinite isinf isnan isneginf isposinf "
-    "left_shift less less_equal log log10 log1p log2 logaddexp logical_and logical_not logical_or "
-    "maximum minimum multiply nan_to_num negative not_equal ones_like power radians real "
-    "reciprocal remainder right_shift round rsqrt sigmoid sign sin sinh sqrt square "
-    "stop_gradient subtract tan tanh where zeros_like"
+    "bitwise_invert bitwise_or bitwise_xor ceil clip conj cos cosh degrees divide divmod "
+    "equal erf erfinv exp expm1 floor floor_divide greater greater_equal imag isfinite isinf "
+    "isnan isneginf isposinf left_shift less less_equal log log10 log1p log2 logaddexp "
+    "logical_and logical_not logical_or maximum minimum multiply nan_to_num negative "
+    "not_equal ones_like power radians real reciprocal remainder right_shift round rsqrt "
+    "sigmoid sign sin sinh sqrt square stop_gradient subtract tan tanh where zeros_like"
 )
 _ACTIVATIONS = ("gelu", "gelu_approx", "relu", "silu", "softplus")
 _FUNCTIONS = {

@@ -44,6 +44,7 @@ from torch2mlx.compiler.passes.rewriting import (
     users_of,
 )
 from torch2mlx.compiler.program import Program, Step, values_in
+from torch2mlx.compiler.symbolic import source_of
 
 __all__ = ["sink_transposes"]
 
@@ -282,13 +283,15 @@ class _Sinker:
     def _arranged(self, value: Value, axes: tuple[int, ...]) -> Value:
         """What broadcasts against a base as the value does against `transpose(base, axes)`."""
         rank = len(axes)
-        shape = (1,) * (rank - value.ndim) + tuple(value.array.shape)
-        if all(n == 1 for n in shape):
+        filled = self._lengths(value)
+        if filled is not None and not any(filled):
             return self._plain(value)
         back = inverse(axes)
-        kept = [back.index(i) for i, n in enumerate(shape) if n != 1]
-        if kept == sorted(kept):
-            return self._respaced(self._plain(value), [shape[a] != 1 for a in back])
+        if filled is not None:
+            filled = [False] * (rank - value.ndim) + filled
+            kept = [back.index(i) for i, f in enumerate(filled) if f]
+            if kept == sorted(kept):
+                return self._respaced(self._plain(value), [filled[a] for a in back])
         if value.ndim == rank:
             view = self._view(value)
             order = composed(view.axes, back)
@@ -299,24 +302,27 @@ class _Sinker:
         expanded = self._emit(make(mx.expand_dims, self._plain(value), missing))
         return self._emit(make(mx.transpose, expanded, back))
 
+    def _lengths(self, value: Value) -> list[bool] | None:
+        """Which axes are longer than 1, for every size of the inputs; None if that is unknown."""
+        shape = extents(value, self.symbolic)
+        return None if shape is None else [n != "1" for n in shape]
+
     def _respaced(self, value: Value, filled: list[bool]) -> Value:
         """The value with its extents of 1 elsewhere; without leading ones."""
         while not filled[0]:
             filled = filled[1:]
-        while called(value, mx.reshape, mx.expand_dims) and _squeezed(
-            value.call.args[0]  # type: ignore[union-attr]
-        ) == _squeezed(value):
-            value = value.call.args[0]  # type: ignore[union-attr]
-        if [n != 1 for n in value.array.shape] == filled:
+        while called(value, mx.reshape, mx.expand_dims):
+            assert value.call is not None
+            source = value.call.args[0]
+            if self._lengths(source) is None or _squeezed(source) != _squeezed(value):
+                break
+            value = source
+        if self._lengths(value) == filled:
             return value
-        if value.ndim == sum(filled) and 1 not in value.array.shape:
+        if value.ndim == sum(filled):
             new = tuple(i for i, f in enumerate(filled) if not f)
             return self._emit(make(mx.expand_dims, value, new if len(new) > 1 else new[0]))
-        known = iter(n for n in value.shape if n != 1)
-        if extents(value, self.symbolic) is None:
-            ones = tuple(i for i, n in enumerate(value.array.shape) if n == 1)
-            value = self._emit(make(mx.squeeze, value, axis=ones))
-            return self._respaced(value, filled)
+        known = iter(n for n in value.shape if source_of(n) != "1")
         size = tuple(next(known) if f else 1 for f in filled)
         return self._emit(make(mx.reshape, value, size, dims=size))
 
@@ -423,5 +429,5 @@ def _filled(value: Value) -> int:
     return sum(n != 1 for n in value.array.shape)
 
 
-def _squeezed(value: Value) -> list[int]:
-    return [n for n in value.array.shape if n != 1]
+def _squeezed(value: Value) -> list[str]:
+    return [n for n in map(source_of, value.shape) if n != "1"]
