@@ -265,3 +265,11 @@ def test_statements_are_rolled_only_where_the_index_is_all_that_differs() -> Non
     assert rolled(uneven) == uneven
     other = [lines[0], "x = self.layers[1](x, other)"]
     assert rolled(other) == other
+
+
+def test_a_first_layer_that_reads_another_variable_joins_the_loop() -> None:
+    lines = ["h = self.layers[0](x, mask)", "h = self.layers[1](h, mask)"]
+    loop = ["h = x", "for layer in self.layers:", "    h = layer(h, mask)"]
+    assert rolled(lines, {"self.layers": 2}) == loop
+    kept = ["h = self.layers[0](x, h)", "h = self.layers[1](h, h)"]
+    assert rolled(kept, {"self.layers": 2}) == kept

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import traceback
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,17 +42,43 @@ def export_module(
     arguments = dict(kwargs or {})
     try:
         with torch.no_grad():
-            program = torch.export.export(
-                module, tuple(args), arguments, dynamic_shapes=dynamic_shapes, strict=False
-            )
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                program = torch.export.export(
+                    module, tuple(args), arguments, dynamic_shapes=dynamic_shapes, strict=False
+                )
             functional: ExportedProgram = program.run_decompositions({})
-            return functional
     except Exception as error:
         reasons = _all_reasons(module, tuple(args), arguments, dynamic_shapes)
         first = _reason(error)
         if not any(first.split(":")[0] in reason for reason in reasons):
             reasons.insert(0, first)
         raise CompileError(type(module).__name__, list(dict.fromkeys(reasons))) from error
+    lost = _lost_state(caught)
+    if lost:
+        raise CompileError(type(module).__name__, lost)
+    return functional
+
+
+def _lost_state(caught: Iterable[warnings.WarningMessage]) -> list[str]:
+    """State that a module keeps where export loses it, which torch only warns of.
+
+    Other warnings are given on.
+    """
+    lost = []
+    for warning in caught:
+        text = str(warning.message)
+        if "assigned during export" in text:
+            names = ", ".join(re.findall(r"self\.[\w.]*\w", text))
+            lost.append(
+                f"{names}: a tensor that forward assigns to its module; register it as a buffer, "
+                "so that the generated model keeps it between calls"
+            )
+        else:
+            warnings.warn_explicit(
+                warning.message, warning.category, warning.filename, warning.lineno
+            )
+    return lost
 
 
 def _all_reasons(
@@ -87,7 +114,7 @@ def _all_reasons(
 
 
 def _user_frame(stack: Any) -> str:
-    """ "file:line" of the innermost frame outside torch in a stack of dicts or strings."""
+    """`file:line` of the innermost frame outside torch in a stack of dicts or strings."""
     for frame in reversed(list(stack)):
         if isinstance(frame, Mapping):
             name = str(frame.get("filename") or "")

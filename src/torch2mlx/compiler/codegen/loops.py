@@ -23,6 +23,7 @@ def rolled(lines: list[str], lengths: dict[str, int] | None = None) -> list[str]
         lines: one statement each.
         lengths: source of a list's attribute → how many items it has.
     """
+    lines = _carried(lines)
     result: list[str] = []
     start = 0
     while start < len(lines):
@@ -40,6 +41,29 @@ def rolled(lines: list[str], lengths: dict[str, int] | None = None) -> list[str]
         count, size, owner = best
         result += _loop(lines[start : start + size], owner, count, (lengths or {}).get(owner, -1))
         start += count * size
+    return result
+
+
+def _carried(lines: list[str]) -> list[str]:
+    """Let the first layer read the variable that the others read.
+
+    Before:  h = self.layers[0](x)      After:  h = x
+             h = self.layers[1](h)              h = self.layers[0](h)
+                                                h = self.layers[1](h)
+    """
+    result: list[str] = []
+    for number, line in enumerate(lines):
+        match = re.match(r"(\w+) = (.*self\S*\[(\d+)\].*)$", line)
+        if match is not None and number + 1 < len(lines):
+            name, call, index = match[1], match[2], int(match[3])
+            for given in dict.fromkeys(re.findall(r"(?<![\w.])[a-zA-Z_]\w*(?![\w(.=])", call)):
+                renamed = re.sub(rf"(?<![\w.]){given}(?![\w(.=])", name, call)
+                unread = re.search(rf"(?<![\w.]){name}\b", call) is None
+                if unread and _shifted(f"{name} = {renamed}", 1, index) == lines[number + 1]:
+                    result.append(f"{name} = {given}")
+                    line = f"{name} = {renamed}"
+                    break
+        result.append(line)
     return result
 
 
