@@ -205,6 +205,10 @@ def _beats() -> Loaded:
     net = _import("BeatNet.model").BDA(272, 150, 2, "cpu")
     state = _weights(_folder("BeatNet") / "models" / "model_1_weights.pt")
     net.load_state_dict(state, strict=False)
+    for name in ("hidden", "cell"):  # plain attributes, which no export follows
+        start = getattr(net, name)
+        delattr(net, name)
+        net.register_buffer(name, start)
     # 136 log bands and their rises, ten frames; the beat is a rise in all of them.
     bands = torch.log1p(torch.rand(11, 136) + (torch.arange(11) == 4)[:, None] * 3.0)
     rises = (bands[1:] - bands[:-1]).relu()
@@ -215,7 +219,8 @@ def _chemistry() -> Loaded:
     module = _import("fcd_torch.utils")
     net = module.load_imported_model(_weights(_folder("fcd_torch") / "ChemNet_v0.13_pretrained.pt"))
     rows = [module.get_one_hot(s, 350) for s in ("CC(=O)Oc1ccccc1C(=O)O", "CN1C=NC2=C1C(=O)N(C)C")]
-    return net, (torch.stack([torch.from_numpy(row / row.shape[1]).float() for row in rows]),)
+    features = torch.stack([torch.from_numpy(row / row.shape[1]).float() for row in rows])
+    return net, (features.transpose(1, 2),)
 
 
 class _Sentence(nn.Module):

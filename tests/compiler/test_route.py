@@ -301,3 +301,28 @@ def test_every_reason_names_the_users_line(tmp_path: Path) -> None:
     assert len(failed.value.reasons) == 2
     assert all(Path(__file__).name in reason for reason in failed.value.reasons)
     assert list(tmp_path.iterdir()) == []
+
+
+class _Remembers(nn.Module):
+    """Keeps its last result in a plain attribute, or in a buffer."""
+
+    def __init__(self, buffer: bool) -> None:
+        super().__init__()
+        if buffer:
+            self.register_buffer("last", torch.zeros(2))
+        else:
+            self.last = torch.zeros(2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.last = torch.tanh(x + self.last)
+        return self.last * 2
+
+
+def test_state_in_plain_attributes_is_refused(tmp_path: Path) -> None:
+    x = torch.rand(2)
+    with pytest.raises(CompileError, match=r"- last: assigned by forward; register"):
+        torch2mlx.convert(_Remembers(False).eval(), tmp_path / "out", example_inputs=(x,))
+    assert list(tmp_path.iterdir()) == []
+    torch2mlx.convert(nn.LSTM(2, 3).eval(), tmp_path / "lstm", example_inputs=(torch.rand(4, 2),))
+    made = torch2mlx.convert(_Remembers(True).eval(), tmp_path / "out", example_inputs=(x,))
+    assert made.to_dict()["error"] < 1e-6

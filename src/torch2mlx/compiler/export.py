@@ -54,13 +54,13 @@ def export_module(
         if not any(first.split(":")[0] in reason for reason in reasons):
             reasons.insert(0, first)
         raise CompileError(type(module).__name__, list(dict.fromkeys(reasons))) from error
-    lost = _lost_state(caught)
+    lost = _lost_state(module, caught)
     if lost:
         raise CompileError(type(module).__name__, lost)
     return functional
 
 
-def _lost_state(caught: Iterable[warnings.WarningMessage]) -> list[str]:
+def _lost_state(module: torch.nn.Module, caught: Iterable[warnings.WarningMessage]) -> list[str]:
     """State that a module keeps where export loses it, which torch only warns of.
 
     Other warnings are given on.
@@ -68,17 +68,31 @@ def _lost_state(caught: Iterable[warnings.WarningMessage]) -> list[str]:
     lost = []
     for warning in caught:
         text = str(warning.message)
-        if "assigned during export" in text:
-            names = ", ".join(re.findall(r"self\.[\w.]*\w", text))
-            lost.append(
-                f"{names}: a tensor that forward assigns to its module; register it as a buffer, "
-                "so that the generated model keeps it between calls"
-            )
-        else:
+        if "assigned during export" not in text:
             warnings.warn_explicit(
                 warning.message, warning.category, warning.filename, warning.lineno
             )
+            continue
+        found = dict.fromkeys(re.findall(r"self\.([\w.]*\w)", text))
+        names = [name for name in found if not _is_registered(module, name)]
+        if names:
+            lost.append(
+                f"{', '.join(names)}: assigned by forward; register tensors that a module keeps "
+                "between calls as buffers, so that the generated model keeps them too"
+            )
     return lost
+
+
+def _is_registered(module: torch.nn.Module, name: str) -> bool:
+    """Whether an attribute only lists parameters and buffers, as those of `nn.LSTM` do, which
+    export replaces while it runs.
+    """
+    from torch.utils import _pytree as pytree
+
+    owner, _, attribute = name.rpartition(".")
+    known = {id(t) for t in (*module.parameters(), *module.buffers())}
+    leaves = pytree.tree_leaves(getattr(module.get_submodule(owner), attribute))
+    return all(id(leaf) in known for leaf in leaves)
 
 
 def _all_reasons(
