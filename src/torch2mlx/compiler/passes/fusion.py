@@ -24,7 +24,7 @@ from torch2mlx.compiler.passes.rewriting import (
     rewritten,
 )
 from torch2mlx.compiler.program import Program, Step
-from torch2mlx.compiler.runtime import attention, pointwise
+from torch2mlx.compiler.runtime import attention, pointwise, reductions
 
 __all__ = ["fuse"]
 
@@ -38,7 +38,7 @@ def fuse(program: Program) -> Program:
         if len(call.outputs) != 1 or call.sequence:
             return None
         result = call.outputs[0]
-        for pattern in (_activation, _rms_norm, _layer_norm):
+        for pattern in (_activation, _layer_norm, _rms_norm):
             new = pattern(result)
             if new is not None:
                 break
@@ -207,11 +207,14 @@ def _layer_norm(y: Value) -> Value | None:
 
 def _variance(value: Any) -> Any:
     """What the biased variance over the last axis is of."""
-    if not called(value, mx.var) or not _kwargs(value).get("keepdims"):
+    if not called(value, mx.var, reductions.variance) or len(_args(value)) > 1:
         return None
-    if _kwargs(value).get("ddof", 0) != 0 or len(_args(value)) > 1:
+    kwargs = dict(_kwargs(value))
+    axis, keep = kwargs.pop("axis", None), kwargs.pop("keepdims", False)
+    biased = ({}, {"ddof": 0}) if called(value, mx.var) else ({"correction": 0},)
+    if not keep or kwargs not in biased:
         return None
-    axis, x = _kwargs(value).get("axis"), _args(value)[0]
+    x = _args(value)[0]
     if isinstance(axis, tuple | list) and len(axis) == 1:
         axis = axis[0]
     return x if isinstance(axis, int) and axis % x.ndim == x.ndim - 1 else None

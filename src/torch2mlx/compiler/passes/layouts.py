@@ -11,7 +11,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from torch2mlx.compiler.builder import Call, Value
-from torch2mlx.compiler.runtime import padding, pointwise
+from torch2mlx.compiler.runtime import padding, pointwise, reductions
 from torch2mlx.compiler.symbolic import source_of
 
 __all__ = [
@@ -47,10 +47,12 @@ _FUNCTIONS = {
 }
 _REDUCTIONS = {
     mx.sum, mx.mean, mx.max, mx.min, mx.prod, mx.var, mx.std, mx.any, mx.all, mx.logsumexp,
+    reductions.variance,
 }  # fmt: skip
 _AXIS = {
     mx.concatenate: 1, mx.softmax: 1, mx.cumsum: 1, mx.cumprod: 1, mx.flip: 1, mx.sort: 1,
     mx.split: 2, mx.repeat: 2, mx.roll: 2,
+    reductions.softmax: 1, reductions.log_softmax: 1,
     padding.reflect: 1, padding.replicate: 1, padding.wrap: 1,
 }  # fmt: skip
 """Functions that work along axes and keep the rank → place of the argument that names them."""
@@ -224,16 +226,8 @@ def _groups(old: tuple[str, ...], new: list[str]) -> list[tuple[list[int], list[
     found: list[tuple[list[int], list[int]]] = []
     while rows and columns:
         left, right = [rows.pop(0)], [columns.pop(0)]
-        while old[left[0]] != new[right[0]] or len(left) + len(right) > 2:
-            sizes = _product(old, left), _product(new, right)
-            if sizes[0] is None or sizes[1] is None:
-                return None
-            if sizes[0] == sizes[1]:
-                break
-            shorter, rest = (left, rows) if sizes[0] < sizes[1] else (right, columns)
-            if not rest:
-                return None
-            shorter.append(rest.pop(0))
+        if old[left[0]] != new[right[0]] and not _balanced(old, new, left, right, rows, columns):
+            return None
         found.append((left, right))
     if rows or columns or not found:
         return None
@@ -243,6 +237,37 @@ def _groups(old: tuple[str, ...], new: list[str]) -> list[tuple[list[int], list[
         made[:] = range(first, stop)
         first = stop
     return found
+
+
+def _balanced(
+    old: tuple[str, ...],
+    new: list[str],
+    left: list[int],
+    right: list[int],
+    rows: list[int],
+    columns: list[int],
+) -> bool:
+    """Take more rows and columns until both sides have as many elements."""
+    while True:
+        sizes = _product(old, left), _product(new, right)
+        if sizes[0] is None or sizes[1] is None:
+            # Symbols do not compare: all up to the equal extents at the end is one run.
+            count = 0
+            for i, j in zip(reversed(rows), reversed(columns), strict=False):
+                if old[i] != new[j]:
+                    break
+                count += 1
+            for side, rest in ((left, rows), (right, columns)):
+                cut = len(rest) - count
+                side += rest[:cut]
+                del rest[:cut]
+            return True
+        if sizes[0] == sizes[1]:
+            return True
+        shorter, rest = (left, rows) if sizes[0] < sizes[1] else (right, columns)
+        if not rest:
+            return False
+        shorter.append(rest.pop(0))
 
 
 def _product(extents: Any, places: list[int]) -> int | None:
