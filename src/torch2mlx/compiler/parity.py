@@ -189,13 +189,15 @@ class _Check:
                 else int(n)
                 for n in types[leaf.name].shape
             ]
-            if value.is_floating_point():
+            # Floats that are whole numbers are masks and counts, as valid as integers.
+            counts = bool((value == value.round()).all()) if value.is_floating_point() else True
+            if value.is_floating_point() and not (counts and value.any()):
                 spread = float(value.float().std()) if value.numel() > 1 else 0.0
                 fresh = torch.randn(shape, generator=generator)
                 fresh = fresh * (spread or 1.0) + (float(value.float().mean()) if spread else 0.0)
                 result.append(fresh.to(value.dtype))
                 continue
-            # Integers index something: only values that the example has are known to be valid.
+            # Integers index something: only values of the example are known to be valid.
             pool = value.flatten()
             count = math.prod(shape)
             places = torch.randint(max(pool.numel(), 1), (count,), generator=generator)

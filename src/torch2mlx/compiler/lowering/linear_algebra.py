@@ -187,3 +187,15 @@ lowering(aten.triu.default)(_structured(mx.triu))
 def lower_trace(b: Builder, x: Value) -> Any:
     """trace(Tensor self): integers in int64."""
     return b.call(mx.trace, b.cast(x, mx.int64) if _discrete(x) else x)
+
+
+@lowering(aten.linalg_cross.default)
+def lower_linalg_cross(b: Builder, x: Value, y: Value, *, dim: int = -1) -> Any:
+    """linalg_cross(Tensor self, Tensor other, *, int dim=-1)."""
+    return b.call(rt.cross, x, y, dim)
+
+
+@lowering(aten.cross.default)
+def lower_cross(b: Builder, x: Value, y: Value, dim: int | None = None) -> Any:
+    """cross(Tensor self, Tensor other, int? dim=None): the first axis of 3."""
+    return b.call(rt.cross, x, y, list(x.shape).index(3) if dim is None else dim)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-__all__ = ["addmm", "integer_matmul", "linear"]
+__all__ = ["addmm", "cross", "integer_matmul", "linear"]
 
 
 def linear(x: mx.array, weight: mx.array, bias: mx.array | None = None) -> mx.array:
@@ -32,3 +32,9 @@ def addmm(
     if beta == 0:
         return product
     return product + (x if beta == 1 else beta * x)
+
+
+def cross(x: mx.array, y: mx.array, axis: int) -> mx.array:
+    """Cross product of vectors along an axis of 3."""
+    ahead, behind = mx.roll(x, -1, axis), mx.roll(x, 1, axis)
+    return ahead * mx.roll(y, 1, axis) - behind * mx.roll(y, -1, axis)
