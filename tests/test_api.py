@@ -74,6 +74,14 @@ def test_inspect_names_hazards(copied: Checkpoint) -> None:
         assert words in hazards
 
 
+def test_inspect_says_where_the_port_differs(copied: Checkpoint) -> None:
+    source = copied("llama")
+    config = json.loads((source / "config.json").read_text())
+    changes = {"model_type": "starcoder2", "sliding_window": 64}
+    (source / "config.json").write_text(json.dumps({**config, **changes}))
+    assert "ignores the sliding window of 64 tokens" in "\n".join(torch2mlx.inspect(source).hazards)
+
+
 class _Recorder:
     """A listener that remembers."""
 
