@@ -190,6 +190,7 @@ class _Conversion:
         self.measured: dict[str, float] = {}
 
     def run(self) -> Conversion:
+        from torch2mlx.architectures.bounds import check_counts
         from torch2mlx.architectures.port import load_port
         from torch2mlx.packaging.staging import Staging
         from torch2mlx.planning.plan import build_plan
@@ -197,6 +198,7 @@ class _Conversion:
 
         options = self.options
         with self._timed("plan"), self.progress.stage("Planning from headers"):
+            check_counts(self.checkpoint.config, self.checkpoint.state)
             port = load_port(self.checkpoint.config)
             plan = build_plan(
                 self.checkpoint,

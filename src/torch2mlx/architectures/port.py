@@ -13,6 +13,7 @@ from functools import cached_property
 from importlib.metadata import version
 from typing import Any
 
+from torch2mlx.architectures.bounds import check_sizes
 from torch2mlx.architectures.catalog import available_ports, similar_ports
 from torch2mlx.architectures.drops import drop_reason
 from torch2mlx.architectures.tracing import trace_call
@@ -219,10 +220,12 @@ def load_port(config: dict[str, Any]) -> Port:
         config: as saved, of any transformers version.
 
     Raises:
-        UnsupportedError: no port of this model type, or the port refuses the config.
+        UnsupportedError: no port of this model type, the port refuses the config, or a size in
+            it is one that no model has.
     """
     from torch2mlx.architectures.normalize import normalize_config
 
+    check_sizes(config)
     normalised = normalize_config(config)
     model_class, args_class = _port_classes(normalised)
     return Port(normalised, model_class, args_class)
@@ -234,6 +237,7 @@ def plain_port(config: dict[str, Any]) -> Port:
     Raises:
         UnsupportedError: see `load_port`.
     """
+    check_sizes(config)
     return Port(config, *_port_classes(config))
 
 
