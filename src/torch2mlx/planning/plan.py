@@ -28,6 +28,7 @@ __all__ = [
     "Plan",
     "build_plan",
     "choose_dtype",
+    "is_output_head",
     "is_token_embedding",
 ]
 
@@ -95,6 +96,11 @@ class Plan:
 
 
 _EMBEDDINGS = ("embed_tokens", "wte", "embed_in", "embeddings", "word_embeddings", "embedding")
+
+
+def is_output_head(name: str) -> bool:
+    """Whether a tensor is the matrix that makes logits, by the names in use."""
+    return name.endswith(("lm_head.weight", "embed_out.weight"))
 
 
 def is_token_embedding(name: str) -> bool:
