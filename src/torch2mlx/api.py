@@ -517,13 +517,17 @@ def upload(folder: str | Path, repository: str) -> str:
         DestinationError: no access, no network, or a name that the hub refuses.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub.errors import HFValidationError
+
+    from torch2mlx.sources.hub import is_network_error
 
     hub = HfApi()
     try:
         address = hub.create_repo(repo_id=repository, exist_ok=True)
         hub.upload_folder(repo_id=repository, folder_path=folder)
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
+    except Exception as error:
+        if not isinstance(error, HFValidationError) and not is_network_error(error):
+            raise
         reason = " ".join(str(error).split())[:300]
         raise DestinationError(
             f"{folder} is converted, but cannot be uploaded to {repository}: {reason}; log in with "
