@@ -28,7 +28,7 @@ Checkpoint = Callable[..., Path]
 
 def test_public_names() -> None:
     assert torch2mlx.__all__ == [
-        "Torch2MLXError", "__version__", "convert", "generate", "inspect", "verify",
+        "Torch2MLXError", "__version__", "convert", "generate", "inspect", "upload", "verify",
     ]  # fmt: skip
     assert dir(torch2mlx) == sorted(torch2mlx.__all__)
     for name in torch2mlx.__all__:
