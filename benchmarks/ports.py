@@ -33,8 +33,15 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "parity"))
 
-from checkpoints import TOLERANCE, Saved, model_error, prepare, quiet_libraries  # noqa: E402
-from zoo import CASES, VOCABULARY  # noqa: E402
+from checkpoints import (  # noqa: E402
+    TOLERANCE,
+    Saved,
+    add_tokenizer,
+    model_error,
+    prepare,
+    quiet_libraries,
+)
+from zoo import CASES  # noqa: E402
 
 STYLES = {"saved": "config of transformers 5", "flat": "flat config"}
 CONVERTERS = ("mlx-lm", "torch2mlx")
@@ -112,7 +119,7 @@ def run_case(name: str) -> Result:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "saved"
         saved = prepare(case, folder)
-        _add_tokenizer(folder)
+        add_tokenizer(case.model_type, folder)
         for style in STYLES:
             if style == "flat":
                 if saved.flat is None:
@@ -135,19 +142,6 @@ def _tagged(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_tagged(v) for v in value]
     return {"__float__": "Infinity"} if value == float("inf") else value
-
-
-def _add_tokenizer(folder: Path) -> None:
-    """A tokenizer with a word for each id; both converters want one."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    words = {"<unk>": 0, "<s>": 1, "</s>": 2} | {f"w{i}": i for i in range(3, VOCABULARY)}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
-    ).save_pretrained(folder)
 
 
 def _mlx_lm(source: Path, destination: Path) -> None:

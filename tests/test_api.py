@@ -8,18 +8,28 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 import torch2mlx
-from torch2mlx.errors import OptionError, ParityError, PlanError, SourceError, Torch2MLXError
+from torch2mlx import api
+from torch2mlx.errors import (
+    DestinationError,
+    OptionError,
+    ParityError,
+    PlanError,
+    SourceError,
+    Torch2MLXError,
+)
 
 Checkpoint = Callable[..., Path]
 
 
 def test_public_names() -> None:
     assert torch2mlx.__all__ == [
-        "Torch2MLXError", "__version__", "convert", "generate", "inspect", "verify",
+        "Torch2MLXError", "__version__", "convert", "generate", "inspect", "upload", "verify",
     ]  # fmt: skip
     assert dir(torch2mlx) == sorted(torch2mlx.__all__)
     for name in torch2mlx.__all__:
@@ -74,6 +84,14 @@ def test_inspect_names_hazards(copied: Checkpoint) -> None:
     hazards = "\n".join(found.hazards)
     for words in ("no port for model type 'llamma' (similar: llama", "no tokenizer", "272"):
         assert words in hazards
+
+
+def test_inspect_says_where_the_port_differs(copied: Checkpoint) -> None:
+    source = copied("llama")
+    config = json.loads((source / "config.json").read_text())
+    changes = {"model_type": "starcoder2", "sliding_window": 64}
+    (source / "config.json").write_text(json.dumps({**config, **changes}))
+    assert "ignores the sliding window of 64 tokens" in "\n".join(torch2mlx.inspect(source).hazards)
 
 
 class _Recorder:
@@ -258,3 +276,77 @@ def test_weights_of_a_flat_and_a_nested_config_are_equal(
         torch2mlx.convert(checkpoint("qwen3_moe", flat=flat), out, quantize=True)
         folders.append(out)
     assert read_weights(folders[0]) == read_weights(folders[1])
+
+
+class _Hub:
+    """Stands in for the hub: remembers what it is asked for."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.calls: list[tuple[str, dict[str, Any]]] = []
+        self.error = error
+
+    def create_repo(self, **options: Any) -> str:
+        self.calls.append(("create_repo", options))
+        return f"https://hub.example/{options['repo_id']}"
+
+    def upload_folder(self, **options: Any) -> None:
+        self.calls.append(("upload_folder", options))
+        if self.error is not None:
+            raise self.error
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Callable[..., _Hub]:
+    import huggingface_hub
+
+    def install(error: Exception | None = None) -> _Hub:
+        fake = _Hub(error)
+        monkeypatch.setattr(huggingface_hub, "HfApi", lambda: fake)
+        return fake
+
+    return install
+
+
+def test_upload_sends_the_folder(hub: Callable[..., _Hub], tmp_path: Path) -> None:
+    fake = hub()
+    assert api.upload(tmp_path, "me/model") == "https://hub.example/me/model"
+    assert fake.calls == [
+        ("create_repo", {"repo_id": "me/model", "exist_ok": True}),
+        ("upload_folder", {"repo_id": "me/model", "folder_path": tmp_path}),
+    ]
+
+
+def test_a_failed_upload_says_that_the_folder_is_converted(
+    hub: Callable[..., _Hub], tmp_path: Path
+) -> None:
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    response: Any = SimpleNamespace(headers={}, request=None)
+    refused = HfHubHTTPError("403 Forbidden:\nno write access", response=response)
+    errors = (refused, HFValidationError("a bad name"), OSError("no network"))
+    for error, reason in zip(
+        errors, ("403 Forbidden: no write access", "a bad name", "no network"), strict=True
+    ):
+        hub(error)
+        with pytest.raises(DestinationError) as caught:
+            api.upload(tmp_path, "me/model")
+        message = str(caught.value)
+        assert f"{tmp_path} is converted, but cannot be uploaded to me/model" in message
+        assert reason in message
+        assert "hf upload" in message
+
+
+def test_no_network_is_a_message_too(hub: Callable[..., _Hub], tmp_path: Path) -> None:
+    # The HTTP library of huggingface_hub has errors that are no OSError.
+    error = type("ConnectError", (Exception,), {"__module__": "httpx"})
+    hub(error("name or service not known"))
+    with pytest.raises(DestinationError, match="is converted"):
+        api.upload(tmp_path, "me/model")
+
+
+def test_a_fault_of_our_own_is_not_taken_for_the_hubs(
+    hub: Callable[..., _Hub], tmp_path: Path
+) -> None:
+    hub(TypeError("a programming error"))
+    with pytest.raises(TypeError):
+        api.upload(tmp_path, "me/model")

@@ -203,6 +203,9 @@ def test_verify_says_what_is_wrong_with_a_folder(
     assert (done.code, "model.safetensors: truncated" in done.message) == (3, True)
     path.unlink()
     done = run_cli("verify", checkpoint("llama"), converted)
+    assert (done.code, "files are missing: model.safetensors;" in done.message) == (3, True)
+    (converted / "model.safetensors.index.json").unlink()
+    done = run_cli("verify", checkpoint("llama"), converted)
     assert (done.code, "no model*.safetensors" in done.message) == (3, True)
     done = run_cli("verify", checkpoint("llama"), tmp_path / "nowhere", "--json")
     assert done.code == 3

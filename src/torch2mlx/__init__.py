@@ -18,15 +18,23 @@ from typing import TYPE_CHECKING, Any
 from torch2mlx.errors import Torch2MLXError
 
 if TYPE_CHECKING:
-    from torch2mlx.api import convert, generate, inspect, verify
+    from torch2mlx.api import convert, generate, inspect, upload, verify
 
 __version__ = "0.1.0"
 
-__all__ = ["Torch2MLXError", "__version__", "convert", "generate", "inspect", "verify"]
+__all__ = [
+    "Torch2MLXError",
+    "__version__",
+    "convert",
+    "generate",
+    "inspect",
+    "upload",
+    "verify",
+]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("convert", "generate", "inspect", "verify"):
+    if name in ("convert", "generate", "inspect", "upload", "verify"):
         from torch2mlx import api
 
         return getattr(api, name)

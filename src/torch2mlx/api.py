@@ -219,6 +219,7 @@ class _Conversion:
         self.measured: dict[str, float] = {}
 
     def run(self) -> Conversion:
+        from torch2mlx.architectures.bounds import check_counts
         from torch2mlx.architectures.port import load_port
         from torch2mlx.packaging.staging import Staging
         from torch2mlx.planning.plan import build_plan
@@ -226,6 +227,7 @@ class _Conversion:
 
         options = self.options
         with self._timed("plan"), self.progress.stage("Planning from headers"):
+            check_counts(self.checkpoint.config, self.checkpoint.state)
             port = load_port(self.checkpoint.config)
             plan = build_plan(
                 self.checkpoint,
@@ -544,13 +546,17 @@ def upload(folder: str | Path, repository: str) -> str:
         DestinationError: no access, no network, or a name that the hub refuses.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub.errors import HFValidationError
+
+    from torch2mlx.sources.hub import is_network_error
 
     hub = HfApi()
     try:
         address = hub.create_repo(repo_id=repository, exist_ok=True)
         hub.upload_folder(repo_id=repository, folder_path=folder)
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
+    except Exception as error:
+        if not isinstance(error, HFValidationError) and not is_network_error(error):
+            raise
         reason = " ".join(str(error).split())[:300]
         raise DestinationError(
             f"{folder} is converted, but cannot be uploaded to {repository}: {reason}; log in with "

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch2mlx.architectures.catalog import port_name, similar_ports
+from torch2mlx.architectures.limits import stated_limits
 from torch2mlx.architectures.registry import rules_for
 from torch2mlx.sources.base import Checkpoint
 from torch2mlx.sources.gguf.source import GGUFSource
@@ -122,6 +123,8 @@ def _hazards(checkpoint: Checkpoint, config: Mapping[str, Any], tensors: int) ->
         close = similar_ports(model_type)
         hint = f" (similar: {', '.join(close)})" if close else ""
         yield f"mlx-lm has no port for model type {model_type!r}{hint}; it cannot be converted"
+    for limit in stated_limits(checkpoint.config):
+        yield f"mlx-lm differs from PyTorch: {limit}"
     if config.get("auto_map"):
         yield (
             "the checkpoint brings its own Python code; PyTorch needs --trust-remote-code to run "

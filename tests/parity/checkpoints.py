@@ -11,7 +11,15 @@ from typing import Any
 import numpy as np
 from zoo import VOCABULARY, Case
 
-__all__ = ["TOLERANCE", "Saved", "model_error", "port_error", "prepare", "quiet_libraries"]
+__all__ = [
+    "TOLERANCE",
+    "Saved",
+    "add_tokenizer",
+    "model_error",
+    "port_error",
+    "prepare",
+    "quiet_libraries",
+]
 
 # Relative L2 error of fp32 logits.  Right ports measure 1e-7 to 2e-5, those that compute GELU by
 # the other of its two formulas up to 3.2e-4; the smallest wrong one is at 7e-4.
@@ -72,6 +80,25 @@ def prepare(case: Case, folder: Path) -> Saved:
     checkpoint = open_checkpoint(folder)
     checkpoint.source.close()
     return Saved(folder, checkpoint.config, flat, ids.numpy(), logits)
+
+
+def add_tokenizer(model_type: str, folder: Path) -> None:
+    """A tokenizer with a token for each id, in a folder that `prepare` has written."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast, Qwen3_5Tokenizer
+
+    words = {"<unk>": 0, "<s>": 1, "</s>": 2} | {f"w{i}": i for i in range(3, VOCABULARY)}
+    if model_type == "qwen3_5_text":
+        # The port is named qwen3_5, for which transformers takes this class whatever the files
+        # say; so a tokenizer that is to load alike before and after has to be of it.
+        names = {"unk_token": "<unk>", "eos_token": "</s>", "pad_token": "<unk>"}
+        Qwen3_5Tokenizer(vocab=words, merges=[], **names).save_pretrained(folder)
+        return
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
+    ).save_pretrained(folder)
 
 
 def build(case: Case, seed: int = 0) -> Any:

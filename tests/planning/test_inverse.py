@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
+from torch2mlx.architectures.tracing import trace_call
 from torch2mlx.dtypes import DTYPES
 from torch2mlx.planning.expressions import (
     Apply,
@@ -253,6 +254,34 @@ def test_a_state_is_rebuilt_from_fused_stacked_and_shifted_outputs():
     assert restored["unused"].reason == "no output holds it"
     # Blocks that hold nothing of a tensor are not read for it: one expert is one row of a stack.
     assert [c for c in calls if c[0] == "up"] == [("up", 0, 1), ("up", 1, 2)]
+
+
+@pytest.mark.parametrize("zero", [False, True])
+def test_factors_of_single_rows_are_divided_out_block_by_block(zero):
+    factors = np.array([0.5, 3.0, 0.0 if zero else 7.0, 2.0, 1.5], np.float32)
+    tensors = {"w": np.arange(1, 21, dtype=np.float32).reshape(5, 4)}
+    state = {"w": Source("w", F32, (5, 4))}
+
+    def sanitize(weights):
+        return {"w": weights["w"] * (2.0 * mx.array(factors)[:, None])}
+
+    outputs = trace_call(sanitize, state)
+    read = rows_from(outputs, tensors)
+    (restored,) = restore_state(outputs, read, state, block_bytes=32)
+    if zero:
+        assert restored.values is None
+        assert restored.reason == "w: multiply has no numeric inverse"
+    else:
+        np.testing.assert_allclose(restored.values, tensors["w"], rtol=1e-6)
+
+
+def test_factors_above_a_movement_are_not_divided_out_in_the_wrong_order():
+    factors = mx.array(np.arange(1, 5, dtype=np.float32))
+    tensors = {"w": np.arange(1, 17, dtype=np.float32).reshape(4, 4)}
+    state = {"w": Source("w", F32, (4, 4))}
+    outputs = trace_call(lambda weights: {"w": weights["w"].T * factors}, state)
+    (restored,) = restore_state(outputs, rows_from(outputs, tensors), state)
+    assert restored.values is None
 
 
 def test_elements_that_no_output_holds_are_reported():

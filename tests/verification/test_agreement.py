@@ -88,8 +88,29 @@ def test_elements_that_no_output_holds_come_from_the_source(write: Callable[...,
     saved, plan, _, files = write(None)
     outputs = [o for o in plan.outputs if o.name != "model.norm.weight"]
     state = written_state(outputs, files, saved.state, saved.source)
-    assert "model.norm.weight" not in state
-    assert torch.equal(state["lm_head.weight"], saved.model.state_dict()["lm_head.weight"])
+    for name in ("model.norm.weight", "lm_head.weight"):
+        assert torch.equal(state[name], saved.model.state_dict()[name])
+
+
+def test_a_head_that_no_output_holds_is_tied_to_the_embedding(
+    write: Callable[..., Written],
+) -> None:
+    saved, plan, _, files = write(None)
+    outputs = [o for o in plan.outputs if o.name != "lm_head.weight"]
+    assert "lm_head.weight" not in written_state(outputs, files, saved.state, saved.source)
+
+
+def test_a_tensor_that_the_port_leaves_out_shows(write: Callable[..., Written]) -> None:
+    saved, plan, folder, files = write(None)
+    outputs = [o for o in plan.outputs if o.name != "model.layers.1.input_layernorm.weight"]
+    state = written_state(outputs, files, saved.state, saved.source)
+    assert compare_written(folder, saved.config, state).passed
+    tensors = load_file(files[0])
+    tensors["model.layers.1.input_layernorm.weight"][:] = 1.0
+    save_file(tensors, files[0], metadata={"format": "mlx"})
+    found = compare_written(folder, saved.config, state)
+    assert found.first_divergence is not None
+    assert found.first_divergence.place == "layer 1"
 
 
 def test_a_folder_that_mlx_lm_cannot_load_is_an_error(write: Callable[..., Written]) -> None:

@@ -99,6 +99,45 @@ def test_missing_weights_are_an_error_not_random_ones(
         build_reference(saved.config, state)
 
 
+def test_a_tensor_of_another_shape_is_an_error_that_names_it(
+    save: Callable[..., Any], llama_config: Callable[..., dict[str, Any]]
+) -> None:
+    saved = save(llama_config())
+    state = read_state(saved.state, saved.source)
+    state["model.layers.1.mlp.up_proj.weight"] = torch.zeros(96, 64)
+    with pytest.raises(PlanError, match=r"layers\.1\.mlp\.up_proj\.weight.*96.*128"):
+        build_reference(saved.config, state)
+
+
+@pytest.fixture
+def multimodal(llama_config: Callable[..., dict[str, Any]]) -> dict[str, Any]:
+    text = {**llama_config(model_type="mistral", num_hidden_layers=2), "head_dim": 16}
+    tower = {
+        "model_type": "pixtral", "hidden_size": 32, "intermediate_size": 48,
+        "num_attention_heads": 2, "num_hidden_layers": 1, "image_size": 28, "patch_size": 14,
+    }  # fmt: skip
+    return {"model_type": "mistral3", "text_config": text, "vision_config": tower,
+            "image_token_index": 599, "tie_word_embeddings": False}  # fmt: skip
+
+
+@pytest.mark.parametrize("kept", ["a layer", "the embedding", "the head"])
+def test_image_towers_may_be_missing_but_nothing_of_the_text_path(
+    save: Callable[..., Any], multimodal: dict[str, Any], kept: str
+) -> None:
+    saved = save(multimodal)
+    state = read_state(saved.state, saved.source)
+    text = {n: v for n, v in state.items() if "vision" not in n and "projector" not in n}
+    assert len(text) < len(state)
+    tokens = np.arange(10)
+    expected = run_reference(build_reference(saved.config, state), tokens)
+    found = run_reference(build_reference(saved.config, text), tokens)
+    assert (found.logits == expected.logits).all()
+    part = {"a layer": "layers.1.mlp.up_proj", "the embedding": "embed_tokens", "the head": "head"}
+    del text[next(n for n in text if f"{part[kept]}.weight" in n)]
+    with pytest.raises(PlanError, match=part[kept].replace(".", r"\.")):
+        build_reference(saved.config, text)
+
+
 def test_a_refused_config_is_an_error(llama_config: Callable[..., dict[str, Any]]) -> None:
     with pytest.raises(UnsupportedError, match="no_such_function"):
         build_reference(llama_config(hidden_act="no_such_function"))

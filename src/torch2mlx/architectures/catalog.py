@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-__all__ = ["available_ports", "port_name", "similar_ports"]
+__all__ = ["available_ports", "port_name", "port_settings", "similar_ports"]
 
 # Modules of mlx_lm.models that define no model.
 _SHARED = frozenset(
@@ -56,6 +56,33 @@ def port_name(config: Mapping[str, Any]) -> str | None:
     if not isinstance(model_type, str) or model_type not in available_ports():
         return None
     return _aliases().get(model_type, model_type)
+
+
+@cache
+def port_settings(port: str) -> frozenset[str]:
+    """Names that a port's arguments take, those of ports that it builds on included.
+
+    Args:
+        port: name of a module of `mlx_lm.models`, as `port_name` gives it.
+    """
+    return frozenset(_settings(port, set()))
+
+
+def _settings(module: str, seen: set[str]) -> set[str]:
+    path = _folder() / "models" / f"{module}.py"
+    if module in seen or module in _SHARED or not path.exists():
+        return set()
+    seen.add(module)
+    names: set[str] = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ClassDef):
+            fields = (n.target for n in node.body if isinstance(n, ast.AnnAssign))
+            names.update(field.id for field in fields if isinstance(field, ast.Name))
+        elif isinstance(node, ast.ImportFrom) and node.level == 1:
+            others = [node.module] if node.module else [alias.name for alias in node.names]
+            for other in others:
+                names |= _settings(other, seen)
+    return names
 
 
 def similar_ports(model_type: str) -> list[str]:

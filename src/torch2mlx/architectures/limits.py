@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from torch2mlx.architectures.catalog import port_name, port_settings
 from torch2mlx.architectures.normalize import normalize_config, port_fields, reference_config
 from torch2mlx.errors import UnsupportedError
 
-__all__ = ["known_limits"]
+__all__ = ["known_limits", "stated_limits"]
 
 _Limit = Callable[[Any, Mapping[str, Any], frozenset[str]], str | None]
 _WINDOW_KEYS = frozenset(
@@ -45,6 +46,68 @@ def known_limits(config: Mapping[str, Any]) -> tuple[str, ...]:
         return ()
     found = (limit(text, values, fields) for limit in (*_GENERAL, *_OWN.get(text.model_type, ())))
     return tuple(sentence for sentence in found if sentence)
+
+
+def stated_limits(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Those of `known_limits` that config.json itself shows.
+
+    Loads no library, so it is quick, but sees no value that the config leaves to a default.
+    """
+    nested = config.get("text_config")
+    stated = _Stated({**config, **nested} if isinstance(nested, Mapping) else config)
+    port = port_name(config)
+    if port is None:
+        return ()
+    fields = port_settings(port)
+    if port != "llama":  # others get a kind for each layer from transformers where it is left out
+        fields -= {"layer_types"}
+    kind = str(stated.values.get("model_type"))
+    found = []
+    for limit in (*_GENERAL, *_OWN.get(kind, ())):
+        try:
+            found.append(limit(stated, stated.values, fields))
+        except (AttributeError, TypeError, ValueError):  # not stated, or no such value
+            continue
+    return tuple(sentence for sentence in found if sentence)
+
+
+class _Stated:
+    """The keys of a config.json as attributes, with the two that transformers reads otherwise."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self.values = values
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self.values[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+    @property
+    def rope_parameters(self) -> Mapping[str, Any]:
+        values = self.values
+        rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
+        rope = rope if isinstance(rope, Mapping) else {}
+        inner = rope.get("full_attention")
+        rope = inner if isinstance(inner, Mapping) else rope
+        kind = rope.get("rope_type") or rope.get("type")
+        original = values.get("original_max_position_embeddings")
+        return {
+            "original_max_position_embeddings": original,
+            **rope,
+            "rope_type": "longrope" if kind == "su" else kind,
+        }
+
+    @property
+    def sliding_window(self) -> int | None:
+        values = self.values
+        if str(values.get("model_type")).startswith(("qwen2", "qwen3")):
+            layers, full = values.get("num_hidden_layers"), values.get("max_window_layers")
+            no_layer = isinstance(layers, int) and isinstance(full, int) and full >= layers
+            if not values.get("use_sliding_window") or no_layer:
+                return None
+        window: Any = values.get("sliding_window")
+        return window if isinstance(window, int) else None
 
 
 def _rope(reference: Any) -> Mapping[str, Any]:

@@ -13,7 +13,9 @@ from functools import cached_property
 from importlib.metadata import version
 from typing import Any
 
+from torch2mlx.architectures.bounds import check_sizes
 from torch2mlx.architectures.catalog import available_ports, similar_ports
+from torch2mlx.architectures.drops import drop_reason
 from torch2mlx.architectures.tracing import trace_call
 from torch2mlx.errors import PlanError, UnsupportedError
 from torch2mlx.planning.expressions import Expr, sources_of
@@ -127,13 +129,14 @@ class Port:
             state: tensors under their Hugging Face names.
 
         Raises:
-            PlanError: parameters that nothing fills, tensors that fit nowhere, or wrong shapes;
-                all of them in one message.
+            PlanError: parameters that nothing fills, tensors that fit nowhere or are left out
+                for no known reason, or wrong shapes; all of them in one message.
             UnsupportedError: the port's mapping cannot be planned.
         """
         from torch2mlx.architectures.registry import rename_state
 
-        state = rename_state(state, self.config)
+        stored = state
+        state = rename_state(stored, self.config)
         # Some ports take an unused head out of themselves here, so each call gets a fresh one.
         self._skeleton = self.build()
         self.__dict__.pop("targets", None)
@@ -150,13 +153,30 @@ class Port:
                 + (f"\n  ... and {len(problems) - 20} more" if len(problems) > 20 else "")
                 + "\nThe checkpoint is incomplete, of another model, or its config.json differs."
             )
+        dropped = self._dropped(outputs, stored)
+        return PortMapping({name: outputs[name] for name in self.targets}, dropped)
+
+    def _dropped(self, outputs: Mapping[str, Expr], state: Mapping[str, Expr]) -> dict[str, str]:
+        """Tensors that no output uses, each with the reason; an error where one has none."""
         used = {id(leaf) for expr in outputs.values() for leaf in _leaves(expr)}
-        dropped = {
-            name: _drop_reason(name, self.config)
+        reasons = {
+            name: drop_reason(name, expr.shape, self.config)
             for name, expr in state.items()
             if not any(id(leaf) in used for leaf in _leaves(expr))
         }
-        return PortMapping({name: outputs[name] for name in self.targets}, dropped)
+        unknown = [name for name, reason in reasons.items() if not reason]
+        if unknown:
+            family = self.config.get("source_model_type") or self.model_type
+            raise PlanError(
+                f"{self.module} leaves out {len(unknown)} tensors of the checkpoint, and there is "
+                "no known reason why it may:\n  "
+                + "\n  ".join(f"{name} {list(state[name].shape)}" for name in unknown[:20])
+                + (f"\n  ... and {len(unknown) - 20} more" if len(unknown) > 20 else "")
+                + "\nThe result would be another model, so nothing is converted, with --no-verify "
+                "neither. Try another version of mlx-lm; if text needs no such tensor, declare so: "
+                f"`dropped` in the rules of {str(family)!r} in torch2mlx/architectures/families"
+            )
+        return {name: reason for name, reason in reasons.items() if reason}
 
     def _mapping_failed(self, state: Mapping[str, Expr], error: Exception) -> str:
         if isinstance(error, KeyError):
@@ -193,33 +213,6 @@ def _leaves(expr: Expr) -> list[Expr]:
     return [leaf for child in expr.children for leaf in _leaves(child)]
 
 
-_DROP_REASONS = (
-    ("rotary_emb.inv_freq", "rotary frequencies are computed, not stored, in MLX"),
-    ("rotary_emb.", "rotary tables are computed, not stored, in MLX"),
-    (".masked_bias", "a constant attention mask"),
-    (".attn.bias", "a constant attention mask"),
-    (".attention.bias", "a constant attention mask"),
-    ("lm_head.weight", "tied to the embedding by the config"),
-    ("embed_out.weight", "tied to the embedding by the config"),
-    ("vision", "the vision part is not in this text-only port"),
-    ("visual", "the vision part is not in this text-only port"),
-    ("audio", "the audio part is not in this text-only port"),
-    ("multi_modal_projector", "the vision part is not in this text-only port"),
-    ("mtp", "multi-token prediction layers are not in this port"),
-)
-
-
-def _drop_reason(name: str, config: Mapping[str, Any]) -> str:
-    for part, reason in _DROP_REASONS:
-        if part in name:
-            return reason
-    layers = config.get("num_hidden_layers")
-    parts = name.split(".")
-    if isinstance(layers, int) and any(p.isdigit() and int(p) >= layers for p in parts):
-        return f"belongs to a layer past num_hidden_layers={layers}, which this port leaves out"
-    return "this port leaves it out"
-
-
 def load_port(config: dict[str, Any]) -> Port:
     """The mlx-lm port for a config.json.
 
@@ -227,10 +220,12 @@ def load_port(config: dict[str, Any]) -> Port:
         config: as saved, of any transformers version.
 
     Raises:
-        UnsupportedError: no port of this model type, or the port refuses the config.
+        UnsupportedError: no port of this model type, the port refuses the config, or a size in
+            it is one that no model has.
     """
     from torch2mlx.architectures.normalize import normalize_config
 
+    check_sizes(config)
     normalised = normalize_config(config)
     model_class, args_class = _port_classes(normalised)
     return Port(normalised, model_class, args_class)
@@ -242,6 +237,7 @@ def plain_port(config: dict[str, Any]) -> Port:
     Raises:
         UnsupportedError: see `load_port`.
     """
+    check_sizes(config)
     return Port(config, *_port_classes(config))
 
 

@@ -18,6 +18,7 @@ __all__ = ["Rules", "rename_state", "rules_for"]
 
 Config = dict[str, Any]
 Rename = Callable[[Mapping[str, Expr], Mapping[str, Any]], dict[str, Expr]]
+Dropped = Callable[[str, Mapping[str, Any]], str | None]
 
 
 @dataclass(frozen=True)
@@ -32,12 +33,16 @@ class Rules:
             argument is the configuration object of transformers, or None.
         rename: checkpoint tensors → tensors under the names and shapes that the port's own
             `sanitize` expects; its second argument is the normalised config.
+        dropped: name of a checkpoint's tensor that reaches no parameter → why the port may leave
+            it out, or None; its second argument is the normalised config, or the nested one of
+            this model type.  Reasons that hold for every family are in `architectures.drops`.
     """
 
     model_type: str
     reshape: Callable[[Config], Config] | None = None
     finish: Callable[[Config, Any], Config] | None = None
     rename: Rename | None = None
+    dropped: Dropped | None = None
 
 
 @cache

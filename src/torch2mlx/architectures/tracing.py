@@ -29,6 +29,7 @@ from torch2mlx.planning.expressions import (
     cast,
     stack,
 )
+from torch2mlx.planning.regions import Region, as_slices
 
 __all__ = ["Traced", "trace_call"]
 
@@ -298,6 +299,9 @@ def _dispatch(name: str, function: Callable[..., Any] | None, args: Any, kwargs:
         if isinstance(value, Traced):
             operands.append(value.expr)
             return _Hole(len(operands) - 1)
+        if name in _ELEMENTWISE and isinstance(value, mx.array) and value.ndim:
+            operands.append(_constant(value))  # an operand, so that it is cut by region as well
+            return _Hole(len(operands) - 1)
         if isinstance(value, list | tuple):
             return type(value)(hole(v) for v in value)
         return value
@@ -322,6 +326,7 @@ def _dispatch(name: str, function: Callable[..., Any] | None, args: Any, kwargs:
             Apply(
                 name, call, tuple(operands), dtype_from_mx(probe.dtype), tuple(probe.shape),
                 inverse=inverse, forward=forward,
+                inverse_in=_local_inverse(name, args, tuple(probe.shape)),
             )
         )  # fmt: skip
     if isinstance(probe, mx.array):
@@ -374,6 +379,28 @@ def _numeric_inverse(
         c = constants[0]
         return (lambda y: y - c), (lambda x: c + x)
     return None, None
+
+
+def _local_inverse(
+    name: str, args: tuple[Any, ...], shape: tuple[int, ...]
+) -> Callable[[Region], Callable[[Any], Any]] | None:
+    """Inverse in torch by region, for a tensor times a constant array such as a factor a row."""
+    import mlx.core as mx
+    import numpy as np
+
+    arrays = [a for a in args if isinstance(a, mx.array)]
+    if name != "multiply" or len(args) != 2 or len(arrays) != 1:
+        return None
+    factors = np.broadcast_to(np.array(arrays[0].astype(mx.float32)), shape)
+    if not factors.all():
+        return None
+
+    def inverse_in(region: Region) -> Callable[[Any], Any]:
+        import torch
+
+        return lambda y: y / torch.from_numpy(factors[as_slices(region)].copy())
+
+    return inverse_in
 
 
 class _MlxProxy(ModuleType):

@@ -76,7 +76,7 @@ class Builder:
     calls: list[Call] = field(default_factory=list)
 
     def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Call a function; returns a Value, or a tuple of Values where it returns several arrays."""
+        """Call a function; returns a Value, or a tuple of Values for several arrays."""
         import mlx.core as mx
 
         result = function(*_arrays(args), **_arrays(kwargs))

@@ -9,7 +9,7 @@ from typing import Any
 from torch2mlx.compiler.builder import Builder, Call, Value
 from torch2mlx.compiler.graph import Graph, Input, Node, Origin, Ref, TensorType, Weight
 from torch2mlx.compiler.layers import Layer, LayerUse, find_layers
-from torch2mlx.compiler.lowering.registry import CannotLower, lowering_for, registered
+from torch2mlx.compiler.lowering.registry import LoweringError, lowering_for, registered
 from torch2mlx.compiler.lowering.types import mx_dtype
 from torch2mlx.errors import CompileError
 
@@ -113,7 +113,7 @@ class _Lowerer:
             results = tuple(made) if isinstance(made, list | tuple) else (made,)
             padded = _padded(results, len(node.results))
             return tuple(map(self.finish, [node] * len(padded), padded, node.results))
-        except CannotLower as error:
+        except LoweringError as error:
             self.fail(str(error), place)
         except (ValueError, TypeError, RuntimeError, IndexError, NotImplementedError) as error:
             self.fail(f"{node.target} could not be lowered: {_first_line(error)}", place)
@@ -139,7 +139,7 @@ class _Lowerer:
 
         try:
             dtype = mx_dtype(kind.dtype)
-        except CannotLower as error:
+        except LoweringError as error:
             self.fail(str(error), place)
             dtype = mx.float32
         return Value(mx.zeros([int(s) for s in kind.shape], dtype), dims=kind.shape)

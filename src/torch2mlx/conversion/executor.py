@@ -10,6 +10,7 @@ import errno
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -68,23 +69,29 @@ def execute(
             f"{_MIN_MEMORY_LIMIT:,} are needed"
         )
     block = min(memory_limit // _BLOCKS_IN_FLIGHT, _MAX_BLOCK)
-    _limit_mlx_cache(4 * block)
     written = []
-    for shard in plan.shards:
-        outputs = [o for o in plan.outputs if any(s.name in shard.offsets for s in o.specs)]
-        path = folder / shard.file
-        try:
-            _write_shard(shard, outputs, reader, path, block, progress or (lambda _: None))
-        except OSError as error:
-            raise _destination_error(path, error) from error
-        written.append(path)
+    with _mlx_cache_limited_to(4 * block):
+        for shard in plan.shards:
+            outputs = [o for o in plan.outputs if any(s.name in shard.offsets for s in o.specs)]
+            path = folder / shard.file
+            try:
+                _write_shard(shard, outputs, reader, path, block, progress or (lambda _: None))
+            except OSError as error:
+                raise _destination_error(path, error) from error
+            written.append(path)
     return written
 
 
-def _limit_mlx_cache(nbytes: int) -> None:
+@contextmanager
+def _mlx_cache_limited_to(nbytes: int) -> Iterator[None]:
+    """Freed buffers that MLX keeps for reuse count as memory of the process."""
     import mlx.core as mx
 
-    mx.set_cache_limit(nbytes)
+    before = mx.set_cache_limit(nbytes)
+    try:
+        yield
+    finally:
+        mx.set_cache_limit(before)
 
 
 def _destination_error(path: Path, error: OSError) -> DestinationError:

@@ -261,6 +261,14 @@ def check_tokenizer(
             "processors only: mlx_lm.chat will send plain text"
         )
     errors = check.errors[:_SHOWN]
+    if errors and type(ours) is not type(theirs):
+        errors.insert(
+            0,
+            f"transformers loads the output's tokenizer as {type(theirs).__name__}, the source's "
+            f"as {type(ours).__name__}: for some models it goes by model_type in config.json, "
+            "whose name for the output is the port's; give the source the tokenizer files of the "
+            "original model, which load alike under both",
+        )
     if len(check.errors) > _SHOWN:
         errors.append(f"and {len(check.errors) - _SHOWN} more differences")
     return TokenizerReport(

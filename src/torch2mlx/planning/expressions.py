@@ -344,6 +344,8 @@ class Apply(Expr):
         operands: tensors; an extent of 1 broadcasts.
         inverse: undoes the function in float32 torch, where it has one operand and an inverse.
         forward: the function in torch, for checking without MLX (None: not available).
+        inverse_in: for a function whose constant has elements of its own (one factor a row):
+            region of the output → `inverse` there.
     """
 
     name: str
@@ -353,6 +355,7 @@ class Apply(Expr):
     shape: tuple[int, ...]
     inverse: Callable[[Any], Any] | None = None
     forward: Callable[[Any], Any] | None = None
+    inverse_in: Callable[[Region], Callable[[Any], Any]] | None = None
 
     @property
     def children(self) -> tuple[Expr, ...]:

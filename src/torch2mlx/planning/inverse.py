@@ -9,7 +9,7 @@ either apply them to the source (an audit) or apply their numeric inverses to th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -25,6 +25,7 @@ from torch2mlx.planning.expressions import (
     Slice,
     Source,
     Transpose,
+    Whole,
     cast,
 )
 from torch2mlx.planning.regions import Region, full
@@ -126,15 +127,25 @@ def _push(
         inner, value, chain = _before_view(expr, region, value, chain)
         yield from _push(expr.operand, inner, value, chain, stops)
     elif isinstance(expr, Apply):
-        operand = expr.operands[0]
-        if len(expr.operands) > 1 or operand.size != expr.size:
-            what = "broadcasts" if len(expr.operands) == 1 else "joins several tensors"
+        tensors = [o for o in expr.operands if not _is_constant(o)]
+        operand = tensors[0]
+        if len(tensors) > 1 or operand.size != expr.size:
+            what = "broadcasts" if len(tensors) == 1 else "joins several tensors"
             raise NotInvertible(f"{expr.name} {what}")
         inner = expr.operand_region(operand, region)
         value = value.reshape(tuple(len(r) for r in inner))
-        yield from _push(operand, inner, value, (expr, *chain), stops)
+        step = expr
+        # Values are moved on before a chain is undone, so what depends on the place must be last.
+        if expr.inverse_in is not None and (id(operand) in stops or isinstance(operand, Source)):
+            step = replace(expr, inverse=expr.inverse_in(region))
+        yield from _push(operand, inner, value, (step, *chain), stops)
     else:
         raise NotInvertible(f"{getattr(expr, 'name', type(expr).__name__)} needs whole tensors")
+
+
+def _is_constant(expr: Expr) -> bool:
+    """Whether an operand is an array of the port's own."""
+    return isinstance(expr, Whole) and not expr.operands
 
 
 def _ascending(region: Region, value: Array) -> tuple[Region, Array]:

@@ -14,7 +14,7 @@ from typing import Any
 from torch2mlx.architectures.port import Port, Target
 from torch2mlx.dtypes import DTYPES, DType, parse_dtype
 from torch2mlx.errors import OptionError
-from torch2mlx.planning.expressions import Expr, cast
+from torch2mlx.planning.expressions import Expr, Whole, cast
 from torch2mlx.planning.grids import StoredGrids
 from torch2mlx.planning.shards import ShardPlan, TensorSpec, plan_shards
 from torch2mlx.quantization.recipe import Assignment, QuantOptions, QuantTarget, assign_schemes
@@ -28,6 +28,7 @@ __all__ = [
     "Plan",
     "build_plan",
     "choose_dtype",
+    "is_output_head",
     "is_token_embedding",
 ]
 
@@ -95,6 +96,11 @@ class Plan:
 
 
 _EMBEDDINGS = ("embed_tokens", "wte", "embed_in", "embeddings", "word_embeddings", "embedding")
+
+
+def is_output_head(name: str) -> bool:
+    """Whether a tensor is the matrix that makes logits, by the names in use."""
+    return name.endswith(("lm_head.weight", "embed_out.weight"))
 
 
 def is_token_embedding(name: str) -> bool:
@@ -173,6 +179,12 @@ def build_plan(
     repacked = sum(output.packed is not None for output in outputs)
     if repacked:
         notes.append(f"{repacked} tensors take over their stored grid without loss")
+    whole = max((_whole_bytes(o.expr) for o in outputs), default=0)
+    if whole:
+        notes.append(
+            f"a function of this port needs whole tensors: up to {whole:,} bytes at once, whatever "
+            "--memory-limit says"
+        )
     if assignment:
         notes.extend(assignment.notes)
     return Plan(
@@ -225,6 +237,12 @@ def _keep_grids(
         if scheme != base
     }
     return replace(assignment, base=base, schemes=schemes, reasons=reasons)
+
+
+def _whole_bytes(expr: Expr) -> int:
+    """Bytes of the largest tensors that an expression cannot read by region."""
+    own = sum(o.nbytes for o in expr.children) if isinstance(expr, Whole) else 0
+    return max((own, *(_whole_bytes(child) for child in expr.children)))
 
 
 def _in_final_dtype(expr: Expr, chosen: DType | None, port: Port, target: Target) -> Expr:

@@ -15,7 +15,7 @@ from torch2mlx.sources.weight_files import WeightFiles, choose_file, choose_weig
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-__all__ = ["HubLocation", "download", "parse_hub_location"]
+__all__ = ["HubLocation", "download", "is_network_error", "parse_hub_location"]
 
 AcceptConfig = Callable[[dict[str, Any]], None]
 
@@ -90,12 +90,12 @@ def download(
             f"{location.repo}: no such file or folder, and not a hub id (owner/name) either"
         ) from None
     except Exception as error:
-        if not _is_network(error):
+        if not is_network_error(error):
             raise
         return _cached(api, location, revision, error)
 
 
-def _is_network(error: Exception) -> bool:
+def is_network_error(error: Exception) -> bool:
     """True where the hub could not be asked.
 
     The HTTP library under huggingface_hub changes with its version, so its errors are known by

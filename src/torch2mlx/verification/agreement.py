@@ -25,6 +25,7 @@ from torch2mlx.verification.comparison import (
 from torch2mlx.verification.reference import (
     build_reference,
     match_rounding,
+    read_state,
     run_reference,
     swap_gelu,
     to_torch,
@@ -53,8 +54,10 @@ def written_state(
         state: the checkpoint's tensors, the very expressions that `outputs` contain.
         reader: of the checkpoint, for elements that no output holds.
 
-    Tensors of which no output holds anything are left out; what the model needs of them is tied
-    to another tensor.
+    Elements that no output holds are the checkpoint's, so that PyTorch computes with them: what
+    a run on text does not use (image towers) plays no part, and what the port wrongly leaves
+    out shows as a difference.  Only an output head that no output holds is left out, since it is
+    tied to the embedding, whose written values count.
 
     Raises:
         SourceError: a written file is damaged.
@@ -62,6 +65,7 @@ def written_state(
     import torch
 
     from torch2mlx.planning.inverse import restore_state
+    from torch2mlx.planning.plan import is_output_head
     from torch2mlx.planning.regions import full
     from torch2mlx.sources.safetensors import SafetensorsSource
 
@@ -69,11 +73,13 @@ def written_state(
     read = _value_reader(outputs, source)
     result = {}
     for restored in restore_state({o.name: o.expr for o in outputs}, read, state):
+        expr = state[restored.name]
         if restored.values is None:
+            if not is_output_head(restored.name):
+                result.update(read_state({restored.name: expr}, reader))
             continue
         values = torch.from_numpy(restored.values)
         if restored.covered is not None:
-            expr = state[restored.name]
             rest = to_torch(expr.read(full(expr.shape), reader), expr.dtype).float()
             values = torch.where(torch.from_numpy(restored.covered), values, rest)
         result[restored.name] = values

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
+from torch2mlx.architectures.bounds import check_counts
 from torch2mlx.architectures.port import Port, load_port, plain_port
 from torch2mlx.errors import ParityError, SourceError
 from torch2mlx.packaging.tokenizer import check_tokenizer
@@ -15,11 +17,15 @@ from torch2mlx.planning.recovered import recover_outputs
 from torch2mlx.planning.shards import parse_size
 from torch2mlx.progress import Progress
 from torch2mlx.sources.base import Checkpoint
+from torch2mlx.sources.local_files import read_json_object
 from torch2mlx.sources.safetensors import SafetensorsSource
 from torch2mlx.verification.gate import Gate
 from torch2mlx.verification.report import ParityReport
 
 __all__ = ["verify_folder"]
+
+_SHARD = re.compile(r"(?P<stem>.+)-\d{5,}-of-(?P<total>\d{5,})\.safetensors")
+_MOST_SHARDS = 10_000  # more in a name are no count
 
 
 def verify_folder(
@@ -45,14 +51,13 @@ def verify_folder(
         the gate's report, and the tokenizer's as plain values.
 
     Raises:
-        SourceError: the folder is no MLX model.
+        SourceError: the folder is no MLX model, or lacks some of its weight files.
         PlanError: it holds other tensors than its source.
         ParityError: it computes something else.
     """
     config = _read_config(folder)
-    files = sorted(folder.glob("model*.safetensors"))
-    if not files:
-        raise SourceError(f"{folder}: no model*.safetensors, so this is no MLX model folder")
+    files = _weight_files(folder)
+    check_counts(checkpoint.config, checkpoint.state)
     port = load_port(checkpoint.config)
     _require_same_settings(port, config, folder)
     source = SafetensorsSource(files)
@@ -88,6 +93,39 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise SourceError(f"{path}: expected a JSON object")
     return config
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The files that mlx-lm loads; all that an index or their own numbers speak of are there."""
+    files = sorted(folder.glob("model*.safetensors"))
+    present = {path.name for path in files}
+    expected = _indexed(folder)
+    if present and not present & expected:  # the index of other files, which mlx-lm does not read
+        expected = set()
+    for shard in filter(None, map(_SHARD.fullmatch, present)):
+        total, width = int(shard["total"]), len(shard["total"])
+        if total <= _MOST_SHARDS:
+            expected.update(
+                f"{shard['stem']}-{part:0{width}d}-of-{shard['total']}.safetensors"
+                for part in range(1, total + 1)
+            )
+    missing = sorted(expected - present)
+    if missing:
+        more = f" and {len(missing) - 8} more" if len(missing) > 8 else ""
+        raise SourceError(
+            f"{folder}: {len(missing)} of {len(expected)} weight files are missing: "
+            f"{', '.join(missing[:8])}{more}; copy them here, or convert the source again"
+        )
+    if not files:
+        raise SourceError(f"{folder}: no model*.safetensors, so this is no MLX model folder")
+    return files
+
+
+def _indexed(folder: Path) -> set[str]:
+    """Files that model.safetensors.index.json lists; none where there is no such file."""
+    path = folder / "model.safetensors.index.json"
+    listed = read_json_object(path).get("weight_map") if path.exists() else None
+    return {str(name) for name in listed.values()} if isinstance(listed, dict) else set()
 
 
 def _require_same_settings(port: Port, config: dict[str, Any], folder: Path) -> None:

@@ -12,10 +12,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from torch2mlx.architectures.limits import known_limits
 from torch2mlx.architectures.port import Port
 from torch2mlx.errors import ParityError
 from torch2mlx.planning.expressions import sources_of
-from torch2mlx.planning.plan import Output, is_token_embedding
+from torch2mlx.planning.plan import Output, is_output_head, is_token_embedding
 from torch2mlx.progress import Progress
 from torch2mlx.sources.base import Checkpoint
 from torch2mlx.verification.audit import audit, check_tied
@@ -73,6 +74,10 @@ class Gate:
                 folder=self.checkpoint.folder,
                 trust_remote_code=self.trust_remote_code,
             )
+        if not twin.passed and twin.agrees_up_to is None:
+            # Where it agrees up to some length, its own note names the boundary.
+            limits = known_limits(self.checkpoint.config)
+            twin = replace(twin, notes=(*twin.notes, *limits))
         self.comparisons.append(twin)
         require(twin, self.converting)
         return twin
@@ -134,7 +139,7 @@ class Gate:
     def _tied(self) -> Iterator[TensorCheck]:
         """A head that the config ties away must equal the embedding that replaces it."""
         state = self.checkpoint.state
-        head = next((n for n in state if n.endswith(("lm_head.weight", "embed_out.weight"))), None)
+        head = next((n for n in state if is_output_head(n)), None)
         used = {id(leaf) for output in self.outputs for leaf in sources_of(output.expr)}
         if head is None or any(id(leaf) in used for leaf in sources_of(state[head])):
             return

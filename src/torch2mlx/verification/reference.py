@@ -6,7 +6,7 @@ own loader, so a state dict in hub naming is what goes in and the reference is t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ import numpy as np
 
 from torch2mlx.dtypes import DType
 from torch2mlx.errors import PlanError, UnsupportedError
+from torch2mlx.planning.plan import is_output_head
 
 if TYPE_CHECKING:
     import torch
@@ -212,7 +213,7 @@ def build_reference(
 
     Raises:
         UnsupportedError: transformers has no such model.
-        PlanError: weights that the model needs are missing or have another shape.
+        PlanError: weights that a run on text needs are missing, or some have another shape.
     """
     import torch
 
@@ -222,16 +223,25 @@ def build_reference(
     if state is None:
         return _instance(settings)
     cls = _model_class(settings)
-    with quiet():
-        model, info = cls.from_pretrained(
-            None,
-            config=settings,
-            state_dict=dict(state),
-            dtype=torch.float32,
-            output_loading_info=True,
-            attn_implementation="eager",
-        )
-    absent = sorted(info["missing_keys"])
+    try:
+        with quiet():
+            model, info = cls.from_pretrained(
+                None,
+                config=settings,
+                state_dict=dict(state),
+                dtype=torch.float32,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # reported below, with names and shapes
+                attn_implementation="eager",
+            )
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise PlanError(
+            f"PyTorch's {cls.__name__} cannot load the checkpoint's tensors: {reason}; the "
+            "checkpoint and config.json do not belong together, or transformers cannot convert "
+            "this checkpoint (convert unproven with --no-verify)"
+        ) from error
+    absent = sorted(_used_by_text(model, info["missing_keys"]))
     if absent:
         raise PlanError(
             f"PyTorch's {cls.__name__} misses {len(absent)} tensors, the first {absent[0]!r}: the "
@@ -247,6 +257,23 @@ def build_reference(
     if info.get("error_msgs"):
         raise PlanError(f"PyTorch's {cls.__name__} cannot load it: {info['error_msgs'][0]}")
     return model.eval()  # type: ignore[no-any-return]
+
+
+def _used_by_text(model: Any, names: Iterable[str]) -> list[str]:
+    """Those of some parameters that a run on text uses.
+
+    That is all of them, but in a model of several inputs only those of decoder and head: text
+    checkpoints come with a config that names image towers, which then keep their initial values.
+    """
+    if model.config.get_text_config() is model.config:
+        return list(names)
+    paths = {id(module): name for name, module in model.named_modules()}
+    used = tuple(
+        f"{paths[id(module)]}."
+        for module in (model.get_decoder(), model.get_output_embeddings())
+        if module is not None and paths.get(id(module))
+    )
+    return [n for n in names if n.startswith(used) or is_output_head(n)] if used else list(names)
 
 
 def decoder_layers(model: torch.nn.Module) -> tuple[str, torch.nn.ModuleList]:

@@ -16,7 +16,7 @@ from table import DTYPES, EXACT, TABLE, TOLERANCES, Case, ExpectedFailure, Sampl
 from torch.utils import _pytree as pytree
 
 from torch2mlx.compiler.builder import Builder, Value
-from torch2mlx.compiler.lowering.registry import CannotLower, lowering_for, registered
+from torch2mlx.compiler.lowering.registry import LoweringError, lowering_for, registered
 from torch2mlx.compiler.lowering.types import mx_dtype
 from torch2mlx.dtypes import dtype_from_mx, dtype_from_torch, from_mx, to_mx
 
@@ -81,7 +81,7 @@ class DisagreementError(AssertionError):
 
 
 def compare(row: Case, sample: Sample) -> None:
-    """Run both; raises DisagreementError, or CannotLower if the lowering refuses."""
+    """Run both; raises DisagreementError, or LoweringError if the lowering refuses."""
     if row.compare == "statistics":
         torch.manual_seed(0)
         mx.random.seed(0)
@@ -168,7 +168,7 @@ def run(row: Case, dtype: torch.dtype) -> Outcome:
         refusal = False
         try:
             compare(row, sample)
-        except CannotLower as error:
+        except LoweringError as error:
             problem, refusal = f"refused: {error}", True
         except DisagreementError as error:
             problem = str(error)

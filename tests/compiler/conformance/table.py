@@ -121,7 +121,7 @@ class ExpectedFailure:
 
     Attributes:
         reason: for the reader and the docs page.
-        kind: "refused": the lowering raises CannotLower; "differs": the values differ.
+        kind: "refused": the lowering raises LoweringError; "differs": the values differ.
         when: which samples; all by default.
         dtypes: of which element types; all by default.
     """
@@ -137,7 +137,7 @@ def refused(
     when: Callable[[Sample], Any] = lambda sample: True,
     dtypes: tuple[torch.dtype, ...] = DTYPES,
 ) -> ExpectedFailure:
-    """Samples that the lowering must refuse: every one of them raises CannotLower."""
+    """Samples that the lowering must refuse: every one of them raises LoweringError."""
     return ExpectedFailure(reason, "refused", when, dtypes)
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from torch2mlx.compiler.builder import Builder, Value
-from torch2mlx.compiler.lowering.registry import CannotLower
+from torch2mlx.compiler.lowering.registry import LoweringError
 from torch2mlx.compiler.lowering.types import mx_dtype, promote, result_dtype
 
 DTYPES = [
@@ -50,7 +50,7 @@ def test_result_type_is_that_of_torch() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.complex128, torch.float8_e4m3fn])
 def test_a_type_that_mlx_does_not_compute_in_is_refused(dtype: torch.dtype) -> None:
-    with pytest.raises(CannotLower, match=str(dtype)):
+    with pytest.raises(LoweringError, match=str(dtype)):
         mx_dtype(dtype)
 
 

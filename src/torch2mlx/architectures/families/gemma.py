@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from typing import Any
 
 from torch2mlx.architectures.registry import Config, Rules
@@ -33,8 +35,19 @@ def _vocabulary(config: Config, reference: Any) -> Config:
     return {**config, "vocab_size": config["text_config"]["vocab_size"]}
 
 
+_SHARED = re.compile(r"\.layers\.(\d+)\.self_attn\.(?:k_proj|v_proj|k_norm)\.")
+
+
+def _shared_keys(name: str, config: Mapping[str, Any]) -> str | None:
+    found = _SHARED.search(name)
+    first = config["num_hidden_layers"] - (config.get("num_kv_shared_layers") or 0)
+    if found and int(found[1]) >= first:
+        return "the layer uses the keys and values of an earlier one"
+    return None
+
+
 RULES = (
     Rules("gemma3", finish=_vocabulary),
     Rules("gemma4", finish=_vocabulary),
-    Rules("gemma4_text", finish=_global_layers),
+    Rules("gemma4_text", finish=_global_layers, dropped=_shared_keys),
 )

@@ -22,16 +22,19 @@ def _finish(config: Config, reference: Any) -> Config:
     return {**_SETTLED, **config}
 
 
+def _idle(name: str, config: Mapping[str, Any]) -> bool:
+    _, separator, rest = name.partition(".mlp.experts.")
+    index = rest.partition(".")[0]
+    return bool(separator) and index.isdigit() and int(index) >= config["n_routed_experts"]
+
+
 def _rename(state: Mapping[str, Expr], config: Mapping[str, Any]) -> dict[str, Expr]:
     # transformers 5 allots weights to the identity experts too, and saves what it never applies.
-    count = config["n_routed_experts"]
-
-    def idle(name: str) -> bool:
-        _, separator, rest = name.partition(".mlp.experts.")
-        index = rest.partition(".")[0]
-        return bool(separator) and index.isdigit() and int(index) >= count
-
-    return {name: expr for name, expr in state.items() if not idle(name)}
+    return {name: expr for name, expr in state.items() if not _idle(name, config)}
 
 
-RULES = (Rules("longcat_flash", finish=_finish, rename=_rename),)
+def _dropped(name: str, config: Mapping[str, Any]) -> str | None:
+    return "belongs to an identity expert, which computes nothing" if _idle(name, config) else None
+
+
+RULES = (Rules("longcat_flash", finish=_finish, rename=_rename, dropped=_dropped),)

@@ -17,7 +17,8 @@ __all__ = ["ModuleTree", "Slot", "attribute_name", "local_name"]
 def _module_attributes() -> frozenset[str]:
     from mlx.nn.layers.base import Module
 
-    return frozenset(dir(Module()))
+    make: Any = Module
+    return frozenset(dir(make()))
 
 
 def attribute_name(component: str) -> str:

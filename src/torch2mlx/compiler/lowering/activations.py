@@ -8,7 +8,7 @@ import mlx.core as mx
 import torch
 
 from torch2mlx.compiler.builder import Builder, Value
-from torch2mlx.compiler.lowering.registry import CannotLower, lowering
+from torch2mlx.compiler.lowering.registry import LoweringError, lowering
 from torch2mlx.compiler.lowering.types import as_float, is_complex, promote
 from torch2mlx.compiler.runtime import pointwise as rt
 
@@ -39,7 +39,7 @@ def lower_gelu(b: Builder, x: Value, *, approximate: str = "none") -> Any:
 def lower_silu(b: Builder, x: Value) -> Any:
     """silu(Tensor self)."""
     if is_complex(x.dtype):
-        raise CannotLower("aten.silu: MLX has no sigmoid of complex numbers")
+        raise LoweringError("aten.silu: MLX has no sigmoid of complex numbers")
     return b.call(rt.silu, as_float(b, x))
 
 
@@ -112,7 +112,7 @@ def lower_rrelu(
 ) -> Any:
     """rrelu(Tensor self, Scalar lower, Scalar upper, bool training): evaluation mode only."""
     if training:
-        raise CannotLower("aten.rrelu: training=True draws random slopes")
+        raise LoweringError("aten.rrelu: training=True draws random slopes")
     return b.call(rt.leaky_relu, x, (lower + upper) / 2)
 
 

@@ -9,7 +9,7 @@ import mlx.core as mx
 import torch
 
 from torch2mlx.compiler.builder import Builder, Value
-from torch2mlx.compiler.lowering.registry import CannotLower, lowering
+from torch2mlx.compiler.lowering.registry import LoweringError, lowering
 from torch2mlx.compiler.lowering.types import is_bool, is_floating
 from torch2mlx.compiler.runtime import attention
 from torch2mlx.compiler.symbolic import source_of
@@ -37,12 +37,14 @@ def lower_scaled_dot_product_attention(
     A query that may see no key gives 0.  MLX repeats key and value heads by itself.
     """
     if dropout_p > 0:
-        raise CannotLower(f"scaled_dot_product_attention: dropout_p={dropout_p}; call model.eval()")
+        raise LoweringError(
+            f"scaled_dot_product_attention: dropout_p={dropout_p}; call model.eval()"
+        )
     if not is_floating(query.dtype):
-        raise CannotLower(f"scaled_dot_product_attention: dtype={query.dtype}")
+        raise LoweringError(f"scaled_dot_product_attention: dtype={query.dtype}")
     rank = max(x.ndim for x in (query, key, value))
     if rank > 4 and query.ndim < rank:
-        raise CannotLower("scaled_dot_product_attention: a query with fewer axes than its keys")
+        raise LoweringError("scaled_dot_product_attention: a query with fewer axes than its keys")
     leading = query.shape[:-3]
     q, k, v = (_four(b, x) for x in (query, key, value))
     q, k, v = _same_batch(b, q, k, v)
@@ -75,7 +77,7 @@ def _scale(query: Value, scale: float | None) -> float:
         return scale
     width = query.shape[-1]
     if isinstance(width, int) and source_of(width) != str(int(width)):
-        raise CannotLower("scaled_dot_product_attention: a dynamic head width without a scale")
+        raise LoweringError("scaled_dot_product_attention: a dynamic head width without a scale")
     return float(width**-0.5) if width else 1.0
 
 

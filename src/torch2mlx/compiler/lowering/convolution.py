@@ -11,7 +11,7 @@ import torch
 
 from torch2mlx.compiler.builder import Builder, Value
 from torch2mlx.compiler.lowering.layout import batched, channels_first, channels_last, per_axis
-from torch2mlx.compiler.lowering.registry import CannotLower, lowering
+from torch2mlx.compiler.lowering.registry import LoweringError, lowering
 from torch2mlx.compiler.lowering.types import is_floating
 from torch2mlx.compiler.runtime.convolution import grouped_conv3d
 
@@ -30,7 +30,7 @@ def _plain(numbers: Sequence[int]) -> Any:
 
 def _require_floating(name: str, x: Value) -> None:
     if not is_floating(x.dtype):
-        raise CannotLower(f"{name}: dtype={x.dtype}; MLX convolves floating-point numbers only")
+        raise LoweringError(f"{name}: dtype={x.dtype}; MLX convolves floating-point numbers only")
 
 
 @lowering(aten.conv1d.default, aten.conv2d.default, aten.conv3d.default)

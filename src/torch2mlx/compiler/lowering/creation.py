@@ -8,7 +8,7 @@ import mlx.core as mx
 import torch
 
 from torch2mlx.compiler.builder import Builder, Value
-from torch2mlx.compiler.lowering.registry import CannotLower, lowering
+from torch2mlx.compiler.lowering.registry import LoweringError, lowering
 from torch2mlx.compiler.lowering.types import is_floating, is_integer, mx_dtype, number_in
 from torch2mlx.compiler.runtime import creation as rt
 
@@ -34,7 +34,7 @@ def _filled(b: Builder, size: Size, value: Any, dtype: Any, options: dict[str, A
     dtype = dtype if asked is None else mx_dtype(asked)
     layout = options.get("layout")
     if layout not in (None, torch.strided):
-        raise CannotLower(f"layout={layout}: MLX has dense arrays only")
+        raise LoweringError(f"layout={layout}: MLX has dense arrays only")
     if value in (0, 1) and not isinstance(value, complex):
         return b.call(mx.ones if value else mx.zeros, list(size), dtype)
     return b.call(mx.full, list(size), number_in(value, dtype), dtype)
@@ -147,7 +147,7 @@ def lower_arange_step(b: Builder, start: Any, end: Any, step: Any = 1, **options
     if all(isinstance(n, int) for n in numbers):
         counted = b.call(mx.arange, start, end, step, mx.int64)
     elif asked is not None and is_integer(dtype):
-        raise CannotLower(f"aten.arange: bounds {numbers} with dtype={asked}")
+        raise LoweringError(f"aten.arange: bounds {numbers} with dtype={asked}")
     else:
         counted = b.call(rt.arange, float(start), float(end), float(step))
     return b.cast(counted, dtype)
@@ -159,7 +159,7 @@ def lower_linspace(b: Builder, start: Any, end: Any, steps: int, **options: Any)
     asked = options.get("dtype")
     dtype = mx.float32 if asked is None else mx_dtype(asked)
     if not is_floating(dtype):
-        raise CannotLower(f"aten.linspace: dtype={asked}")
+        raise LoweringError(f"aten.linspace: dtype={asked}")
     return b.cast(b.call(rt.linspace, float(start), float(end), steps), dtype)
 
 
@@ -171,7 +171,7 @@ def lower_logspace(
     asked = options.get("dtype")
     dtype = mx.float32 if asked is None else mx_dtype(asked)
     if not is_floating(dtype):
-        raise CannotLower(f"aten.logspace: dtype={asked}")
+        raise LoweringError(f"aten.logspace: dtype={asked}")
     exponents = b.call(rt.linspace, float(start), float(end), steps)
     return b.cast(b.call(mx.power, base, exponents), dtype)
 
@@ -211,7 +211,7 @@ def lower_identity(b: Builder, x: Value, **options: Any) -> Any:
 def lower_to_copy(b: Builder, x: Value, *, dtype: torch.dtype | None = None, **options: Any) -> Any:
     """_to_copy(Tensor self, *, dtype, layout, device, pin_memory, non_blocking, memory_format)."""
     if options.get("layout") not in (None, torch.strided):
-        raise CannotLower(f"aten._to_copy: layout={options['layout']}")
+        raise LoweringError(f"aten._to_copy: layout={options['layout']}")
     return x if dtype is None else b.cast(x, mx_dtype(dtype))
 
 

@@ -8,7 +8,7 @@ import mlx.core as mx
 import torch
 
 from torch2mlx.compiler.builder import Builder, Value
-from torch2mlx.compiler.lowering.registry import CannotLower, Lowering, lowering
+from torch2mlx.compiler.lowering.registry import Lowering, LoweringError, lowering
 from torch2mlx.compiler.lowering.types import (
     as_float,
     as_integer,
@@ -44,7 +44,7 @@ lowering(aten.cumprod.default)(_accumulation(mx.cumprod))
 def lower_logcumsumexp(b: Builder, x: Value, dim: int) -> Any:
     """logcumsumexp(Tensor self, int dim)."""
     if is_complex(x.dtype):
-        raise CannotLower("aten.logcumsumexp: MLX has none of complex numbers")
+        raise LoweringError("aten.logcumsumexp: MLX has none of complex numbers")
     return x if x.ndim == 0 else b.call(mx.logcumsumexp, as_float(b, x), axis=dim)
 
 

@@ -8,7 +8,7 @@ import mlx.core as mx
 import torch
 
 from torch2mlx.compiler.builder import Builder, Value
-from torch2mlx.compiler.lowering.registry import CannotLower, lowering
+from torch2mlx.compiler.lowering.registry import LoweringError, lowering
 from torch2mlx.compiler.lowering.types import is_floating, promote
 from torch2mlx.compiler.runtime import distances
 
@@ -20,7 +20,7 @@ aten = torch.ops.aten
 def _require_floating(name: str, *tensors: Value) -> None:
     for x in tensors:
         if not is_floating(x.dtype):
-            raise CannotLower(f"{name}: dtype={x.dtype}")
+            raise LoweringError(f"{name}: dtype={x.dtype}")
 
 
 @lowering(aten.cdist.default, aten._cdist_forward.default)

@@ -8,7 +8,7 @@ import mlx.core as mx
 import torch
 
 from torch2mlx.compiler.builder import Builder, Value
-from torch2mlx.compiler.lowering.registry import CannotLower, lowering
+from torch2mlx.compiler.lowering.registry import LoweringError, lowering
 from torch2mlx.compiler.runtime import embedding, indexing
 
 __all__: list[str] = []
@@ -69,7 +69,7 @@ def lower_embedding_bag(
 def lower_one_hot(b: Builder, x: Value, num_classes: int = -1) -> Value:
     """Ones at the place that each element names, along a new last axis."""
     if num_classes == -1:
-        raise CannotLower("aten.one_hot: num_classes=-1 makes the shape depend on the values")
+        raise LoweringError("aten.one_hot: num_classes=-1 makes the shape depend on the values")
     classes = b.call(mx.arange, num_classes)
     hot = b.call(mx.equal, b.call(mx.expand_dims, x, -1), classes)
     return b.cast(hot, mx.int64)
@@ -93,6 +93,6 @@ def lower_triu_indices(b: Builder, row: int, col: int, offset: int = 0, **kwargs
 def lower_nonzero_static(b: Builder, x: Value, *, size: int, fill_value: int = -1) -> Value:
     """Places of the first `size` elements that are not zero, filled up with a number."""
     if x.ndim == 0:
-        raise CannotLower("aten.nonzero_static of a 0-d tensor")
+        raise LoweringError("aten.nonzero_static of a 0-d tensor")
     result: Value = b.call(indexing.first_nonzero, x, size, fill_value)
     return result

@@ -9,7 +9,7 @@ import mlx.core as mx
 import torch
 
 from torch2mlx.compiler.builder import Builder, Value
-from torch2mlx.compiler.lowering.registry import CannotLower, lowering
+from torch2mlx.compiler.lowering.registry import LoweringError, lowering
 from torch2mlx.compiler.lowering.types import as_float, is_complex, is_floating, mx_dtype
 from torch2mlx.compiler.runtime import spectra
 
@@ -23,7 +23,7 @@ OTHER_WAY = {"backward": "forward", "forward": "backward", "ortho": "ortho"}
 def _operand(b: Builder, name: str, x: Value) -> Value:
     """The operand in a type that both transform: float32 or complex64."""
     if is_floating(x.dtype) and x.dtype != mx.float32:
-        raise CannotLower(f"{name}: dtype={x.dtype}; torch transforms no half types on the CPU")
+        raise LoweringError(f"{name}: dtype={x.dtype}; torch transforms no half types on the CPU")
     return as_float(b, x)
 
 
@@ -51,7 +51,7 @@ def _extents(
         dim = range(x.ndim - count, x.ndim)
     axes = tuple(d % x.ndim for d in dim)
     if len(set(axes)) != len(axes):
-        raise CannotLower(f"fft: dim={list(dim)} names an axis twice")
+        raise LoweringError(f"fft: dim={list(dim)} names an axis twice")
     if s is None:
         return axes, None
     sizes = [x.shape[axis] if size == -1 else size for axis, size in zip(axes, s, strict=True)]
@@ -209,7 +209,7 @@ def lower_stft_center(
     options: dict[str, Any] = {"center": center}
     if center:
         if pad_mode not in modes:
-            raise CannotLower(f"stft: pad_mode={pad_mode}")
+            raise LoweringError(f"stft: pad_mode={pad_mode}")
         options["pad_mode"] = modes[pad_mode]
     return _stft(
         b, x, n_fft, hop_length, win_length, window, normalized, onesided, return_complex,
@@ -231,9 +231,9 @@ def _stft(
     **options: Any,
 ) -> Any:
     if align_to_window:
-        raise CannotLower("stft: align_to_window=True")
+        raise LoweringError("stft: align_to_window=True")
     if window is not None and is_complex(window.dtype):
-        raise CannotLower("stft: a complex window")
+        raise LoweringError("stft: a complex window")
     length = win_length or n_fft
     if window is None and length != n_fft:
         window = b.call(mx.ones, (length,))
@@ -268,7 +268,7 @@ def lower_istft(
 ) -> Any:
     """The inverse transform of (..., frequencies, frames)."""
     if return_complex or (window is not None and is_complex(window.dtype)):
-        raise CannotLower("istft: a complex result")
+        raise LoweringError("istft: a complex result")
     if window is None:
         window = b.call(mx.ones, (win_length or n_fft,))
     whole = x.shape[-2] == n_fft if onesided is None else not onesided
@@ -322,5 +322,5 @@ def lower_view_as_real(b: Builder, x: Value) -> Any:
 def lower_view_as_complex(b: Builder, x: Value) -> Any:
     """(..., 2) → complex."""
     if x.dtype != mx.float32:
-        raise CannotLower(f"view_as_complex: dtype={x.dtype}; MLX has complex64 only")
+        raise LoweringError(f"view_as_complex: dtype={x.dtype}; MLX has complex64 only")
     return b.call(mx.squeeze, b.call(mx.view, x, mx.complex64), -1)

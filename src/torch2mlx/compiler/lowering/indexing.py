@@ -11,7 +11,7 @@ import mlx.core as mx
 import torch
 
 from torch2mlx.compiler.builder import Builder, Value
-from torch2mlx.compiler.lowering.registry import CannotLower, lowering
+from torch2mlx.compiler.lowering.registry import LoweringError, lowering
 from torch2mlx.compiler.lowering.shape import (
     axis_key,
     axis_of,
@@ -333,7 +333,7 @@ def lower_index(b: Builder, x: Value, indices: Sequence[Value | None]) -> Value:
     """`x[i, :, j]`: elements at index tensors broadcast together, None for a whole axis."""
     used = [index for index in indices if index is not None]
     if any(index.dtype in (mx.bool_, mx.uint8) for index in used):
-        raise CannotLower(
+        raise LoweringError(
             "aten.index: a boolean mask makes the shape depend on the values; "
             "write it with torch.where or a product with the mask"
         )
@@ -380,7 +380,7 @@ def _masked_put(
     """One mask over the first axes: exact, because the shape of the result is that of `x`."""
     mask, *others = indices
     if mask is None or any(index is not None for index in others):
-        raise CannotLower("aten.index_put: a boolean mask beside other indices")
+        raise LoweringError("aten.index_put: a boolean mask beside other indices")
     rest = x.ndim - mask.ndim
     if values.array.size == 0:  # no place under the mask
         return x
@@ -389,7 +389,7 @@ def _masked_put(
         mask = lower_reshape(b, mask, (*mask.shape, *(1,) * rest))
     if values.ndim > rest and values.shape[0] != 1:
         if len(values.shape) != rest + 1:
-            raise CannotLower("aten.index_put: values have more axes than the masked tensor")
+            raise LoweringError("aten.index_put: values have more axes than the masked tensor")
         values = b.call(indexing.spread_over_mask, values, mask, rest)
     elif values.ndim > rest:
         values = lower_reshape(b, values, values.shape[1:])
@@ -443,7 +443,7 @@ def lower_put(b: Builder, x: Value, index: Value, source: Value, accumulate: boo
 )
 def lower_data_dependent(b: Builder, x: Value, *args: Any, **kwargs: Any) -> Value:
     """Refused: MLX has no arrays whose shape follows from values."""
-    raise CannotLower(
+    raise LoweringError(
         "the shape of the result depends on the values of the tensor, which MLX cannot express; "
         "write it with torch.where, a product with the mask, or topk of a fixed number"
     )

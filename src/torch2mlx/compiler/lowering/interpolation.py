@@ -9,7 +9,7 @@ import torch
 
 from torch2mlx.compiler.builder import Builder, Value
 from torch2mlx.compiler.lowering.layout import channels_first, channels_last
-from torch2mlx.compiler.lowering.registry import CannotLower, lowering
+from torch2mlx.compiler.lowering.registry import LoweringError, lowering
 from torch2mlx.compiler.lowering.types import is_bool, is_floating
 from torch2mlx.compiler.runtime import interpolation
 from torch2mlx.compiler.runtime.sampling import affine_grid, grid_sample
@@ -41,7 +41,7 @@ def _lower_nearest(exact: bool, by_list: bool) -> Callable[..., Value]:
     def lower(b: Builder, x: Value, output_size: Any, *scales: Any) -> Value:
         """upsample_nearest(input, output_size, scale factors)."""
         if is_bool(x.dtype):
-            raise CannotLower("upsample_nearest: dtype=bool")
+            raise LoweringError("upsample_nearest: dtype=bool")
         scale = _factors(x, scales, by_list)
         return _resize(b, interpolation.interpolate_nearest, x, output_size, scale, exact=exact)
 
@@ -60,7 +60,7 @@ def _lower_smooth(
     def lower(b: Builder, x: Value, output_size: Any, align_corners: bool, *scales: Any) -> Value:
         """upsample(input, output_size, align_corners, scale factors)."""
         if not is_floating(x.dtype):
-            raise CannotLower(f"{name}: dtype={x.dtype}")
+            raise LoweringError(f"{name}: dtype={x.dtype}")
         scale = _factors(x, scales, by_list)
         return _resize(b, function, x, output_size, scale, *leading, align_corners=align_corners)
 
@@ -100,7 +100,7 @@ def lower_grid_sampler(
 ) -> Value:
     """grid_sampler(input, grid, interpolation_mode, padding_mode, align_corners)."""
     if interpolation_mode == 2 and x.ndim == 5:
-        raise CannotLower("grid_sampler: interpolation_mode=bicubic of a volume")
+        raise LoweringError("grid_sampler: interpolation_mode=bicubic of a volume")
     args = (MODES[interpolation_mode], PADDINGS[padding_mode], align_corners)
     return channels_first(b, b.call(grid_sample, channels_last(b, x), grid, *args))
 

@@ -10,7 +10,7 @@ import torch
 
 from torch2mlx.compiler.builder import Builder, Value
 from torch2mlx.compiler.lowering.indexing import lower_slice
-from torch2mlx.compiler.lowering.registry import CannotLower, lowering
+from torch2mlx.compiler.lowering.registry import LoweringError, lowering
 from torch2mlx.compiler.lowering.shape import axis_of, lower_reshape, product
 from torch2mlx.compiler.runtime import indexing
 from torch2mlx.compiler.symbolic import SymbolicInt
@@ -78,7 +78,7 @@ def lower_split(b: Builder, x: Value, split_size: int, dim: int = 0) -> tuple[Va
         return (x,)
     parts = -(-int(extent) // int(split_size))
     if isinstance(extent, SymbolicInt) and not isinstance(split_size, SymbolicInt):
-        raise CannotLower(
+        raise LoweringError(
             f"aten.split: the number of parts of size {split_size} depends on the extent {extent!r}"
         )
     return _split_at(b, x, [split_size] * (parts - 1), extent % split_size == 0, dim)
@@ -160,7 +160,7 @@ def lower_repeat_interleave(
 def lower_repeat_indices(b: Builder, repeats: Value, *, output_size: int | None = None) -> Value:
     """Index i, repeats[i] times, for each i; the total must be known when compiling."""
     if output_size is None:
-        raise CannotLower(
+        raise LoweringError(
             "aten.repeat_interleave: repeats is a tensor and output_size is not given"
         )
     result: Value = b.call(indexing.repeated_indices, repeats, output_size)

@@ -8,7 +8,7 @@ import mlx.core as mx
 import torch
 
 from torch2mlx.compiler.builder import Builder, Value
-from torch2mlx.compiler.lowering.registry import CannotLower, Lowering, lowering
+from torch2mlx.compiler.lowering.registry import Lowering, LoweringError, lowering
 from torch2mlx.compiler.lowering.types import is_bool, is_floating, is_integer
 from torch2mlx.compiler.runtime import linear_algebra as rt
 
@@ -74,7 +74,7 @@ def lower_addmm(
 
 def _combine(b: Builder, x: Value, product: Value, beta: Any, alpha: Any) -> Any:
     if is_bool(x.dtype):
-        raise CannotLower("a product of bools that is added to a tensor")
+        raise LoweringError("a product of bools that is added to a tensor")
     if _discrete(x):
         beta, alpha = int(beta), int(alpha)  # torch converts both to the type of the tensors
     if alpha != 1:
@@ -121,7 +121,7 @@ def lower_inner(b: Builder, x: Value, y: Value) -> Any:
     if x.ndim == 0 or y.ndim == 0:
         return b.call(mx.multiply, x, y)
     if _discrete(x):
-        raise CannotLower(f"aten.inner: dtype={x.dtype}")
+        raise LoweringError(f"aten.inner: dtype={x.dtype}")
     return b.call(mx.inner, x, y)
 
 
@@ -131,9 +131,9 @@ def lower_tensordot(
 ) -> Any:
     """tensordot(Tensor self, Tensor other, int[] dims_self, int[] dims_other)."""
     if _discrete(x):
-        raise CannotLower(f"aten.tensordot: dtype={x.dtype}")
+        raise LoweringError(f"aten.tensordot: dtype={x.dtype}")
     if any(x.shape[i] != y.shape[j] for i, j in zip(dims_self, dims_other, strict=True)):
-        raise CannotLower("aten.tensordot: a contracted dimension of 1 that is broadcast")
+        raise LoweringError("aten.tensordot: a contracted dimension of 1 that is broadcast")
     axes = [[d % x.ndim for d in dims_self], [d % y.ndim for d in dims_other]]
     return b.call(mx.tensordot, x, y, axes)
 
@@ -144,7 +144,7 @@ def lower_einsum(
 ) -> Any:
     """einsum(str equation, Tensor[] tensors, *, int[]? path=None); the path is a hint of speed."""
     if any(_discrete(t) for t in tensors):
-        raise CannotLower(f"aten.einsum: dtype={tensors[0].dtype}")
+        raise LoweringError(f"aten.einsum: dtype={tensors[0].dtype}")
     equation = equation.replace(" ", "")
     if "..." in equation:
         equation = _without_ellipsis(equation, [t.ndim for t in tensors])

@@ -8,7 +8,7 @@ import mlx.core as mx
 import torch
 
 from torch2mlx.compiler.builder import Builder, Value
-from torch2mlx.compiler.lowering.registry import CannotLower, lowering
+from torch2mlx.compiler.lowering.registry import LoweringError, lowering
 from torch2mlx.compiler.lowering.types import is_floating, promote
 from torch2mlx.compiler.runtime import losses
 
@@ -101,4 +101,4 @@ def lower_kl_div(
 @lowering(aten.ctc_loss.IntList, aten.ctc_loss.Tensor, aten._ctc_loss.default)
 def refuse_ctc(b: Builder, *args: Any, **kwargs: Any) -> Any:
     """The loss of connectionist temporal classification belongs to training."""
-    raise CannotLower("ctc_loss: a loss for training; leave it out of the model's forward")
+    raise LoweringError("ctc_loss: a loss for training; leave it out of the model's forward")

@@ -10,7 +10,7 @@ import torch
 
 from torch2mlx.compiler.builder import Builder, Value
 from torch2mlx.compiler.lowering.layout import channels_first, channels_last
-from torch2mlx.compiler.lowering.registry import CannotLower, lowering
+from torch2mlx.compiler.lowering.registry import LoweringError, lowering
 from torch2mlx.compiler.lowering.types import is_floating
 from torch2mlx.compiler.runtime.normalization import batch_statistics, group_norm
 
@@ -21,7 +21,7 @@ aten = torch.ops.aten
 
 def _require_floating(name: str, x: Value) -> None:
     if not is_floating(x.dtype):
-        raise CannotLower(f"{name}: dtype={x.dtype}")
+        raise LoweringError(f"{name}: dtype={x.dtype}")
 
 
 def _scaled(b: Builder, x: Value, weight: Value | None, bias: Value | None) -> Value:
@@ -73,7 +73,7 @@ def lower_batch_norm(
     """batch_norm; statistics of the batch only where there are no running ones to update."""
     if training or running_mean is None or running_var is None:
         if running_mean is not None:
-            raise CannotLower("batch_norm: training=True updates the running statistics")
+            raise LoweringError("batch_norm: training=True updates the running statistics")
         return _batch_norm_of_batch(b, x, weight, bias, eps)[0]
     _require_floating("batch_norm", x)
     return _normalized(b, x, running_mean, running_var, weight, bias, eps)[0]
@@ -114,7 +114,7 @@ def lower_native_batch_norm(
             b, x, weight, bias, running_mean, running_var, momentum, eps
         )
     if running_mean is not None:
-        raise CannotLower("native_batch_norm: training=True updates the running statistics")
+        raise LoweringError("native_batch_norm: training=True updates the running statistics")
     return _batch_norm_of_batch(b, x, weight, bias, eps)[:3]
 
 
@@ -191,7 +191,7 @@ def lower_instance_norm(
     if not use_input_stats and running_mean is not None and running_var is not None:
         return _normalized(b, x, running_mean, running_var, weight, bias, eps)[0]
     if running_mean is not None:
-        raise CannotLower("instance_norm: use_input_stats=True updates the running statistics")
+        raise LoweringError("instance_norm: use_input_stats=True updates the running statistics")
     flat = b.call(mx.fast.layer_norm, b.call(mx.flatten, x, 2), None, None, eps)
     y = channels_last(b, b.call(mx.unflatten, flat, 2, x.shape[2:]) if x.ndim > 3 else flat)
     return channels_first(b, _scaled(b, y, weight, bias))
@@ -354,5 +354,5 @@ def lower_weight_norm_interface(
 def lower_norm_except_dim(b: Builder, v: Value, pow: int = 2, dim: int = 0) -> Value:  # noqa: A002
     """The norm over all axes but one."""
     if pow != 2:
-        raise CannotLower(f"norm_except_dim: pow={pow}")
+        raise LoweringError(f"norm_except_dim: pow={pow}")
     return _norm_except(b, v, dim)

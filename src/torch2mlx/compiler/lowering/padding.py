@@ -10,7 +10,7 @@ import torch
 
 from torch2mlx.compiler.builder import Builder, Value
 from torch2mlx.compiler.lowering.indexing import lower_slice
-from torch2mlx.compiler.lowering.registry import CannotLower, lowering
+from torch2mlx.compiler.lowering.registry import LoweringError, lowering
 from torch2mlx.compiler.runtime import padding
 
 __all__: list[str] = []
@@ -100,5 +100,5 @@ def lower_pad(
         "circular": lower_circular_pad,
     }
     if mode not in modes:
-        raise CannotLower(f"aten.pad: mode={mode!r} is unknown")
+        raise LoweringError(f"aten.pad: mode={mode!r} is unknown")
     return modes[mode](b, x, pad)

@@ -8,7 +8,7 @@ import mlx.core as mx
 import torch
 
 from torch2mlx.compiler.builder import Builder, Value
-from torch2mlx.compiler.lowering.registry import CannotLower, Lowering, lowering
+from torch2mlx.compiler.lowering.registry import Lowering, LoweringError, lowering
 from torch2mlx.compiler.lowering.types import (
     as_float,
     is_bool,
@@ -33,7 +33,7 @@ def _of_real(function: Any) -> Lowering:
         try:
             return b.call(function, as_float(b, x))
         except ValueError as error:
-            raise CannotLower(f"{function.__name__}: dtype={x.dtype}: {error}") from None
+            raise LoweringError(f"{function.__name__}: dtype={x.dtype}: {error}") from None
 
     return lower
 

@@ -10,7 +10,7 @@ import torch
 
 from torch2mlx.compiler.builder import Builder, Value
 from torch2mlx.compiler.lowering.layout import batched, channels_first, channels_last, per_axis
-from torch2mlx.compiler.lowering.registry import CannotLower, lowering
+from torch2mlx.compiler.lowering.registry import LoweringError, lowering
 from torch2mlx.compiler.lowering.types import is_bool, is_floating
 from torch2mlx.compiler.runtime import pooling
 
@@ -22,7 +22,7 @@ aten = torch.ops.aten
 def _pool(b: Builder, x: Value, rank: int, function: Callable[..., Any], *args: Any) -> Any:
     """Call a pooling function of channels-last arrays on a tensor in torch's layout."""
     if is_bool(x.dtype):
-        raise CannotLower(f"{function.__name__}: dtype=bool")
+        raise LoweringError(f"{function.__name__}: dtype=bool")
     x, added = batched(b, x, rank + 2)
     results = b.call(function, channels_last(b, x), *args)
     several = isinstance(results, tuple)
@@ -65,7 +65,7 @@ def _lower_avg(rank: int) -> Callable[..., Any]:
     ) -> Any:
         """avg_pool(input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor)."""
         if not is_floating(x.dtype):
-            raise CannotLower(f"avg_pool{rank}d: dtype={x.dtype}")
+            raise LoweringError(f"avg_pool{rank}d: dtype={x.dtype}")
         kernel = per_axis(kernel_size, rank)
         strides = per_axis(stride, rank) if stride else kernel
         options = {
@@ -90,10 +90,10 @@ def _lower_adaptive(rank: int, function: Callable[..., Any]) -> Callable[..., An
     def lower(b: Builder, x: Value, output_size: Sequence[int]) -> Any:
         """adaptive_pool(input, output_size): window i is [floor(i n/m), ceil((i+1) n/m))."""
         if not is_floating(x.dtype):
-            raise CannotLower(f"{function.__name__}: dtype={x.dtype}")
+            raise LoweringError(f"{function.__name__}: dtype={x.dtype}")
         size = per_axis(output_size, rank)
         if 0 in size:
-            raise CannotLower(f"{function.__name__}: output_size={size}")
+            raise LoweringError(f"{function.__name__}: output_size={size}")
         if function is pooling.adaptive_avg_pool and set(size) == {1}:
             axes = tuple(range(x.ndim - rank, x.ndim))
             return b.call(mx.mean, x, axis=axes, keepdims=True)

@@ -8,7 +8,7 @@ import mlx.core as mx
 import torch
 
 from torch2mlx.compiler.builder import Builder, Value
-from torch2mlx.compiler.lowering.registry import CannotLower, lowering
+from torch2mlx.compiler.lowering.registry import LoweringError, lowering
 from torch2mlx.compiler.lowering.types import is_complex, mx_dtype
 from torch2mlx.compiler.runtime import random as rt
 
@@ -21,11 +21,11 @@ Size = list[int]
 
 def _dtype(options: dict[str, Any], default: Any) -> Any:
     if options.get("generator") is not None:
-        raise CannotLower("generator: its state is not part of an exported program")
+        raise LoweringError("generator: its state is not part of an exported program")
     asked = options.get("dtype")
     dtype = default if asked is None else mx_dtype(asked)
     if dtype is not None and is_complex(dtype):
-        raise CannotLower("random complex numbers")
+        raise LoweringError("random complex numbers")
     return dtype
 
 
@@ -147,5 +147,5 @@ def lower_native_dropout(b: Builder, x: Value, p: float, train: bool | None) -> 
 def lower_other_dropout(b: Builder, x: Value, p: float, train: bool) -> Any:
     """alpha_dropout(Tensor input, float p, bool train): evaluation mode only."""
     if train:
-        raise CannotLower("a dropout of features or one that keeps the variance: train=True")
+        raise LoweringError("a dropout of features or one that keeps the variance: train=True")
     return x

@@ -10,7 +10,7 @@ import mlx.core as mx
 import torch
 
 from torch2mlx.compiler.builder import Builder, Value
-from torch2mlx.compiler.lowering.registry import CannotLower, lowering
+from torch2mlx.compiler.lowering.registry import LoweringError, lowering
 from torch2mlx.compiler.runtime import recurrent
 
 __all__: list[str] = []
@@ -35,7 +35,9 @@ def _stack(
 ) -> tuple[Value, ...]:
     """All layers and directions; returns the output and the final states of each kind."""
     if train and dropout > 0 and num_layers > 1:
-        raise CannotLower(f"{layer.__name__}: dropout={dropout} with train=True; call model.eval()")
+        raise LoweringError(
+            f"{layer.__name__}: dropout={dropout} with train=True; call model.eval()"
+        )
     directions = 2 if bidirectional else 1
     each = 2 + 2 * has_biases + projected
     finals: list[list[Value]] = [[] for _ in states]
@@ -102,7 +104,7 @@ def lower_rnn_relu(b: Builder, x: Value, hx: Value, params: Sequence[Value], *ar
 @lowering(aten.lstm.data, aten.gru.data, aten.rnn_tanh.data, aten.rnn_relu.data)
 def refuse_packed(b: Builder, *args: Any) -> Any:
     """Packed sequences have no fixed order of rows."""
-    raise CannotLower("recurrent network: a PackedSequence; pass a padded batch")
+    raise LoweringError("recurrent network: a PackedSequence; pass a padded batch")
 
 
 @lowering(aten.lstm_cell.default)

@@ -8,7 +8,7 @@ import mlx.core as mx
 import torch
 
 from torch2mlx.compiler.builder import Builder, Value
-from torch2mlx.compiler.lowering.registry import CannotLower, Lowering, lowering
+from torch2mlx.compiler.lowering.registry import Lowering, LoweringError, lowering
 from torch2mlx.compiler.lowering.types import (
     as_float,
     as_integer,
@@ -233,7 +233,7 @@ def lower_count_nonzero(b: Builder, x: Value, dim: Dims = None) -> Any:
 
 def _spread(b: Builder, function: Any, x: Value, dim: Dims, correction: Any, keepdim: bool) -> Any:
     if is_complex(x.dtype):
-        raise CannotLower(f"{function.__name__}: dtype={x.dtype}")
+        raise LoweringError(f"{function.__name__}: dtype={x.dtype}")
     kwargs: dict[str, Any] = {}
     axis = _axis(x, dim)
     if axis is not None:
@@ -310,7 +310,7 @@ lowering(aten.log_softmax.int, aten._log_softmax.default)(_softmax(rt.log_softma
 def lower_logsumexp(b: Builder, x: Value, dim: Dims, keepdim: bool = False) -> Any:
     """logsumexp(Tensor self, int[1] dim, bool keepdim=False)."""
     if is_complex(x.dtype):
-        raise CannotLower("aten.logsumexp: MLX has none of complex numbers")
+        raise LoweringError("aten.logsumexp: MLX has none of complex numbers")
     return _reduce(b, rt.logsumexp, as_float(b, x), dim, keepdim)
 
 
@@ -359,7 +359,7 @@ def lower_linalg_norm(
     x = _in(b, x, dtype)
     several = (dim is None and x.ndim == 2) or (isinstance(dim, list | tuple) and len(dim) == 2)
     if order is not None and several:
-        raise CannotLower(f"aten.linalg_norm: ord={order} of a matrix")
+        raise LoweringError(f"aten.linalg_norm: ord={order} of a matrix")
     return _vector_norm(b, x, 2 if order is None else order, dim, keepdim)
 
 

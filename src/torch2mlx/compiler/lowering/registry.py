@@ -8,7 +8,7 @@ from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any, TypeVar
 
-__all__ = ["CannotLower", "Lowering", "lowering", "lowering_for", "registered"]
+__all__ = ["Lowering", "LoweringError", "lowering", "lowering_for", "registered"]
 
 Lowering = Callable[..., Any]
 """(builder, *args, **kwargs of the operator) → Value, or a tuple of Values."""
@@ -18,7 +18,7 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 _REGISTRY: dict[Any, Lowering] = {}
 
 
-class CannotLower(Exception):
+class LoweringError(Exception):
     """An operator, or one of its attributes, has no exact counterpart; the text says which."""
 
 
@@ -50,9 +50,9 @@ def registered() -> dict[Any, Lowering]:
 
 
 def lowering_for(overload: Any) -> Lowering:
-    """The function for an overload; CannotLower if there is none."""
+    """The function for an overload; LoweringError if there is none."""
     _load()
     try:
         return _REGISTRY[overload]
     except KeyError:
-        raise CannotLower(f"{overload} has no lowering to MLX") from None
+        raise LoweringError(f"{overload} has no lowering to MLX") from None

@@ -10,7 +10,7 @@ import mlx.core as mx
 import torch
 
 from torch2mlx.compiler.builder import Builder, Value
-from torch2mlx.compiler.lowering.registry import CannotLower, lowering
+from torch2mlx.compiler.lowering.registry import LoweringError, lowering
 from torch2mlx.compiler.runtime import diagonals, shuffling, windows
 from torch2mlx.compiler.symbolic import SymbolicInt, source_of
 
@@ -347,7 +347,7 @@ def lower_diagonal_scatter(
 @lowering(aten.as_strided.default)
 def lower_as_strided(b: Builder, x: Value, *args: Any, **kwargs: Any) -> Value:
     """Refused: strides are of the storage behind the tensor, which a graph does not show."""
-    raise CannotLower(
+    raise LoweringError(
         "aten.as_strided: its strides address the memory of the tensor, which depends on how it "
         "was made; write it with reshape, slices or Tensor.unfold"
     )

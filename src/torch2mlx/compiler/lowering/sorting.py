@@ -14,7 +14,7 @@ import torch
 
 from torch2mlx.compiler.builder import Builder, Value
 from torch2mlx.compiler.lowering.indexing import lower_gather
-from torch2mlx.compiler.lowering.registry import CannotLower, lowering
+from torch2mlx.compiler.lowering.registry import LoweringError, lowering
 from torch2mlx.compiler.lowering.shape import lower_reshape
 from torch2mlx.compiler.lowering.types import is_integer, promote
 from torch2mlx.compiler.runtime import sorting
@@ -143,7 +143,7 @@ def lower_nanmedian(b: Builder, x: Value) -> Value:
 def _flat_median(b: Builder, x: Value, ignore_nan: bool) -> Value:
     if x.array.size == 0:
         if is_integer(x.dtype):
-            raise CannotLower("aten.median of an empty integer tensor: torch leaves it undefined")
+            raise LoweringError("aten.median of an empty integer tensor: torch leaves it undefined")
         result: Value = b.call(mx.array, float("nan"), x.dtype)
         return result
     return _median(b, lower_reshape(b, x, (-1,)), 0, False, ignore_nan)[0]

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from torch2mlx.compiler.builder import Builder, Value
-from torch2mlx.compiler.lowering.registry import CannotLower
+from torch2mlx.compiler.lowering.registry import LoweringError
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -38,7 +38,7 @@ _NAMES = {
 
 
 def mx_dtype(dtype: torch.dtype) -> mx.Dtype:
-    """The MLX dtype of a torch dtype; CannotLower for one that MLX cannot compute with.
+    """The MLX dtype of a torch dtype; LoweringError for one that MLX cannot compute with.
 
     float64 is refused because MLX has it on the CPU only.
     """
@@ -46,7 +46,7 @@ def mx_dtype(dtype: torch.dtype) -> mx.Dtype:
 
     name = str(dtype).removeprefix("torch.")
     if name not in _NAMES:
-        raise CannotLower(f"dtype={dtype}: MLX does not compute in it")
+        raise LoweringError(f"dtype={dtype}: MLX does not compute in it")
     result: mx.Dtype = getattr(mx, _NAMES[name])
     return result
 
@@ -135,7 +135,7 @@ def result_dtype(*operands: Any) -> mx.Dtype:
         result = dtype if result is None else _promoted(result, dtype)
         reached = category
     if result is None:
-        raise CannotLower("result_dtype: no operands")
+        raise LoweringError("result_dtype: no operands")
     return result
 
 
