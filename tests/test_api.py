@@ -21,6 +21,7 @@ from torch2mlx.errors import (
     ParityError,
     PlanError,
     SourceError,
+    Torch2MLXError,
 )
 
 Checkpoint = Callable[..., Path]
@@ -42,7 +43,9 @@ def test_errors_have_codes_of_their_own() -> None:
 
     kinds = [getattr(errors, name) for name in errors.__all__]
     assert all(issubclass(kind, torch2mlx.Torch2MLXError) for kind in kinds)
-    assert len({kind.exit_code for kind in kinds}) == len(kinds)
+    # A refinement of an error shares its code.
+    direct = [kind for kind in kinds if Torch2MLXError in kind.__bases__]
+    assert len({kind.exit_code for kind in direct} - {1}) == len(direct)
 
 
 _HEAVY = ("torch", "mlx", "mlx_lm", "transformers", "numpy")

@@ -21,6 +21,9 @@ from torch2mlx.options import ConvertOptions
 from torch2mlx.progress import Progress, Silent
 
 if TYPE_CHECKING:
+    import torch
+
+    from torch2mlx.compiler.route import Compiled
     from torch2mlx.packaging.index import WeightSummary
     from torch2mlx.packaging.manifest import Manifest
     from torch2mlx.planning.plan import Plan
@@ -131,25 +134,38 @@ def inspect(
 
 
 def convert(
-    source: str | Path,
+    source: str | Path | torch.nn.Module | torch.export.ExportedProgram,
     destination: str | Path = "mlx_model",
     *,
+    example_inputs: Sequence[Any] | None = None,
+    example_kwargs: Mapping[str, Any] | None = None,
+    dynamic_shapes: Any = None,
+    example: str | Path | None = None,
+    dynamic: Sequence[str] = (),
     progress: Progress | None = None,
     **options: Any,
-) -> Conversion:
-    """Convert a checkpoint to MLX, prove that it equals PyTorch, and publish the folder.
+) -> Conversion | Compiled:
+    """Convert a model to MLX, prove that it equals PyTorch, and publish the folder.
 
-    Nothing appears at the destination until everything is written and proven.
+    Nothing appears at the destination until everything is written and proven.  Checkpoints of
+    language models become mlx-lm's models; a module becomes MLX code of its own.
 
     Args:
-        source: a folder, a checkpoint file (.safetensors, .bin, .pt, .pth, .gguf) or a hub id.
+        source: a folder, a checkpoint file (.safetensors, .bin, .pt, .pth, .gguf) or a hub id;
+            or an `nn.Module`, an `ExportedProgram`, a .pt2 file or "package.module:factory".
         destination: folder to create; it must not exist.
+        example_inputs: of a module: positional arguments of its `forward`.
+        example_kwargs: of a module: keyword arguments.
+        dynamic_shapes: of a module: as for `torch.export.export`; other extents are fixed.
+        example: a file with the arguments, written by `torch.save`, in place of values.
+        dynamic: "argument:axis=name" texts in place of `dynamic_shapes`.
         progress: listener, such as `torch2mlx.reporting.terminal.Bars()`.
         **options: fields of `torch2mlx.options.ConvertOptions`.
 
     Raises:
         Torch2MLXError: one of `torch2mlx.errors`, with a message for the user.
     """
+    from torch2mlx.compiler.route import Example, convert_program, is_program
     from torch2mlx.packaging.staging import check_destination
 
     try:
@@ -159,6 +175,19 @@ def convert(
     asked.check()
     check_destination(destination)
     listener = progress or Silent()
+    examples = Example(example_inputs, example_kwargs, dynamic_shapes, example, tuple(dynamic))
+    if is_program(source):
+        with listener.stage("Compiling and comparing with PyTorch"):
+            compiled = convert_program(source, destination, asked, examples)
+        for note in compiled.notes:
+            listener.note(note)
+        return compiled
+    if examples.given:
+        raise OptionError(
+            f"{source}: a checkpoint takes no example; to compile a module, name what builds it: "
+            "package.module:factory"
+        )
+    assert isinstance(source, str | Path)
     checkpoint = _open(source, asked.revision, asked.trust_remote_code)
     with closing(checkpoint.source):
         asked.check_source(checkpoint.kind, checkpoint.location)

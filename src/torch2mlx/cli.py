@@ -86,7 +86,9 @@ class Router(StrEnum):
 Source = Annotated[
     str | None,
     typer.Argument(
-        metavar="SRC", help="A folder, a checkpoint file or a hub id.", show_default=False
+        metavar="SRC",
+        help="A folder, a checkpoint file, a hub id, a .pt2 file or package.module:factory.",
+        show_default=False,
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
@@ -236,6 +238,21 @@ def convert(
         bool,
         typer.Option("--no-verify", help="Skip the comparison with PyTorch; the manifest says so."),
     ] = False,
+    example: Annotated[
+        str | None,
+        typer.Option(
+            help="Arguments of a module's forward, written by torch.save: a tensor, a tuple or a "
+            "dict.",
+            show_default=False,
+        ),
+    ] = None,
+    dynamic: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="An extent of a module's input that may change: 'x:0=batch'; repeatable.",
+            show_default=False,
+        ),
+    ] = None,
     upload_repo: Annotated[
         str | None,
         typer.Option(help="Upload the result to this hub repository.", show_default=False),
@@ -245,8 +262,9 @@ def convert(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Convert a checkpoint to MLX and prove that the result equals PyTorch.
+    """Convert a checkpoint or a module to MLX and prove that the result equals PyTorch.
 
+    A module is named by what builds it, package.module:factory, or by a .pt2 file.
     The options of mlx_lm.convert are accepted with the same meaning.
     """
     from torch2mlx import api
@@ -273,6 +291,8 @@ def convert(
         max_context=max_context,
         trust_remote_code=trust_remote_code,
         revision=revision,
+        example=example,
+        dynamic=tuple(dynamic or ()),
         progress=_progress(quiet),
     )
     _show(result, as_json)

@@ -4,6 +4,7 @@
     ├── OptionError           options that contradict each other or the model
     ├── SourceError           the checkpoint is missing, damaged, ambiguous or not a checkpoint
     ├── UnsupportedError      understood, but no route converts it
+    │   └── CompileError      a module cannot be exported or has no counterpart in MLX
     ├── PlanError             tensors and model do not fit together (missing, extra, misshapen)
     ├── NumericError          NaN, Inf or overflow in a tensor
     ├── DestinationError      the destination exists, cannot be written, or the disk is full
@@ -14,7 +15,10 @@ A message names the file or tensor, what was expected and found, and what to do.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 __all__ = [
+    "CompileError",
     "DestinationError",
     "NumericError",
     "OptionError",
@@ -48,6 +52,19 @@ class UnsupportedError(Torch2MLXError):
     """The checkpoint is understood, but nothing here converts it."""
 
     exit_code = 4
+
+
+class CompileError(UnsupportedError):
+    """A module that cannot be exported, or that computes what MLX cannot.
+
+    Attributes:
+        reasons: every one that was found, each with the line of the user's source.
+    """
+
+    def __init__(self, subject: str, reasons: Sequence[str]) -> None:
+        self.reasons = tuple(reasons)
+        listing = "".join(f"\n  - {reason}" for reason in self.reasons)
+        super().__init__(f"{subject} cannot be compiled to MLX:{listing}")
 
 
 class PlanError(Torch2MLXError):

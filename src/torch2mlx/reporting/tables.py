@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from torch2mlx.api import Conversion, Generation, Verification
+from torch2mlx.compiler.route import Compiled
 from torch2mlx.inspection import Inspection
 from torch2mlx.reporting.terminal import format_bytes
 
@@ -96,6 +97,18 @@ def _(result: Conversion) -> None:
     )
     console.print(table)
     _parity(console, manifest["verification"])
+
+
+@render.register
+def _(result: Compiled) -> None:
+    table = _grid()
+    table.add_row("written", str(result.destination))
+    table.add_row("model", f"{result.model_class} in model.py")
+    table.add_row("compared on", "; ".join(result.cases))
+    table.add_row("relative L2", f"{_number(result.error)} (limit {_number(result.limit)})")
+    if result.drift is not None:
+        table.add_row("quantization", f"moves the outputs by {_number(result.drift)}")
+    Console(highlight=False).print(table)
 
 
 @render.register

@@ -1,0 +1,1 @@
+"""Any `nn.Module` as readable MLX code: export → graph → passes → source."""

@@ -1,0 +1,323 @@
+"""One class for every kind of module; equal modules share it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch2mlx.compiler.builder import Value
+from torch2mlx.compiler.codegen import source
+from torch2mlx.compiler.codegen.blocks import Block
+from torch2mlx.compiler.codegen.constructors import (
+    Child,
+    Hole,
+    Items,
+    Joined,
+    Piece,
+    Text,
+    parameters_of,
+)
+from torch2mlx.compiler.codegen.expressions import literal
+from torch2mlx.compiler.codegen.methods import MethodWriter, Places, source_hints
+from torch2mlx.compiler.codegen.signature import arguments, result_source
+from torch2mlx.compiler.codegen.tree import ModuleTree, Slot
+from torch2mlx.compiler.graph import Weight
+from torch2mlx.compiler.layers import Layer
+from torch2mlx.compiler.program import Program
+
+__all__ = ["ClassWriter", "GeneratedClass"]
+
+
+@dataclass(eq=False)
+class _Method:
+    """A method of a class, and the block that it was written from."""
+
+    method: str
+    order: tuple[int, ...]
+    block: Block
+    names: list[str]
+
+
+@dataclass(eq=False)
+class GeneratedClass:
+    """A class of the generated model.
+
+    Attributes:
+        name: of the class.
+        original: qualified name of the original's class.
+        path: of one module of this class.
+        init: statements that make its attributes.
+        numbers: those in the statements, for every module of this class.
+        blocks: calls of its modules.
+    """
+
+    name: str
+    original: str
+    path: str
+    methods: dict[str, _Method]
+    init: list[Piece]
+    numbers: list[list[Hole]] = field(default_factory=list)
+    blocks: list[Block] = field(default_factory=list)
+
+    def parameters(self) -> list[tuple[str, int]]:
+        """Names of the constructor's parameters, and which number each stands for first."""
+        return parameters_of(self.numbers)[0]
+
+
+class ClassWriter:
+    """Finds the classes of a program and writes them.
+
+    Args:
+        program: lowered.
+        root: from `partition`.
+        tree: attributes of the generated model.
+    """
+
+    def __init__(self, program: Program, root: Block, tree: ModuleTree) -> None:
+        self.program = program
+        self.root = root
+        self.tree = tree
+        self.classes: dict[str, GeneratedClass] = {}
+        self.by_path: dict[str, GeneratedClass] = {}
+        self.method_of: dict[int, _Method] = {}
+        self.runtime: dict[str, Any] = {}
+        weights = {id(v): name for name, v in program.weights.items()}
+        self.places = Places(tree, weights, self._callee, source_hints(root))
+        self._find()
+
+    def _callee(self, block: Block) -> _Method:
+        return self.method_of[id(block)]
+
+    def _find(self) -> None:
+        calls: dict[str, list[Block]] = {}
+        last: dict[str, int] = {}
+        for position, block in enumerate(self.root.blocks()):
+            calls.setdefault(block.path, []).append(block)
+            last[block.path] = position
+        # Inner modules first: longer paths, and a module before the one that contains it.
+        for path in sorted(calls, key=lambda p: (p == "", -p.count("."), last[p])):
+            self._assign(path, calls[path])
+
+    def _assign(self, path: str, blocks: list[Block]) -> None:
+        bodies = [self._canonical(block) for block in blocks]
+        distinct = list(dict.fromkeys(bodies))
+        original = blocks[0].frame.class_name
+        init = self._init(path)
+        key = "\n".join([original, *(piece.template() for piece in init), *distinct])
+        made = self.classes.get(key)
+        if made is None:
+            methods = {}
+            for number, body in enumerate(distinct):
+                block = blocks[bodies.index(body)]
+                name = "__call__" if number == 0 else f"call_{number + 1}"
+                order, names = self._parameters(block)
+                methods[body] = _Method(name, order, block, names)
+            made = GeneratedClass(self._class_name(original), original, path, methods, init)
+            self.classes[key] = made
+        made.numbers.append([hole for piece in init for hole in piece.holes()])
+        made.blocks += blocks
+        self.by_path[path] = made
+        for block, body in zip(blocks, bodies, strict=True):
+            self.method_of[id(block)] = made.methods[body]
+
+    def _canonical(self, block: Block) -> str:
+        names = [f"a{i}" for i in range(len(block.inputs))]
+        writer = MethodWriter(block, self.places, names, pretty=False)
+        lines = [*writer.extents(), *writer.write()]
+        return "\n".join([", ".join([*names, *block.passed]), *lines])
+
+    def _class_name(self, original: str) -> str:
+        base = re.sub(r"\W", "_", original.rpartition(".")[2]) or "Model"
+        taken = {c.name for c in self.classes.values()} | {"Path"}
+        name, number = base, 2
+        while name in taken:
+            name, number = f"{base}{number}", number + 1
+        return name
+
+    def _parameters(self, block: Block) -> tuple[tuple[int, ...], list[str]]:
+        """The order in which a block takes its inputs, and what it calls them."""
+        given = source.parameters(block.frame.file, block.frame.line)
+        if not block.path:
+            return tuple(range(len(block.inputs))), []
+        names: list[str] = []
+        for value in block.inputs:
+            names.append(self._parameter(value, given, names))
+        free = [p for p in given if p not in names]
+        unknown = [i for i, n in enumerate(names) if not n]
+        for position in unknown:
+            wanted = free[0] if len(unknown) == 1 and free else "x"
+            names[position] = _unused(wanted, names)
+        order = sorted(
+            range(len(names)),
+            key=lambda i: (given.index(names[i]) if names[i] in given else len(given), i),
+        )
+        return tuple(order), names
+
+    def _parameter(self, value: Value, given: tuple[str, ...], names: list[str]) -> str:
+        weight = self.places.weights.get(id(value))
+        name = weight.rpartition(".")[2] if weight else self.places.hints.get(id(value), "")
+        if weight is None and value.name:
+            name = value.name
+        if weight:
+            return _unused(name, names)
+        return name if name in given and name not in names else ""
+
+    # Source of the classes
+
+    def write(self) -> list[str]:
+        """Source of every class, inner ones first."""
+        return [self._class(c) for c in self.classes.values()]
+
+    def _class(self, made: GeneratedClass) -> str:
+        original = made.original.removeprefix("__main__.")
+        doc = f'"""Port of `{original}`."""'
+        lines = [f"class {made.name}(nn.Module):", f"    {doc}", ""]
+        if made.init:
+            parameters, sources = parameters_of(made.numbers)
+            given = ", ".join(["self", *(name for name, _ in parameters)])
+            lines += [f"    def __init__({given}):", "        super().__init__()"]
+            numbers = iter(sources)
+            lines += [f"        {piece.write(numbers)}" for piece in made.init]
+            lines.append("")
+        for method in made.methods.values():
+            lines += [f"    {line}" if line else "" for line in self._method(made, method)]
+            lines.append("")
+        return "\n".join(lines).rstrip()
+
+    def _method(self, made: GeneratedClass, method: _Method) -> list[str]:
+        block = method.block
+        if block.path:
+            names, unpack = method.names, []
+            parameters = [method.names[i] for i in method.order] + block.passed
+            result = None
+            documented = [(method.names[i], block.inputs[i]) for i in method.order]
+        else:
+            graph = self.program.graph
+            given = arguments(graph)
+            local = {k: v for a in given for k, v in a.tensors.items()}
+            names = [local[i.name] for i in graph.inputs]
+            parameters = [a.name for a in given]
+            unpack = [line for a in given for line in a.unpack]
+            documented = list(zip(names, block.inputs, strict=True))
+
+            def result(write: Any) -> str:
+                return result_source(graph.out_spec, self.program.outputs, write)
+
+        writer = MethodWriter(block, self.places, names)
+        body = writer.write(result)
+        self.runtime |= writer.printer.runtime
+        shapes = [f"{name} {_shape(value)}" for name, value in documented]
+        returned = ", ".join(_shape(v) for v in block.outputs)
+        blocks = [b for b in made.blocks if self.method_of[id(b)] is method]
+        lines = [f"def {method.method}({', '.join(['self', *parameters])}):"]
+        if len({_shapes(b) for b in blocks}) == 1 and block.outputs:
+            lines += _docstring(shapes, returned)
+        return [*lines, *(f"    {line}" for line in [*unpack, *writer.extents(), *body])]
+
+    def _init(self, path: str) -> list[Piece]:
+        """Statements that make a module's attributes."""
+        lines: list[Piece] = []
+        frozen: list[str] = []
+        self._attributes(self.tree.slot(path), "self", lines, frozen)
+        if frozen:
+            lines.append(Text(f"self.freeze(recurse=False, keys={literal(frozen)})"))
+        return lines
+
+    def _attributes(self, slot: Slot, text: str, lines: list[Piece], frozen: list[str]) -> None:
+        for key, child in slot.children.items():
+            target = f"{text}.{key}"
+            lines.append(Joined((Text(f"{target} = "), self._constructor(child))))
+            content = child.content
+            if isinstance(content, Weight) and content.kind != "parameter" and text == "self":
+                frozen.append(key)
+            self._inside(child, target, lines, frozen)
+
+    def _inside(self, slot: Slot, text: str, lines: list[Piece], frozen: list[str]) -> None:
+        """Attributes of plain containers, which no class of their own makes."""
+        if slot.content is not None:
+            return
+        if not slot.is_list:
+            self._attributes(slot, text, lines, frozen)
+            return
+        for key, child in slot.children.items():
+            self._inside(child, f"{text}[{key}]", lines, frozen)
+
+    def _constructor(self, slot: Slot) -> Piece:
+        content = slot.content
+        if isinstance(content, Weight):
+            value = self.program.weights[content.name]
+            dtype = literal(value.dtype)
+            extents = _numbers(tuple(value.array.shape), "size")
+            end = ")" if dtype == "mx.float32" else f", {dtype})"
+            return Joined((Text("mx.zeros("), extents, Text(end)))
+        if isinstance(content, Layer):
+            return _layer(content)
+        if isinstance(content, str):
+            kind = self.by_path[content]
+            return Child(kind, tuple(h for piece in self._init(content) for h in piece.holes()))
+        if not slot.is_list:
+            return Text("nn.Module()")
+        items: list[Piece] = [Text("nn.Identity()")] * (max(map(int, slot.children)) + 1)
+        for key, child in slot.children.items():
+            items[int(key)] = self._constructor(child)
+        return Items(tuple(items))
+
+
+_LAYER_ARGUMENTS = {
+    "Linear": ("inputs", "outputs"),
+    "Embedding": ("count", "dims"),
+    "LayerNorm": ("dims",),
+    "RMSNorm": ("dims",),
+    "BatchNorm": ("channels",),
+    "GroupNorm": ("groups", "channels"),
+}
+
+
+def _layer(layer: Layer) -> Piece:
+    names = _LAYER_ARGUMENTS.get(layer.class_name, ("in_channels", "out_channels", "kernel"))
+    parts: list[Piece] = [Text(f"nn.{layer.class_name}(")]
+    given = [("", value, name) for value, name in zip(layer.args, names, strict=True)]
+    given += [(f"{key}=", value, key) for key, value in layer.kwargs]
+    for number, (prefix, value, name) in enumerate(given):
+        parts += [Text(", " * (number > 0) + prefix), _numbers(value, name)]
+    return Joined((*parts, Text(")")))
+
+
+def _numbers(value: Any, name: str) -> Piece:
+    """A number or a tuple of numbers; anything else stays as it is."""
+    if isinstance(value, tuple):
+        parts: list[Piece] = [Text("(")]
+        for item in value:
+            parts += [_numbers(item, name), Text(", ")]
+        if len(value) > 1:
+            parts.pop()
+        return Joined((*parts, Text(")")))
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return Text(literal(value))
+    return Hole(value, name)
+
+
+def _unused(wanted: str, names: list[str]) -> str:
+    name, number = wanted, 2
+    while name in names:
+        name, number = f"{wanted}_{number}", number + 1
+    return name
+
+
+def _shape(value: Value) -> str:
+    extents = ", ".join(str(n) if type(n) is int else repr(n) for n in value.shape)
+    return f"[{extents}]"
+
+
+def _shapes(block: Block) -> str:
+    return " ".join(_shape(v) for v in (*block.inputs, *block.outputs))
+
+
+def _docstring(shapes: list[str], returned: str) -> list[str]:
+    text = f"{', '.join(shapes)} → {returned}"
+    if len(text) <= 80:
+        return [f'    """{text}."""']
+    lines = ['    """Shapes:', ""]
+    lines += [f"        {shape}" for shape in shapes]
+    return [*lines, f"        → {returned}", '    """']

@@ -1,0 +1,138 @@
+"""The module tree of the generated model: which attribute holds what."""
+
+from __future__ import annotations
+
+import keyword
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+from torch2mlx.compiler.graph import Weight
+from torch2mlx.compiler.layers import Layer
+
+__all__ = ["ModuleTree", "Slot", "attribute_name", "local_name"]
+
+
+@cache
+def _module_attributes() -> frozenset[str]:
+    from mlx.nn.layers.base import Module
+
+    make: Any = Module
+    return frozenset(dir(make()))
+
+
+def attribute_name(component: str) -> str:
+    """The attribute for a component of a path.
+
+    MLX skips names that begin with "_", and a method of `nn.Module` (a dict) hides an
+    attribute of its name.
+    """
+    name = component
+    if name.startswith("_"):
+        name = name.lstrip("_") + "_"
+    if name in _module_attributes():
+        name += "_"
+    return name if name.isdigit() else local_name(name)
+
+
+def local_name(name: str) -> str:
+    """The nearest name that Python takes."""
+    name = "".join(c if c.isalnum() else "_" for c in name)
+    if not name or name[0].isdigit() or keyword.iskeyword(name):
+        name = f"{name}_" if name and not name[0].isdigit() else f"x_{name}"
+    return name
+
+
+@dataclass(eq=False)
+class Slot:
+    """A place in the tree: a weight, a layer, a generated class, or a plain container."""
+
+    content: Weight | Layer | str | None = None
+    children: dict[str, Slot] = field(default_factory=dict)
+
+    @property
+    def is_list(self) -> bool:
+        return bool(self.children) and all(key.isdigit() for key in self.children)
+
+
+class ModuleTree:
+    """Paths of the original in terms of the generated model.
+
+    Args:
+        instances: paths of the modules that become classes.
+        layers: by path.
+        weights: those that functional code uses.
+        order: names of all weights, as the original has them.
+    """
+
+    def __init__(
+        self,
+        instances: list[str],
+        layers: dict[str, Layer],
+        weights: list[Weight],
+        order: list[str],
+    ) -> None:
+        self.instances = set(instances)
+        self.root = Slot("")
+        contents: dict[str, Any] = {path: path for path in instances if path}
+        contents |= layers
+        contents |= {w.name: w for w in weights}
+        first: dict[str, int] = {}
+        for position, name in enumerate(order):
+            while name:
+                first.setdefault(name, position)
+                name = name.rpartition(".")[0]
+        for path in sorted(contents, key=lambda p: first.get(p, len(order))):
+            content = contents[path]
+            slot = self.root
+            for key in self.keys(path):
+                slot = slot.children.setdefault(key, Slot())
+            slot.content = content
+
+    def keys(self, path: str) -> list[str]:
+        """Attribute names and list indices that lead to a path."""
+        result: list[str] = []
+        prefix = ""
+        for component in path.split("."):
+            if component.isdigit() and prefix in self.instances:
+                # A class derived from Sequential: MLX keeps such children in `layers`.
+                result.append("layers")
+            result.append(attribute_name(component))
+            prefix = f"{prefix}.{component}" if prefix else component
+        return result
+
+    def name(self, path: str) -> str:
+        """Name of a parameter in the weight file."""
+        return ".".join(self.keys(path))
+
+    def access(self, path: str, owner: str) -> str:
+        """Source of the attribute for a path, in a method of the module at `owner`."""
+        slot = self.root
+        skipped = len(self.keys(owner)) if owner else 0
+        text = "self"
+        for depth, key in enumerate(self.keys(path)):
+            if depth >= skipped:
+                text += f"[{key}]" if slot.is_list else f".{key}"
+            slot = slot.children[key]
+        return text
+
+    def lengths(self, path: str) -> dict[str, int]:
+        """Source of every list in the module at a path → its length."""
+        found: dict[str, int] = {}
+
+        def visit(slot: Slot, text: str) -> None:
+            if slot.is_list:
+                found[text] = max(map(int, slot.children)) + 1
+            for key, child in slot.children.items():
+                if child.content is None:
+                    visit(child, f"{text}[{key}]" if slot.is_list else f"{text}.{key}")
+
+        visit(self.slot(path), "self")
+        return found
+
+    def slot(self, path: str) -> Slot:
+        """The place of a path."""
+        slot = self.root
+        for key in self.keys(path) if path else []:
+            slot = slot.children[key]
+        return slot

@@ -1,0 +1,1 @@
+"""ATen operators in terms of MLX, one file per family, one registry."""

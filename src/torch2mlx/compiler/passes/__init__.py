@@ -1,0 +1,19 @@
+"""Program → program, one file each; none changes what is computed, for any size of the inputs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch2mlx.compiler.program import Program
+
+__all__ = ["optimized"]
+
+
+def optimized(program: Program) -> Program:
+    """The program after all passes."""
+    from torch2mlx.compiler.passes.fusion import fuse
+    from torch2mlx.compiler.passes.simplify import simplify
+    from torch2mlx.compiler.passes.transposes import sink_transposes
+
+    return simplify(fuse(simplify(sink_transposes(program))))

@@ -1,0 +1,196 @@
+"""The computation as calls of MLX functions and layers: every node lowered."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch2mlx.compiler.builder import Builder, Call, Value
+from torch2mlx.compiler.graph import Graph, Input, Node, Origin, Ref, TensorType, Weight
+from torch2mlx.compiler.layers import Layer, LayerUse, find_layers
+from torch2mlx.compiler.lowering.registry import LoweringError, lowering_for, registered
+from torch2mlx.compiler.lowering.types import mx_dtype
+from torch2mlx.errors import CompileError
+
+__all__ = ["Program", "Step", "build_program", "values_in"]
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One call and the place in the module tree where it belongs."""
+
+    call: Call
+    origin: Origin
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """A lowered graph.
+
+    Attributes:
+        graph: what was lowered.
+        inputs, weights: values by name.
+        steps: in an order of execution; each is needed for an output or a state.
+        outputs: for every leaf of the graph's `out_spec` a Value, a number or None.
+        states: buffer → its new value.
+    """
+
+    graph: Graph
+    inputs: Mapping[str, Value]
+    weights: Mapping[str, Value]
+    steps: tuple[Step, ...]
+    outputs: tuple[Any, ...]
+    states: Mapping[str, Value]
+
+    @property
+    def layers(self) -> dict[str, Layer]:
+        """Path → layer, for every layer that is called."""
+        functions = (step.call.function for step in self.steps)
+        return {f.layer.path: f.layer for f in functions if isinstance(f, LayerUse)}
+
+
+def build_program(graph: Graph) -> Program:
+    """Lower every node.
+
+    Raises:
+        CompileError: with all operators that have no counterpart, each with its line.
+    """
+    return _Lowerer(graph).lower()
+
+
+class _Lowerer:
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.builder = Builder()
+        self.values: dict[str, tuple[Value | None, ...]] = {}
+        self.reasons: dict[str, list[str]] = {}
+
+    def lower(self) -> Program:
+        graph = self.graph
+        given: tuple[Input | Weight, ...] = (*graph.inputs, *graph.weights)
+        for item in given:
+            value = self.placeholder(item.type, f"%{item.name}")
+            value.name = item.name
+            self.values[item.name] = (value,)
+        registered()  # a broken registry is no reason of the model
+        layers = find_layers(graph)
+        origins: list[Origin] = []
+        for node in graph.nodes:
+            self.values[node.name] = self.node(node, layers.get(node.name))
+            origins += [node.origin] * (len(self.builder.calls) - len(origins))
+        if self.reasons:
+            texts = []
+            for reason, places in self.reasons.items():
+                more = f" and {len(places) - 3} more" if len(places) > 3 else ""
+                texts.append(f"{reason} — at {', '.join(places[:3])}{more}")
+            raise CompileError(graph.class_name, texts)
+        outputs = tuple(self.value(o) for o in graph.outputs)
+        states = {name: self.value(ref) for name, ref in graph.states.items()}
+        steps = [Step(c, o) for c, o in zip(self.builder.calls, origins, strict=True)]
+        return Program(
+            graph,
+            {i.name: self.tensor(i.name) for i in graph.inputs},
+            {w.name: self.tensor(w.name) for w in graph.weights},
+            _needed(steps, (*outputs, *states.values())),
+            outputs,
+            states,
+        )
+
+    def node(self, node: Node, layer: Any) -> tuple[Value | None, ...]:
+        place = str(node.origin) or f"%{node.name}"
+        start = len(self.builder.calls)
+        try:
+            if layer is not None:
+                source = self.value(layer.input)
+                made: Any = layer.lower(self.builder, source)
+            else:
+                function = lowering_for(node.target)
+                args = self.value(list(node.args))
+                made = function(
+                    self.builder, *args, **{k: self.value(v) for k, v in node.kwargs.items()}
+                )
+            results = tuple(made) if isinstance(made, list | tuple) else (made,)
+            padded = _padded(results, len(node.results))
+            return tuple(map(self.finish, [node] * len(padded), padded, node.results))
+        except LoweringError as error:
+            self.fail(str(error), place)
+        except (ValueError, TypeError, RuntimeError, IndexError, NotImplementedError) as error:
+            self.fail(f"{node.target} could not be lowered: {_first_line(error)}", place)
+        # Go on with values of the right type, to find every reason in one run.
+        del self.builder.calls[start:]
+        return tuple(None if k is None else self.placeholder(k, place) for k in node.results)
+
+    def finish(self, node: Node, value: Any, kind: TensorType | None) -> Value | None:
+        """The result in the recorded dtype, its shape checked."""
+        if kind is None or value is None:
+            return None
+        if tuple(value.array.shape) != tuple(int(s) for s in kind.shape):
+            raise ValueError(
+                f"the lowering gives shape {tuple(value.array.shape)}, torch {kind.shape}"
+            )
+        value = self.builder.cast(value, mx_dtype(kind.dtype))
+        if value.dims is None:
+            value.dims = kind.shape
+        return value  # type: ignore[no-any-return]
+
+    def placeholder(self, kind: TensorType, place: str) -> Value:
+        import mlx.core as mx
+
+        try:
+            dtype = mx_dtype(kind.dtype)
+        except LoweringError as error:
+            self.fail(str(error), place)
+            dtype = mx.float32
+        return Value(mx.zeros([int(s) for s in kind.shape], dtype), dims=kind.shape)
+
+    def fail(self, reason: str, place: str) -> None:
+        places = self.reasons.setdefault(reason, [])
+        if place not in places:
+            places.append(place)
+
+    def tensor(self, name: str) -> Value:
+        value = self.values[name][0]
+        assert value is not None
+        return value
+
+    def value(self, argument: Any) -> Any:
+        if isinstance(argument, Ref):
+            return self.values[argument.name][argument.index]
+        if isinstance(argument, list | tuple):
+            return type(argument)(self.value(a) for a in argument)
+        return argument
+
+
+def _padded(results: tuple[Any, ...], count: int) -> tuple[Any, ...]:
+    """A lowering may leave out trailing results, which no inference program uses."""
+    return results + (None,) * (count - len(results))
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def values_in(argument: Any) -> Iterator[Value]:
+    """Every value in a call's arguments."""
+    if isinstance(argument, Value):
+        yield argument
+    elif isinstance(argument, list | tuple):
+        for item in argument:
+            yield from values_in(item)
+    elif isinstance(argument, Mapping):
+        for item in argument.values():
+            yield from values_in(item)
+    elif isinstance(argument, slice):
+        yield from values_in([argument.start, argument.stop, argument.step])
+
+
+def _needed(steps: list[Step], results: tuple[Any, ...]) -> tuple[Step, ...]:
+    """The steps that the results depend on."""
+    wanted = {id(v) for v in values_in(results)}
+    kept: list[Step] = []
+    for step in reversed(steps):
+        if any(id(v) in wanted for v in step.call.outputs):
+            kept.append(step)
+            wanted |= {id(v) for v in values_in((step.call.args, step.call.kwargs))}
+    return tuple(reversed(kept))

@@ -1,0 +1,356 @@
+"""From what a user has (a module, a factory's name, a `.pt2` file) to a compiled folder."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+import sys
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch2mlx.errors import OptionError, SourceError, UnsupportedError
+from torch2mlx.options import ConvertOptions
+
+if TYPE_CHECKING:
+    from torch2mlx.compiler.package import CompiledModule
+
+__all__ = ["Compiled", "Example", "convert_program", "is_program"]
+
+_FACTORY = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
+_QUANTIZATION = frozenset(
+    "quantize q_bits q_group_size q_mode recipe keep bits embedding head router strict".split()
+)
+
+
+@dataclass(frozen=True)
+class Example:
+    """What a module is called with while it is exported, and which extents may change.
+
+    Attributes:
+        inputs: positional arguments of `forward`.
+        kwargs: its keyword arguments.
+        dynamic_shapes: as for `torch.export.export`.
+        file: a file with the arguments instead (see `read_example`).
+        dynamic: "argument:axis=name" texts instead of `dynamic_shapes`.
+    """
+
+    inputs: Sequence[Any] | None = None
+    kwargs: Mapping[str, Any] | None = None
+    dynamic_shapes: Any = None
+    file: str | Path | None = None
+    dynamic: Sequence[str] = ()
+
+    @property
+    def given(self) -> bool:
+        """Anything was said at all."""
+        return self != Example()
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What the compiler made.
+
+    Attributes:
+        destination: the published folder.
+        model_class: name of the root class in its model.py.
+        operators: number of ATen calls that were lowered.
+        cases: inputs on which it was compared with PyTorch.
+        error: largest relative L2 error there, before quantization.
+        limit: that it had to keep.
+        quantization: the entry of config.json, or None.
+        drift: relative L2 distance that quantization added on the example, or None.
+        notes: what a user should know.
+    """
+
+    destination: Path
+    model_class: str
+    operators: int
+    cases: tuple[str, ...]
+    error: float
+    limit: float
+    quantization: Mapping[str, Any] | None = None
+    drift: float | None = None
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {**vars(self), "destination": str(self.destination)}
+
+
+def is_program(source: Any) -> bool:
+    """Whether a source goes to the compiler: an object, "package.module:factory", a `.pt2`
+    or TorchScript file.
+
+    Decided without importing torch.
+    """
+    if not isinstance(source, str | Path):
+        return True
+    path = Path(source)
+    if path.suffix == ".pt2" or _is_torchscript(path):
+        return True
+    return _FACTORY.fullmatch(str(source)) is not None and not path.exists()
+
+
+def _is_torchscript(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any("/code/" in name for name in archive.namelist())
+    except (OSError, ValueError, zipfile.BadZipFile):
+        return False
+
+
+def convert_program(
+    source: Any, destination: str | Path, options: ConvertOptions, example: Example
+) -> Compiled:
+    """Compile a program, compare it with PyTorch, and publish its folder.
+
+    Args:
+        source: `nn.Module`, `ExportedProgram`, path of a `.pt2` file, or
+            "package.module:factory" (a class, a function without arguments, or a module).
+        destination: folder to create.
+        options: only quantization applies.
+        example: a module needs one; an exported program brings its own.
+
+    Raises:
+        OptionError: an option that does not apply, no example, or one that does not fit.
+        SourceError: the factory or a file cannot be loaded.
+        CompileError: with every reason why the module has no counterpart in MLX.
+        ParityError: the result differs from PyTorch's; nothing is published.
+    """
+    _check_options(options)
+    if isinstance(source, str | Path) and Path(source).suffix == ".pt2":
+        source = load_exported(Path(source))
+    elif isinstance(source, str | Path) and _is_torchscript(Path(source)):
+        raise _torchscript(f"{source}: a TorchScript archive")
+    elif isinstance(source, str):
+        _require_example(source, example)
+        source = load_factory(source)
+    import torch
+    from torch.export import ExportedProgram
+
+    if isinstance(source, torch.jit.ScriptModule | torch.jit.ScriptFunction):
+        raise _torchscript(type(source).__name__)
+    if isinstance(source, ExportedProgram):
+        if example.given:
+            raise OptionError(
+                "an exported program brings its own example and dynamic shapes; leave out "
+                "example inputs and dynamic shapes, or convert the module itself"
+            )
+        return _compile(source, destination, options, None, None, None)
+    if not isinstance(source, torch.nn.Module):
+        raise OptionError(
+            f"convert(): {type(source).__name__} is no source; give an nn.Module, an "
+            "ExportedProgram, 'package.module:factory' or the path of a checkpoint"
+        )
+    _require_example(type(source).__name__, example)
+    args, kwargs = read_arguments(example)
+    dynamic = example.dynamic_shapes
+    if example.dynamic:
+        dynamic = parse_dynamic(example.dynamic, source, args, kwargs)
+    return _compile(source, destination, options, args, kwargs, dynamic)
+
+
+def _compile(
+    source: Any,
+    destination: str | Path,
+    options: ConvertOptions,
+    args: tuple[Any, ...] | None,
+    kwargs: dict[str, Any] | None,
+    dynamic: Any,
+) -> Compiled:
+    from torch2mlx.compiler.package import compile_exported, compile_module
+
+    quantize = options.quant_options()
+    made: CompiledModule
+    if args is None:
+        made = compile_exported(source, destination, quantize=quantize)
+    else:
+        made = compile_module(source, destination, args, kwargs, dynamic, quantize=quantize)
+    quantized = made.quantized
+    return Compiled(
+        made.folder,
+        made.class_name,
+        made.operators,
+        made.agreement.cases,
+        made.agreement.worst,
+        made.agreement.limit,
+        quantized.assignment.to_config() if quantized else None,
+        quantized.drift if quantized else None,
+        quantized.assignment.notes if quantized else (),
+    )
+
+
+def _check_options(options: ConvertOptions) -> None:
+    refused = sorted(set(options.to_dict()) - _QUANTIZATION)
+    if refused:
+        flags = ", ".join("--no-verify" if n == "verify" else f"--{n}" for n in refused)
+        raise OptionError(
+            f"{flags.replace('_', '-')}: not for modules, which are compiled as they stand and "
+            "always compared with PyTorch; leave it out (for another dtype, cast the module)"
+        )
+
+
+def _torchscript(subject: str) -> UnsupportedError:
+    return UnsupportedError(
+        f"{subject}: TorchScript cannot be compiled, because the Python source is gone; build the "
+        "original nn.Module, give it the weights with "
+        "load_state_dict(torch.jit.load(file).state_dict()), and convert that"
+    )
+
+
+def _require_example(name: str, example: Example) -> None:
+    if example.inputs is None and example.kwargs is None and example.file is None:
+        raise OptionError(
+            f"{name}: an example is needed to follow the computation: --example inputs.pt on the "
+            "command line, example_inputs=(x,) in Python"
+        )
+
+
+def load_factory(name: str) -> Any:
+    """The module that "package.module:factory" makes, in inference mode.
+
+    The working directory is searched first, as `python -m` does.
+
+    Raises:
+        SourceError: it cannot be imported, found or called, or makes something else.
+    """
+    import torch
+
+    module_name, _, attribute = name.partition(":")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        importlib.invalidate_caches()
+        found: Any = importlib.import_module(module_name)
+    except Exception as error:
+        raise SourceError(
+            f"{name}: {module_name} cannot be imported ({type(error).__name__}: {error}); run in "
+            "the folder that holds it, or install it"
+        ) from error
+    finally:
+        sys.path.remove(str(Path.cwd()))
+    try:
+        for part in attribute.split("."):
+            found = getattr(found, part)
+    except AttributeError as error:
+        names = [n for n in vars(importlib.import_module(module_name)) if n[0] != "_"]
+        raise SourceError(
+            f"{name}: {error}; it defines {', '.join(names[:12]) or 'nothing'}"
+        ) from error
+    if not isinstance(found, torch.nn.Module):
+        if not callable(found):
+            raise SourceError(f"{name}: a {type(found).__name__}, not a function or an nn.Module")
+        try:
+            found = found()
+        except Exception as error:
+            raise SourceError(
+                f"{name}() fails: {type(error).__name__}: {error}; a factory takes no arguments "
+                "and returns the module with its weights"
+            ) from error
+    if not isinstance(found, torch.nn.Module):
+        raise SourceError(f"{name}() returns a {type(found).__name__}, not an nn.Module")
+    return found.eval()
+
+
+def load_exported(file: Path) -> Any:
+    """The program in a `.pt2` file.
+
+    Raises:
+        SourceError: there is none that this version of torch can read, or it has no example.
+    """
+    import torch
+
+    if not file.is_file():
+        raise SourceError(f"{file}: no such file")
+    try:
+        program = torch.export.load(file)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise SourceError(
+            f"{file}: torch {torch.__version__} cannot read it as an exported program ({reason}); "
+            "write it again with torch.export.save under this version of torch, or convert the "
+            "module itself"
+        ) from error
+    if program.example_inputs is None:
+        raise SourceError(
+            f"{file}: it was saved without its example inputs, so nothing can be compared; export "
+            "and save it again, or convert the module itself"
+        )
+    return program
+
+
+def read_arguments(example: Example) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments of an example.
+
+    A file holds what `torch.save` wrote: a tensor, a tuple or list of positional arguments, or
+    a dict of keyword arguments; tensors and plain containers only.
+
+    Raises:
+        OptionError: the file cannot be loaded, or both a file and values are given.
+    """
+    if example.file is None:
+        inputs = () if example.inputs is None else example.inputs
+        if not isinstance(inputs, tuple | list):
+            raise OptionError(f"example_inputs is a {type(inputs).__name__}; give a tuple: (x,)")
+        return tuple(inputs), dict(example.kwargs or {})
+    if example.inputs is not None or example.kwargs is not None:
+        raise OptionError("the example is given twice: as a file and as values")
+    import torch
+
+    try:
+        found = torch.load(example.file, map_location="cpu", weights_only=True)
+    except Exception as error:
+        reason = str(error).split("\n", 1)[0][:200] or type(error).__name__
+        raise OptionError(
+            f"--example {example.file}: {reason}; write it with torch.save: a tensor, a tuple of "
+            "positional or a dict of keyword arguments, of tensors and plain values only"
+        ) from error
+    if isinstance(found, Mapping) and all(isinstance(key, str) for key in found):
+        return (), dict(found)
+    if isinstance(found, tuple | list):
+        return tuple(found), {}
+    if isinstance(found, torch.Tensor):
+        return (found,), {}
+    raise OptionError(
+        f"--example {example.file}: a {type(found).__name__}; it must be a tensor, a tuple of "
+        "positional or a dict of keyword arguments"
+    )
+
+
+def parse_dynamic(
+    texts: Sequence[str], module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> dict[str, Any]:
+    """`dynamic_shapes` of "x:0=batch" texts; equal names mean equal extents.
+
+    Raises:
+        OptionError: a text of another form, an argument that the module does not have, or an
+            axis that its tensor does not have.
+    """
+    import torch
+
+    try:
+        given = dict(inspect.signature(module.forward).bind(*args, **kwargs).arguments)
+    except TypeError as error:
+        raise OptionError(
+            f"the example does not fit {type(module).__name__}.forward: {error}"
+        ) from error
+    shapes: dict[str, Any] = dict.fromkeys(given)
+    dims: dict[str, Any] = {}
+    for text in texts:
+        match = re.fullmatch(r"(\w+):(\d+)=([^\W\d]\w*)", text)
+        if match is None:
+            raise OptionError(f"--dynamic {text}: write argument:axis=name, as in 'x:0=batch'")
+        name, axis, label = match[1], int(match[2]), match[3]
+        if not isinstance(given.get(name), torch.Tensor):
+            tensors = ", ".join(n for n, v in given.items() if isinstance(v, torch.Tensor))
+            raise OptionError(f"--dynamic {text}: no tensor argument {name!r}; there is {tensors}")
+        if axis >= given[name].ndim:
+            raise OptionError(
+                f"--dynamic {text}: {name} has {given[name].ndim} axes, counted from 0"
+            )
+        dims.setdefault(label, torch.export.Dim(label))
+        shapes[name] = {**(shapes[name] or {}), axis: dims[label]}
+    return shapes

@@ -1,0 +1,275 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import mlx.core as mx
+import pytest
+import torch
+from torch import Tensor, nn
+
+from torch2mlx.compiler.codegen.loops import rolled
+from torch2mlx.compiler.lowering import registry
+from torch2mlx.compiler.package import Compilation, compile_module, compile_source
+from torch2mlx.errors import DestinationError, OptionError, ParityError
+
+GOLDEN = Path(__file__).with_name("golden")
+REFRESH = "TORCH2MLX_REFRESH_GOLDEN"
+"""Set it to rewrite the files in `golden/` from what is generated now."""
+
+
+def transformer_shapes() -> dict[str, Any]:
+    batch, length = torch.export.Dim("batch"), torch.export.Dim("length", max=16)
+    return {"ids": {0: batch, 1: length}, "mask": {0: batch, 1: length}}
+
+
+def transformer_inputs() -> tuple[Tensor, Tensor]:
+    return torch.randint(11, (2, 5)), torch.rand(2, 5) > 0.3
+
+
+def compiled(models: ModuleType, name: str) -> tuple[nn.Module, tuple[Any, ...], Any]:
+    torch.manual_seed(0)
+    module = getattr(models, name)().eval()
+    if name == "MLP":
+        return module, (torch.randn(2, 8),), None
+    if name == "CNN":
+        return module, (torch.randn(2, 3, 8, 8),), None
+    return module, transformer_inputs(), transformer_shapes()
+
+
+@pytest.mark.parametrize("name", ["MLP", "CNN", "Transformer"])
+def test_generated_source_is_the_golden_one(golden_models: ModuleType, name: str) -> None:
+    module, args, shapes = compiled(golden_models, name)
+    source = compile_source(module, args, dynamic_shapes=shapes).generated.source
+    file = GOLDEN / f"{name.lower()}.py"
+    if os.environ.get(REFRESH):
+        file.write_text(source, encoding="utf-8")
+    assert source == file.read_text(encoding="utf-8"), f"set {REFRESH}=1 to accept the new source"
+    assert max(map(len, source.splitlines())) <= 100
+
+
+@pytest.mark.parametrize("name", ["MLP", "CNN", "Transformer"])
+def test_folder_runs_with_mlx_alone(golden_models: ModuleType, name: str, tmp_path: Path) -> None:
+    module, args, shapes = compiled(golden_models, name)
+    made = compile_module(module, tmp_path / "out", args, dynamic_shapes=shapes)
+    assert made.folder == tmp_path / "out"
+    assert made.agreement.worst <= 1e-4
+    if shapes:
+        assert made.agreement.cases[2:] == ("batch=3, length=7", "batch=2, length=4")
+    with torch.no_grad():
+        expected = module(*args)
+    if isinstance(expected, dict):
+        expected = expected["logits"]
+    inputs = {f"input{i}": mx.array(a.numpy()) for i, a in enumerate(args)}
+    mx.save_safetensors(str(tmp_path / "inputs.safetensors"), inputs)
+    script = """
+import sys
+for name in ("torch", "torch2mlx", "transformers"):
+    sys.modules[name] = None
+import mlx.core as mx
+from model import load
+given = mx.load("../inputs.safetensors")
+result = load(".")(*[given[k] for k in sorted(given)])
+result = result["logits"] if isinstance(result, dict) else result
+mx.save_safetensors("../result.safetensors", {"result": result})
+"""
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    subprocess.run(
+        [sys.executable, "-c", script], cwd=made.folder, env=environment, check=True, timeout=120
+    )
+    result = torch.tensor(mx.load(str(tmp_path / "result.safetensors"))["result"].tolist())
+    assert torch.allclose(result, expected, atol=1e-5)
+    files = {p.name for p in made.folder.iterdir() if p.is_file()}
+    assert files - {"runtime.py"} == {"model.py", "model.safetensors", "config.json", "README.md"}
+    json.loads((made.folder / "config.json").read_text())
+
+
+def test_parameters_keep_their_names_and_convolutions_are_transposed_once(
+    golden_models: ModuleType, tmp_path: Path
+) -> None:
+    module, args, _ = compiled(golden_models, "CNN")
+    folder = compile_module(module, tmp_path / "out", args).folder
+    weights = mx.load(str(folder / "model.safetensors"))
+    expected = {n for n in module.state_dict() if not n.endswith("num_batches_tracked")}
+    assert set(weights) == expected
+    assert weights["features.0.conv.weight"].shape == (8, 3, 3, 3)
+    want = module.features[2].conv.weight.permute(0, 2, 3, 1)  # type: ignore[index, union-attr]
+    assert weights["features.2.conv.weight"].tolist() == want.tolist()
+
+
+def test_tied_weights_are_stored_once(golden_models: ModuleType, tmp_path: Path) -> None:
+    module, args, shapes = compiled(golden_models, "Transformer")
+    folder = compile_module(module, tmp_path / "out", args, dynamic_shapes=shapes).folder
+    names = set(mx.load(str(folder / "model.safetensors")))
+    assert "tokens.weight" in names
+    assert "head.weight" not in names
+
+
+def test_depth_does_not_lengthen_the_file(golden_models: ModuleType) -> None:
+    def source(layers: int) -> str:
+        module = golden_models.Transformer(layers=layers).eval()
+        made = compile_source(module, transformer_inputs(), dynamic_shapes=transformer_shapes())
+        return made.generated.source
+
+    assert source(32).count("\n") == source(2).count("\n")
+    assert "[Block() for _ in range(32)]" in source(32)
+
+
+class Awkward(nn.Module):
+    """Names that MLX or Python would misread, nested arguments and results, shared layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shared = nn.Linear(4, 4)
+        self.norms = nn.ModuleList(nn.LayerNorm(4) for _ in range(3))
+        self.linears = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
+        self.keys = nn.Linear(4, 4)
+        self._scale = nn.Parameter(torch.rand(4))
+        self.named = nn.ModuleDict({"a": nn.Linear(4, 4), "b-c": nn.Linear(4, 4)})
+        self.register_buffer("offset", torch.arange(4.0), persistent=False)
+
+    def forward(self, x: Tensor, extra: dict[str, list[Tensor]]) -> tuple[object, ...]:
+        x = self.shared(self.shared(x)) * self._scale + torch.tensor([1.0, 2.0, 3.0, 4.0])
+        for norm, linear in zip(self.norms, self.linears, strict=True):
+            x = x + torch.tanh(linear(norm(x)))
+        y = self.keys(x) + self.named["a"](x) - self.named["b-c"](x) + self.offset
+        return x, [extra["k"][0] + y], 3, None
+
+
+def test_awkward_names_and_structures(tmp_path: Path) -> None:
+    made = compile_module(
+        Awkward().eval(), tmp_path / "out", (torch.randn(2, 4), {"k": [torch.randn(4)]})
+    )
+    source = (made.folder / "model.py").read_text()
+    assert "for i in range(3):" in source
+    names = set(mx.load(str(made.folder / "model.safetensors")))
+    assert {"keys_.weight", "scale_", "named.b_c.bias", "offset"} <= names
+
+
+class Counter(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("count", torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        before = self.count.clone()
+        self.count += x.sum()
+        return x + before
+
+
+class Counting(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Counter()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x) * 2
+
+
+def test_changed_buffers_are_state_of_the_generated_module(tmp_path: Path) -> None:
+    module = Counting().eval()
+    made = compile_module(module, tmp_path / "out", (torch.ones(2),))
+    assert float(module.inner.count) == 0  # the check ran on a copy
+    from torch2mlx.compiler.parity import import_model
+
+    model = import_model(made.folder).load(made.folder)
+    assert model(mx.array([1.0, 2.0])).tolist() == [2.0, 4.0]
+    assert model(mx.array([1.0, 2.0])).tolist() == [8.0, 10.0]
+    assert model.inner.count.tolist() == [6.0]
+
+
+class Sized(nn.Module):
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.first = nn.Linear(inputs, outputs)
+        self.second = nn.Linear(outputs, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.second(self.first(x)))
+
+
+def test_modules_of_other_sizes_share_a_class_with_parameters() -> None:
+    module = nn.Sequential(Sized(3, 5), Sized(5, 7), Sized(7, 7)).eval()
+    source = compile_source(module, (torch.randn(2, 3),)).generated.source
+    assert source.count("class Sized") == 1
+    assert "[Sized(3, 5), Sized(5, 7), Sized(7, 7)]" in source
+
+
+@pytest.fixture
+def wrong_tanh() -> Iterator[None]:
+    """A lowering that computes something else."""
+    overload = torch.ops.aten.tanh.default
+    right = registry.lowering_for(overload)
+    registry._REGISTRY[overload] = lambda b, x: b.call(mx.sin, x)
+    yield
+    registry._REGISTRY[overload] = right
+
+
+@pytest.mark.usefixtures("wrong_tanh")
+def test_a_wrong_result_is_not_published_and_names_the_module(tmp_path: Path) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fine = nn.Linear(3, 3)
+            self.bad = Sized(3, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.bad(self.fine(x))
+
+    with pytest.raises(ParityError, match=r"first module that differs is bad \(Sized"):
+        compile_module(Net().eval(), tmp_path / "out", (torch.randn(4, 3),))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_sizes_fixed_behind_the_exports_back_are_found(tmp_path: Path) -> None:
+    class Fixed(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * x.shape[0]
+
+    shapes = {"x": {0: torch.export.Dim("batch")}}
+    made = compile_module(Fixed(), tmp_path / "out", (torch.randn(3, 2),), dynamic_shapes=shapes)
+    assert "batch = x.shape[0]" in (made.folder / "model.py").read_text()
+    assert made.agreement.cases == ("example", "fresh values", "batch=4", "batch=2")
+
+
+def test_refusals_name_the_cause(tmp_path: Path) -> None:
+    with torch.device("meta"):
+        module = nn.Linear(2, 2)
+    with pytest.raises(OptionError, match="meta device"):
+        compile_module(module, tmp_path / "out", (torch.randn(1, 2),))
+    (tmp_path / "there").mkdir()
+    with pytest.raises(DestinationError, match="exists already"):
+        compile_module(nn.Linear(2, 2), tmp_path / "there", (torch.randn(1, 2),))
+
+
+def test_meta_modules_give_source() -> None:
+    with torch.device("meta"):
+        module = nn.Sequential(nn.Linear(4, 8), nn.ReLU()).eval()
+    made: Compilation = compile_source(module, (torch.empty(2, 4, device="meta"),))
+    assert "nn.Linear(4, 8)" in made.generated.source
+
+
+def test_statements_are_rolled_only_where_the_index_is_all_that_differs() -> None:
+    lines = [f"x = self.layers[{i}](x, mask)" for i in range(3)]
+    loop = ["for layer in self.layers:", "    x = layer(x, mask)"]
+    assert rolled(lines, {"self.layers": 3}) == loop
+    assert rolled(lines, {"self.layers": 4}) == ["for layer in self.layers[:3]:", loop[1]]
+    assert rolled(["y = 1", *lines[1:]])[1] == "for layer in self.layers[1:3]:"
+    uneven = [lines[0], "x = self.layers[2](x, mask)"]
+    assert rolled(uneven) == uneven
+    other = [lines[0], "x = self.layers[1](x, other)"]
+    assert rolled(other) == other
+
+
+def test_a_first_layer_that_reads_another_variable_joins_the_loop() -> None:
+    lines = ["h = self.layers[0](x, mask)", "h = self.layers[1](h, mask)"]
+    loop = ["h = x", "for layer in self.layers:", "    h = layer(h, mask)"]
+    assert rolled(lines, {"self.layers": 2}) == loop
+    kept = ["h = self.layers[0](x, h)", "h = self.layers[1](h, h)"]
+    assert rolled(kept, {"self.layers": 2}) == kept

@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from torch2mlx.compiler.export import export_module
+from torch2mlx.compiler.graph import build_graph
+from torch2mlx.compiler.program import build_program
+from torch2mlx.errors import CompileError, UnsupportedError
+
+LIBRARY = torch.library.Library("torch2mlx_test", "DEF")
+for _name in ("first", "second"):
+    LIBRARY.define(f"{_name}(Tensor x) -> Tensor")
+    LIBRARY.impl(_name, lambda x: x.clone(), "CompositeExplicitAutograd")
+
+
+def line_of(function: Any, text: str) -> int:
+    lines, start = inspect.getsourcelines(function)
+    return start + next(i for i, line in enumerate(lines) if text in line)
+
+
+def operators(program: Any) -> set[str]:
+    return {str(n.target) for n in program.graph.nodes if n.op == "call_function"}
+
+
+def test_composites_stay_whole_and_mutation_becomes_functional() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 4)
+            self.norm = nn.LayerNorm(4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.norm(self.linear(x))
+            x.add_(1)
+            x = x[None]
+            return nn.functional.scaled_dot_product_attention(x, x, x)
+
+    found = operators(export_module(Model().eval(), (torch.randn(2, 4),)))
+    assert "aten.linear.default" in found
+    assert "aten.layer_norm.default" in found
+    assert "aten.scaled_dot_product_attention.default" in found
+    assert not any(name.split(".")[1].endswith("_") for name in found if name.startswith("aten"))
+
+
+def test_meta_modules_export() -> None:
+    with torch.device("meta"):
+        module = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2)).eval()
+    program = export_module(module, (torch.empty(2, 4, device="meta"),))
+    graph = build_graph(program, "Sequential")
+    assert [w.type.shape for w in graph.weights] == [(8, 4), (8,), (2, 8), (2,)]
+    assert len(build_program(graph).steps) == 2
+
+
+class Branching(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        if x.sum() > 0:
+            x = x + 1
+        if x.max() > 3:
+            x = x * 2
+        return x
+
+
+def test_data_dependent_branches_name_the_users_line() -> None:
+    with pytest.raises(CompileError) as caught:
+        export_module(Branching(), (torch.randn(3),))
+    assert f"{__file__}:{line_of(Branching, 'x.sum() > 0')}" in str(caught.value)
+    assert isinstance(caught.value, UnsupportedError)
+    assert str(caught.value).startswith("Branching cannot be compiled")
+
+
+class TwoUnknown(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.ops.torch2mlx_test.first(x)
+        x = torch.relu(x)
+        return torch.ops.torch2mlx_test.second(x)
+
+
+def test_all_operators_without_lowering_are_reported_at_once() -> None:
+    graph = build_graph(export_module(TwoUnknown(), (torch.randn(3),)), "TwoUnknown")
+    with pytest.raises(CompileError) as caught:
+        build_program(graph)
+    assert len(caught.value.reasons) == 2
+    for reason, name in zip(caught.value.reasons, ("first", "second"), strict=True):
+        assert f"torch2mlx_test.{name}.default" in reason
+        assert f"{__file__}:{line_of(TwoUnknown, name)}" in reason
+
+
+class Item(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * x.sum().item()
+
+
+def test_numbers_from_data_are_refused_with_their_line() -> None:
+    with pytest.raises(CompileError) as caught:
+        build_graph(export_module(Item(), (torch.randn(3),)), "Item")
+    assert f"{__file__}:{line_of(Item, '.item()')}" in str(caught.value)
+
+
+def test_errors_of_the_module_itself_are_told_with_their_line() -> None:
+    class Wrong(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x @ torch.ones(7)
+
+    with pytest.raises(CompileError, match=r"test_export\.py:\d+"):
+        export_module(Wrong(), (torch.randn(2, 3),))

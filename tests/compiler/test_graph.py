@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from torch2mlx.compiler.export import export_module
+from torch2mlx.compiler.graph import Graph, Ref, build_graph, references, verify
+from torch2mlx.compiler.package import dimension_names, tied_names
+from torch2mlx.compiler.symbolic import SymbolicInt
+
+
+class Model(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(10, 4)
+        self.norm = nn.LayerNorm(4)
+        self.head = nn.Linear(4, 10, bias=False)
+        self.head.weight = self.tokens.weight
+        self.register_buffer("seen", torch.zeros(1))
+
+    def forward(self, ids: Tensor, scale: dict[str, Tensor]) -> dict[str, object]:
+        self.seen += 1
+        x = self.norm(self.tokens(ids)) * scale["value"]
+        first, second = x.chunk(2, dim=-1)
+        return {"logits": self.head(x), "parts": (first, second), "length": ids.shape[1] + 1}
+
+
+@pytest.fixture(scope="module")
+def graph() -> Graph:
+    module = Model().eval()
+    shapes = {
+        "ids": {0: torch.export.Dim("batch"), 1: torch.export.Dim("length")},
+        "scale": {"value": None},
+    }
+    args = (torch.zeros(2, 5, dtype=torch.long), {"value": torch.ones(4)})
+    program = export_module(module, args, dynamic_shapes=shapes)
+    return build_graph(program, "Model", tied_names(module), dimension_names(program, shapes))
+
+
+def test_inputs_have_the_users_names_and_dimensions(graph: Graph) -> None:
+    assert [i.name for i in graph.inputs] == ["ids", "scale_value"]
+    assert str(graph.inputs[0].type) == "int64[batch, length]"
+    assert graph.inputs[0].type.shape == (2, 5)
+    assert all(isinstance(n, SymbolicInt) for n in graph.inputs[0].type.shape)
+
+
+def test_tied_weights_are_one(graph: Graph) -> None:
+    names = {w.name: w for w in graph.weights}
+    assert set(names) == {"tokens.weight", "norm.weight", "norm.bias", "seen"}
+    assert names["tokens.weight"].aliases == ("head.weight",)
+    assert names["seen"].kind == "buffer"
+    linear = next(n for n in graph.nodes if "linear" in str(n.target))
+    assert Ref("tokens.weight") in linear.args
+
+
+def test_mutated_buffers_are_states(graph: Graph) -> None:
+    made = {n.name: n for n in graph.nodes}
+    assert str(made[graph.states["seen"].name].target) == "aten.add.Tensor"
+
+
+def test_nodes_know_module_and_line(graph: Graph) -> None:
+    norm = next(n for n in graph.nodes if "layer_norm" in str(n.target))
+    assert norm.origin.path == "norm"
+    assert norm.origin.frames[-1].class_name == "torch.nn.modules.normalization.LayerNorm"
+    assert norm.origin.file == __file__
+    assert [f.path for f in norm.origin.frames] == ["", "norm"]
+
+
+def test_ints_are_expressions_and_not_nodes(graph: Graph) -> None:
+    assert not any("sym_size" in str(n.target) for n in graph.nodes)
+    length = graph.outputs[-1]
+    assert isinstance(length, SymbolicInt)
+    assert int(length) == 6
+    assert eval(length.expression, {"length": 9}) == 10
+
+
+def test_parts_of_a_tuple_are_results_of_one_node(graph: Graph) -> None:
+    first, second = graph.outputs[1:3]
+    assert (first.name, first.index, second.index) == (second.name, 0, 1)
+
+
+def test_printed_graph_shows_types_and_places(graph: Graph) -> None:
+    lines = str(graph).splitlines()
+    assert lines[0] == "graph Model"
+    assert "  input %ids: int64[batch, length]" in lines
+    assert "  parameter %tokens.weight: float32[10, 4] (also head.weight)" in lines
+    (norm,) = (line for line in lines if "aten.layer_norm" in line)
+    assert "float32[batch, length, 4]" in norm
+    assert f"norm (torch.nn.modules.normalization.LayerNorm) {__file__}:" in norm
+    assert lines[-1].startswith("  return %linear, %split, %split.1, ")
+
+
+def test_verify_names_what_a_pass_broke(graph: Graph) -> None:
+    verify(graph)
+    with pytest.raises(ValueError, match="before it is made"):
+        verify(replace(graph, nodes=graph.nodes[::-1]))
+    with pytest.raises(ValueError, match="defined twice"):
+        verify(replace(graph, nodes=(*graph.nodes, graph.nodes[-1])))
+    with pytest.raises(ValueError, match="no buffer"):
+        verify(replace(graph, states={"nothing": graph.states["seen"]}))
+    with pytest.raises(ValueError, match="fewer"):
+        verify(replace(graph, outputs=(Ref(graph.nodes[0].name, 5),)))
+
+
+def test_references_are_found_in_nested_arguments() -> None:
+    nested = [Ref("a"), (1, [Ref("b", 1)]), {"k": Ref("c")}]
+    assert [str(r) for r in references(nested)] == ["%a", "%b.1", "%c"]
