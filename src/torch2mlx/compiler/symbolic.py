@@ -27,6 +27,9 @@ class SymbolicInt(int):
 
     __hash__ = int.__hash__
 
+    def __neg__(self) -> SymbolicInt:
+        return SymbolicInt(-int(self), f"(-{self.expression})")
+
 
 def source_of(value: int) -> str:
     """Python source of an int, symbolic or not."""
