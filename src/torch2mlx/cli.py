@@ -249,7 +249,8 @@ def convert(
     dynamic: Annotated[
         list[str] | None,
         typer.Option(
-            help="An extent of a module's input that may change: 'x:0=batch'; repeatable.",
+            help="An extent of a module's input that may change: 'x:0=batch', 'x:1=2*length', "
+            "'x:0=batch:2..64' with bounds; repeatable.",
             show_default=False,
         ),
     ] = None,

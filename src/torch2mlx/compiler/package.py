@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch2mlx.compiler.codegen import GeneratedModel, generate
+from torch2mlx.compiler.dimensions import dimension_names
 from torch2mlx.compiler.export import export_module
 from torch2mlx.compiler.graph import Graph, build_graph
 from torch2mlx.compiler.parity import (
@@ -203,68 +204,6 @@ def tied_names(module: torch.nn.Module) -> dict[str, str]:
         if first.setdefault(id(tensor), name) != name:
             tied[name] = first[id(tensor)]
     return tied
-
-
-def dimension_names(exported: ExportedProgram, dynamic_shapes: Any) -> dict[str, str]:
-    """Torch's symbol → the name that the user gave the dimension, or one after its input."""
-    from torch.export.graph_signature import InputKind
-    from torch.utils import _pytree as pytree
-
-    nodes = {n.name: n for n in exported.graph.nodes if n.op == "placeholder"}
-    specs = [s for s in exported.graph_signature.input_specs if s.kind == InputKind.USER_INPUT]
-    values = [nodes[s.arg.name].meta["val"] if s.arg.name in nodes else None for s in specs]
-    names: dict[str, str] = {}
-    for name, symbol in _user_dimensions(exported, values, dynamic_shapes, pytree):
-        names.setdefault(symbol, name)
-    taken = set(names.values()) | set(nodes)
-    for spec, value in zip(specs, values, strict=True):
-        if value is None or not hasattr(value, "shape"):
-            continue
-        for axis, extent in enumerate(value.shape):
-            symbol = str(extent)
-            if isinstance(extent, int) or not symbol.isidentifier() or symbol in names:
-                continue
-            usual = ("batch", "length") if len(value.shape) < 4 else ("batch",)
-            wanted = usual[axis] if axis < len(usual) else f"{spec.arg.name}_{axis}"
-            names[symbol] = wanted if wanted not in taken else f"{spec.arg.name}_{axis}"
-            taken.add(names[symbol])
-    return names
-
-
-def _user_dimensions(
-    exported: ExportedProgram, values: list[Any], dynamic_shapes: Any, pytree: Any
-) -> list[tuple[str, str]]:
-    """Names of `Dim`s, each with the symbol it became."""
-    found: list[tuple[str, str]] = []
-    if not dynamic_shapes:
-        return found
-    args, kwargs = pytree.tree_unflatten(list(values), exported.call_spec.in_spec)
-    arguments = exported.module_call_graph[0].signature
-    order = list(arguments.forward_arg_names or ()) if arguments is not None else []
-    given = {**dict(zip(order, args, strict=False)), **kwargs}
-
-    def visit(spec: Any, value: Any) -> None:
-        if hasattr(value, "shape"):
-            axes = spec.items() if isinstance(spec, Mapping) else enumerate(spec or ())
-            for axis, dim in axes:
-                name = getattr(dim, "__name__", "")
-                symbol = str(value.shape[axis])
-                if name.isidentifier() and symbol.isidentifier() and not name.startswith("_"):
-                    found.append((name, symbol))
-        elif isinstance(value, Mapping) and isinstance(spec, Mapping):
-            for key in value:
-                visit(spec.get(key), value[key])
-        elif isinstance(value, list | tuple) and isinstance(spec, list | tuple):
-            for inner, item in zip(spec, value, strict=False):
-                visit(inner, item)
-
-    if isinstance(dynamic_shapes, Mapping):
-        for key, spec in dynamic_shapes.items():
-            if spec is not None and key in given:
-                visit(spec, given[key])
-    else:
-        visit(tuple(dynamic_shapes), tuple(given.values()))
-    return found
 
 
 def _write(folder: Path, made: Compilation, module: torch.nn.Module) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch2mlx.compiler.codegen import GeneratedModel
+from torch2mlx.compiler.dimensions import Dimension, dimensions
 from torch2mlx.compiler.graph import Graph, Ref
 from torch2mlx.compiler.symbolic import SymbolicInt
 from torch2mlx.dtypes import dtype_from_torch, from_mx, to_mx
@@ -32,6 +33,9 @@ __all__ = [
 
 LIMITS = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
 """Largest relative L2 error by the coarsest dtype of the weights; half types round every step."""
+
+_STEPS = (1, 2, 4, 8, 16, 32, 64)
+"""How far other sizes lie: a model may take only multiples of something."""
 
 
 @dataclass(frozen=True)
@@ -134,44 +138,47 @@ class _Check:
         generator = torch.Generator().manual_seed(seed)
         cases = [("example", self.flat)]
         cases.append(("fresh values", self._fresh({}, generator)))
-        for sizes in self._sizes():
-            text = ", ".join(f"{k}={v}" for k, v in sizes.items())
-            cases.append((text, self._fresh(sizes, generator)))
+        cases += self._others(generator)
         worst = max(self._case(name, flat) for name, flat in cases)
         return Agreement(tuple(name for name, _ in cases), worst, self.limit)
 
-    def _sizes(self) -> list[dict[str, int]]:
-        """Other values for the dynamic extents: one a little larger, one smaller."""
-        known: dict[str, int] = {}
-        for given in self.graph.inputs:
-            for extent in given.type.shape:
-                if isinstance(extent, SymbolicInt) and extent.expression.isidentifier():
-                    known[extent.expression] = int(extent)
+    def _others(self, generator: torch.Generator) -> list[tuple[str, list[Any]]]:
+        """Inputs of other sizes: one a little larger, one smaller, as far as torch takes them.
+
+        Raises:
+            ParityError: torch takes no other size, so the extents do not vary after all.
+        """
+        known = dimensions(self.graph, self.program)
         if not known:
             return []
-        low, high = self._ranges()
-        larger = {k: min(v + 1 + i, high.get(k, v + 9)) for i, (k, v) in enumerate(known.items())}
-        smaller = {k: max(v - 1, low.get(k, 2), 2) for k, v in known.items()}
-        return [s for s in (larger, smaller) if s != known]
-
-    def _ranges(self) -> tuple[dict[str, int], dict[str, int]]:
-        low: dict[str, int] = {}
-        high: dict[str, int] = {}
-        names = {}
-        nodes = {n.name: n for n in self.program.graph.nodes if n.op == "placeholder"}
-        for given in self.graph.inputs:
-            value = nodes[given.name].meta["val"]
-            for extent, named in zip(value.shape, given.type.shape, strict=True):
-                if isinstance(named, SymbolicInt):
-                    names[str(extent)] = named.expression
-        for symbol, bounds in self.program.range_constraints.items():
-            name = names.get(str(symbol))
-            if name is None:
-                continue
-            low[name] = int(bounds.lower) if bounds.lower.is_Integer else 2
-            if bounds.upper.is_Integer:
-                high[name] = int(bounds.upper)
-        return low, high
+        found: dict[str, list[Any]] = {}
+        refused: Exception | None = None
+        for sign in (1, -1):
+            for step in _STEPS:
+                sizes = _moved(known, sign, step)
+                if sizes is None:
+                    continue
+                flat = self._fresh(sizes, generator)
+                text = ", ".join(f"{k}={v}" for k, v in sizes.items())
+                before = {name: self.module.get_buffer(name).clone() for name in self.graph.states}
+                try:
+                    self._torch(flat)
+                except Exception as error:  # whatever the user's own code raises
+                    refused = error
+                    continue
+                finally:
+                    for name, value in before.items():
+                        self.module.get_buffer(name).copy_(value)
+                found[text] = flat
+                break
+        if not found and refused is not None:
+            names = ", ".join(d.name for d in known)
+            raise ParityError(
+                f"{self.graph.class_name}: PyTorch itself fails on other sizes of {names}: "
+                f"{_first_line(refused)}; make the extent fixed, give its bounds, or derive it, "
+                "as 2*length is derived from length"
+            )
+        return list(found.items())
 
     def _fresh(self, sizes: Mapping[str, int], generator: torch.Generator) -> list[Any]:
         """Inputs of the example's kind: other values, in the given sizes."""
@@ -183,12 +190,7 @@ class _Check:
             if not isinstance(leaf, Ref):
                 result.append(value)
                 continue
-            shape = [
-                eval(n.expression, {"math": math}, dict(sizes))
-                if sizes and isinstance(n, SymbolicInt)
-                else int(n)
-                for n in types[leaf.name].shape
-            ]
+            shape = [_extent(n, sizes) for n in types[leaf.name].shape]
             # Floats that are whole numbers are masks and counts, as valid as integers.
             counts = bool((value == value.round()).all()) if value.is_floating_point() else True
             if value.is_floating_point() and not (counts and value.any()):
@@ -231,7 +233,14 @@ class _Check:
         return flat_outputs(self.model(**call_arguments(self.generated, args, kwargs)))
 
     def _case(self, name: str, flat: list[Any]) -> float:
-        expected, found = self._torch(flat), self._mlx(flat)
+        expected = self._torch(flat)
+        try:
+            found = self._mlx(flat)
+        except Exception as failure:  # the generated code is ours, whatever it raises
+            raise ParityError(
+                f"{self.graph.class_name} ({name}): the generated model fails: "
+                f"{type(failure).__name__}: {_first_line(failure)}; nothing was written"
+            ) from failure
         expected = [e for e in expected if e is not None]
         if len(expected) != len(found):
             raise ParityError(
@@ -318,6 +327,29 @@ class _Check:
                     name = type(self.module.get_submodule(path)).__name__
                     return f"{path} ({name}, error {min(errors):.1e})"
         return ""
+
+
+def _extent(extent: int, sizes: Mapping[str, int]) -> int:
+    """An extent for other values of the names in it."""
+    if not isinstance(extent, SymbolicInt) or not sizes:
+        return int(extent)
+    return int(eval(extent.expression, {"math": math}, dict(sizes)))
+
+
+def _moved(known: Sequence[Dimension], sign: int, step: int) -> dict[str, int] | None:
+    """Every extent a step larger or smaller, no two by the same amount where they may grow;
+    None if the bounds leave them as they are.
+    """
+    sizes = {}
+    for number, dim in enumerate(known):
+        change = step * (1 + number) if sign > 0 else -step
+        size = max(dim.value + change, dim.low, 2)  # torch treats an extent of 1 as fixed
+        sizes[dim.name] = size if dim.high is None else min(size, dim.high)
+    return None if all(sizes[d.name] == d.value for d in known) else sizes
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _as(tensor: torch.Tensor, array: Any) -> Any:

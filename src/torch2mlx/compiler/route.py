@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import inspect
 import re
 import sys
 import zipfile
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch2mlx.compiler.dimensions import parse_dynamic
 from torch2mlx.errors import OptionError, SourceError, UnsupportedError
 from torch2mlx.options import ConvertOptions
 
@@ -150,7 +150,7 @@ def convert_program(
     args, kwargs = read_arguments(example)
     dynamic = example.dynamic_shapes
     if example.dynamic:
-        dynamic = parse_dynamic(example.dynamic, source, args, kwargs)
+        dynamic = parse_dynamic(example.dynamic, source.forward, args, kwargs)
     return _compile(source, destination, options, args, kwargs, dynamic)
 
 
@@ -318,39 +318,3 @@ def read_arguments(example: Example) -> tuple[tuple[Any, ...], dict[str, Any]]:
         f"--example {example.file}: a {type(found).__name__}; it must be a tensor, a tuple of "
         "positional or a dict of keyword arguments"
     )
-
-
-def parse_dynamic(
-    texts: Sequence[str], module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> dict[str, Any]:
-    """`dynamic_shapes` of "x:0=batch" texts; equal names mean equal extents.
-
-    Raises:
-        OptionError: a text of another form, an argument that the module does not have, or an
-            axis that its tensor does not have.
-    """
-    import torch
-
-    try:
-        given = dict(inspect.signature(module.forward).bind(*args, **kwargs).arguments)
-    except TypeError as error:
-        raise OptionError(
-            f"the example does not fit {type(module).__name__}.forward: {error}"
-        ) from error
-    shapes: dict[str, Any] = dict.fromkeys(given)
-    dims: dict[str, Any] = {}
-    for text in texts:
-        match = re.fullmatch(r"(\w+):(\d+)=([^\W\d]\w*)", text)
-        if match is None:
-            raise OptionError(f"--dynamic {text}: write argument:axis=name, as in 'x:0=batch'")
-        name, axis, label = match[1], int(match[2]), match[3]
-        if not isinstance(given.get(name), torch.Tensor):
-            tensors = ", ".join(n for n, v in given.items() if isinstance(v, torch.Tensor))
-            raise OptionError(f"--dynamic {text}: no tensor argument {name!r}; there is {tensors}")
-        if axis >= given[name].ndim:
-            raise OptionError(
-                f"--dynamic {text}: {name} has {given[name].ndim} axes, counted from 0"
-            )
-        dims.setdefault(label, torch.export.Dim(label))
-        shapes[name] = {**(shapes[name] or {}), axis: dims[label]}
-    return shapes

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["SymbolicInt", "source_of"]
+__all__ = ["SymbolicInt", "solved", "source_of"]
 
 
 class SymbolicInt(int):
@@ -34,6 +35,30 @@ class SymbolicInt(int):
 def source_of(value: int) -> str:
     """Python source of an int, symbolic or not."""
     return value.expression if isinstance(value, SymbolicInt) else str(int(value))
+
+
+def solved(expression: str) -> tuple[str, str] | None:
+    """The name in an extent such as "2*length + 1", and a template that finds it from the
+    extent: ("length", "({} - 1) // 2"); None if the extent does not tell.
+    """
+    if expression.isidentifier():
+        return expression, "{}"
+    names = {n.id for n in ast.walk(ast.parse(expression, mode="eval")) if isinstance(n, ast.Name)}
+    if len(names) != 1:
+        return None
+    name = names.pop()
+    code = compile(expression, "<extent>", "eval")
+    try:
+        at = [eval(code, {"__builtins__": {}}, {name: n}) for n in (0, 1, 2, 5)]
+    except (NameError, ZeroDivisionError, AttributeError):
+        return None
+    offset, factor = at[0], at[1] - at[0]
+    if factor < 1 or at[2:] != [offset + 2 * factor, offset + 5 * factor]:
+        return None
+    template = "{}" if not offset else f"({{}} {'-' if offset > 0 else '+'} {abs(offset)})"
+    if factor > 1:
+        return name, f"{template} // {factor}"
+    return name, template.strip("()")
 
 
 def _binary(name: str, symbol: str, swapped: bool = False) -> Callable[[Any, Any], Any]:

@@ -253,13 +253,16 @@ class _Flow:
         block.passed = [n for n in block.symbols if n not in known] if block.path else []
 
 
-def known_symbols(values: list[Value]) -> Mapping[str, tuple[int, int]]:
-    """Symbol → (which value, which dimension) has it as its extent."""
-    from torch2mlx.compiler.symbolic import SymbolicInt
+def known_symbols(values: list[Value]) -> Mapping[str, tuple[int, int, str]]:
+    """Symbol → which value and which of its axes tells it, and how to get it from the extent."""
+    from torch2mlx.compiler.symbolic import SymbolicInt, solved
 
-    found: dict[str, tuple[int, int]] = {}
+    found: dict[str, tuple[int, int, str]] = {}
+    derived: dict[str, tuple[int, int, str]] = {}
     for position, value in enumerate(values):
         for axis, extent in enumerate(value.dims or ()):
-            if isinstance(extent, SymbolicInt):
-                found.setdefault(extent.expression, (position, axis))
-    return found
+            if isinstance(extent, SymbolicInt) and (known := solved(extent.expression)):
+                name, template = known
+                into = found if template == "{}" else derived
+                into.setdefault(name, (position, axis, template))
+    return {**derived, **found}

@@ -244,9 +244,9 @@ class MethodWriter:
         lines = []
         for name in self.block.symbols:
             if name in known:
-                position, axis = known[name]
-                value = self.block.inputs[position]
-                lines.append(f"{name} = {self.bound[id(value)][0]}.shape[{axis}]")
+                position, axis, template = known[name]
+                extent = f"{self.bound[id(self.block.inputs[position])][0]}.shape[{axis}]"
+                lines.append(f"{name} = {template.format(extent)}")
         return lines
 
     def _several(self, item: Item) -> bool:
