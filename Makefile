@@ -13,7 +13,7 @@ JOBS   ?= 2
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint format bench clean
+.PHONY: help setup demo examples test test-all lint format bench clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -33,6 +33,13 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP) ## convert SmolLM2-135M to 4-bit MLX, prove it, generate, compare
 	$(BIN)/python examples/demo.py
+
+EXAMPLES := cvae realnvp vit resnet unet seq2seq
+examples: $(STAMP) ## train six small models, convert them, compare, draw docs/images (minutes)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[examples]'
+	for name in $(EXAMPLES); do \
+		echo "== $$name"; $(BIN)/python examples/$$name.py || exit 1; \
+	done
 
 test: $(STAMP) ## the fast tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -m "not slow"
