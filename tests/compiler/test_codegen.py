@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +14,7 @@ import mlx.core as mx
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from torch2mlx.compiler.codegen.loops import rolled
 from torch2mlx.compiler.lowering import registry
@@ -150,6 +152,28 @@ def test_awkward_names_and_structures(tmp_path: Path) -> None:
     assert "for i in range(3):" in source
     names = set(mx.load(str(made.folder / "model.safetensors")))
     assert {"keys_.weight", "scale_", "named.b_c.bias", "offset"} <= names
+
+
+class Output(OrderedDict[str, Tensor]):
+    """A result that is registered without names for its parts, as model outputs of libraries."""
+
+
+class Named(nn.Module):
+    def forward(self, x: Tensor) -> Output:
+        return Output(last=x + 1, states=(x, x * 2))  # type: ignore[arg-type]
+
+
+def test_results_registered_without_names_become_dicts() -> None:
+    pytree.register_pytree_node(
+        Output,
+        lambda output: (list(output.values()), list(output)),
+        lambda values, names: Output(zip(names, values, strict=True)),
+    )
+    try:
+        source = compile_source(Named(), (torch.randn(2),)).generated.source
+    finally:
+        pytree._deregister_pytree_node(Output)
+    assert 'return {"last": x + 1, "states": (x, x * 2)}' in source
 
 
 class Counter(nn.Module):

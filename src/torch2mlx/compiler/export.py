@@ -49,6 +49,9 @@ def export_module(
                 )
             functional: ExportedProgram = program.run_decompositions({})
     except Exception as error:
+        ranges = _violated_ranges(str(error))
+        if ranges:
+            raise CompileError(type(module).__name__, ranges) from error
         reasons = _all_reasons(module, tuple(args), arguments, dynamic_shapes)
         first = _reason(error)
         if not any(first.split(":")[0] in reason for reason in reasons):
@@ -93,6 +96,18 @@ def _is_registered(module: torch.nn.Module, name: str) -> bool:
     known = {id(t) for t in (*module.parameters(), *module.buffers())}
     leaves = pytree.tree_leaves(getattr(module.get_submodule(owner), attribute))
     return all(id(leaf) in known for leaf in leaves)
+
+
+def _violated_ranges(text: str) -> list[str]:
+    """What torch suggests for dynamic extents that cannot take every value, one text for each."""
+    if not text.startswith("Constraints violated"):
+        return []
+    _, _, suggestions = text.partition("Suggested fixes:")
+    return [
+        f"dynamic extent {name}: the module computes in one way for some of its values only; "
+        f"torch suggests {name} = {remedy}"
+        for name, remedy in re.findall(r"^\s*(\w+) = (\S.*)$", suggestions, re.MULTILINE)
+    ]
 
 
 def _all_reasons(

@@ -1,13 +1,14 @@
 """A module's computation as data: what flows in, what is computed where, what comes out.
 
 Before: a `torch.export` program, whose shapes are symbols and whose ints are nodes.
-After:  nodes are ATen operators only; an int that depends on the input is a `SymbolicInt`.
+After:  nodes are ATen operators only; an int that depends on the input is a `SymbolicInt`;
+        double precision between inputs and outputs has become single, as MLX has no other.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from torch2mlx.compiler.symbolic import SymbolicInt
@@ -322,6 +323,7 @@ class _Reader:
                 value = out.arg.value
             else:
                 value = self.argument(nodes[out.arg.name])
+                self.refuse_double(out.arg.name, nodes[out.arg.name].meta.get("val"))
             if out.kind == OutputKind.USER_OUTPUT:
                 outputs.append(value)
             elif out.kind == OutputKind.BUFFER_MUTATION:
@@ -350,6 +352,18 @@ class _Reader:
 
     def type(self, value: torch.Tensor) -> TensorType:
         return TensorType(value.dtype, tuple(self.integer(s) for s in value.shape))
+
+    def computed(self, value: torch.Tensor) -> TensorType:
+        """Type of an intermediate result; the parity gate decides whether single is enough."""
+        return replace(self.type(value), dtype=_single(value.dtype))
+
+    def refuse_double(self, name: str, value: Any) -> None:
+        """A result keeps its type, and MLX computes in double precision on the CPU only."""
+        dtype = getattr(value, "dtype", None)
+        if dtype is not None and _single(dtype) != dtype:
+            self.reasons.append(
+                f"output {name}: dtype={dtype}: MLX does not compute in it; return {_single(dtype)}"
+            )
 
     def integer(self, value: Any) -> int:
         if isinstance(value, int):
@@ -410,7 +424,7 @@ class _Reader:
             node.target,
             tuple(self.argument(a) for a in node.args),
             {k: self.argument(v) for k, v in node.kwargs.items()},
-            tuple(None if v is None else self.type(v) for v in values),
+            tuple(None if v is None else self.computed(v) for v in values),
             several,
             self.origin(node),
         )
@@ -445,7 +459,7 @@ class _Reader:
         if isinstance(value, list | tuple):
             items = [self.argument(v) for v in value]
             return tuple(items) if isinstance(value, tuple) else list(items)
-        return value
+        return _single(value) if isinstance(value, torch.dtype) else value
 
     def origin(self, node: Any) -> Origin:
         stack = node.meta.get("nn_module_stack") or {}
@@ -458,6 +472,13 @@ class _Reader:
             frames.append(Frame(clean, str(key), class_name, *place))
         file, line = _user_line(trace)
         return Origin(tuple(frames), file, line)
+
+
+def _single(dtype: torch.dtype) -> torch.dtype:
+    """Single precision for double; other types as they are."""
+    import torch
+
+    return {torch.float64: torch.float32, torch.complex128: torch.complex64}.get(dtype, dtype)
 
 
 def _frame_lines(trace: str, count: int) -> list[tuple[str, int]]:

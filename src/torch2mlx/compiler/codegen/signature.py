@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,8 +35,26 @@ def leaf_paths(spec: Any) -> list[Path]:
     """For every leaf of a pytree the keys that lead to it: ints, dict keys, attribute names."""
     from torch.utils import _pytree as pytree
 
-    tree = pytree.tree_unflatten(list(range(spec.num_leaves)), spec)
-    return [tuple(map(_key, path)) for path, _ in pytree.tree_flatten_with_path(tree)[0]]
+    return list(_paths(pytree.tree_unflatten(list(range(spec.num_leaves)), spec)))
+
+
+def _paths(tree: Any) -> Iterator[Path]:
+    from torch.utils import _pytree as pytree
+
+    def is_nameless(node: Any) -> bool:
+        """Classes may be registered without names for their parts, as those of diffusers are."""
+        known = pytree.SUPPORTED_NODES.get(type(node))
+        return known is not None and known.flatten_with_keys_fn is None
+
+    for path, leaf in pytree.tree_flatten_with_path(tree, is_leaf=is_nameless)[0]:
+        start = tuple(map(_key, path))
+        if not is_nameless(leaf):
+            yield start
+            continue
+        parts = pytree.SUPPORTED_NODES[type(leaf)].flatten_fn(leaf)[0]
+        keys = list(leaf) if isinstance(leaf, Mapping) else range(len(parts))
+        for key, part in zip(keys, parts, strict=True):
+            yield from ((*start, key, *rest) for rest in _paths(part))
 
 
 @dataclass(frozen=True)
