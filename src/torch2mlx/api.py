@@ -24,8 +24,10 @@ if TYPE_CHECKING:
     import torch
 
     from torch2mlx.compiler.route import Compiled
+    from torch2mlx.conversion.identity import SourceState
     from torch2mlx.packaging.index import WeightSummary
     from torch2mlx.packaging.manifest import Manifest
+    from torch2mlx.packaging.staging import Staging
     from torch2mlx.planning.plan import Plan
     from torch2mlx.sources.base import Checkpoint
     from torch2mlx.verification.report import ParityReport
@@ -226,6 +228,7 @@ class _Conversion:
         from torch2mlx.planning.shards import parse_size
 
         options = self.options
+        source = self._source_state()
         with self._timed("plan"), self.progress.stage("Planning from headers"):
             check_counts(self.checkpoint.config, self.checkpoint.state)
             port = load_port(self.checkpoint.config)
@@ -244,16 +247,40 @@ class _Conversion:
             with self._timed("verify"):
                 gate.prove_port()
         room = plan.nbytes + sum(p.stat().st_size for p in self._companions().values())
-        with Staging(self.destination, needed_bytes=room) as staging:
+        with Staging(
+            self.destination,
+            identity=self._identity(plan, source),
+            restart=options.restart,
+            wait=options.wait,
+        ) as staging:
+            staging.require_room(room)
             with self._timed("convert"):
-                files = self._write(plan, staging.folder)
+                files = self._write(plan, staging, source)
             summary, tokenizer, notes = self._package(plan, port, staging.folder)
             report = None
             if gate is not None:
                 with self._timed("verify"):
                     report = gate.prove_result(staging.folder, files)
-            manifest = self._describe(plan, port, staging.folder, summary, tokenizer, report, notes)
+            manifest = self._describe(plan, port, staging, summary, tokenizer, report, notes)
+            source.check(thorough=True)
             return Conversion(staging.publish(), manifest)
+
+    def _source_state(self) -> SourceState:
+        from torch2mlx.conversion.identity import SourceState
+
+        config = self.checkpoint.folder / "config.json"
+        return SourceState.take(p for p in (*self.checkpoint.source.files, config) if p.is_file())
+
+    def _identity(self, plan: Plan, source: SourceState) -> dict[str, Any]:
+        from torch2mlx.conversion.identity import plan_identity
+        from torch2mlx.packaging.manifest import library_versions
+
+        return plan_identity(
+            plan,
+            source.to_dict(self.checkpoint.folder),
+            self.options.to_dict(),
+            library_versions(),
+        )
 
     def _gate(self, plan: Plan, port: Any) -> Any:
         if not self.options.verify:
@@ -274,17 +301,25 @@ class _Conversion:
     def _companions(self) -> Mapping[str, Path]:
         return self.checkpoint.tokenizer_files
 
-    def _write(self, plan: Plan, folder: Path) -> list[Path]:
+    def _write(self, plan: Plan, staging: Staging, source: SourceState) -> list[Path]:
         from torch2mlx.conversion.executor import execute
         from torch2mlx.planning.shards import parse_size
 
+        finished = staging.records()
         with self.progress.stage("Converting", plan.nbytes) as advance:
+            if finished:
+                self.progress.note(
+                    f"going on: {len(finished)} of {len(plan.shards)} weight files are finished"
+                )
+                advance(sum(record.size for record in finished.values()))
             return execute(
                 plan,
                 self.checkpoint.source,
-                folder,
+                staging.folder,
                 memory_limit=parse_size(self.options.memory_limit),
                 progress=advance,
+                journal=staging.journal,
+                check=source.check,
             )
 
     def _package(
@@ -348,7 +383,7 @@ class _Conversion:
         self,
         plan: Plan,
         port: Any,
-        folder: Path,
+        staging: Staging,
         summary: WeightSummary,
         tokenizer: dict[str, Any],
         report: ParityReport | None,
@@ -357,6 +392,7 @@ class _Conversion:
         from torch2mlx.packaging.card import write_card
         from torch2mlx.packaging.manifest import build_manifest
 
+        folder = staging.folder
         self.measured["peak_rss_bytes"] = _peak_rss()
         limit = self.options.max_context
         if limit is not None and report is not None:
@@ -372,6 +408,7 @@ class _Conversion:
             tokenizer=tokenizer,
             measured=self.measured,
             notes=(*plan.notes, *notes),
+            known=staging.records(),
         )
         manifest.write(folder)
         write_card(folder, manifest, self.checkpoint)

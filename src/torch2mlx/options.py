@@ -14,6 +14,10 @@ from torch2mlx.quantization.scheme import Scheme
 __all__ = ["ConvertOptions"]
 
 
+# A run that was stopped and continued leaves the manifest of one that was not.
+_OF_THE_RUN = ("restart", "wait")
+
+
 @dataclass(frozen=True)
 class ConvertOptions:
     """Options of `torch2mlx.convert`, as given; `check` turns them into values.
@@ -35,6 +39,8 @@ class ConvertOptions:
         max_context: prove and allow only this many tokens; None: as many as the config says.
         trust_remote_code: allow code that the checkpoint brings.
         revision: branch, tag or commit of a hub id.
+        restart: discard what an earlier run left that was begun from something else.
+        wait: wait for another run for the same destination.
     """
 
     quantize: bool = False
@@ -56,6 +62,8 @@ class ConvertOptions:
     max_context: int | None = None
     trust_remote_code: bool = False
     revision: str | None = None
+    restart: bool = False
+    wait: bool = False
 
     def check(self) -> None:
         """Raise OptionError for contradictions, before any file is opened."""
@@ -120,9 +128,10 @@ class ConvertOptions:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The options that differ from their defaults."""
+        """The options that differ from their defaults, but for how the run deals with others."""
         default = asdict(ConvertOptions())
-        return {k: v for k, v in asdict(self).items() if v != default[k]}
+        given = asdict(self)
+        return {k: given[k] for k in given if given[k] != default[k] and k not in _OF_THE_RUN}
 
 
 def _patterns(flag: str, value: Sequence[str]) -> tuple[str, ...]:

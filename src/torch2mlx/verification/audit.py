@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from torch2mlx.conversion.executor import row_regions
+from torch2mlx.conversion.blocks import row_regions
 from torch2mlx.dtypes import DTYPES, DType
 from torch2mlx.planning.expressions import Apply, Bits, Expr, Reader, cast
 from torch2mlx.planning.inverse import Chain, NotInvertible, as_numbers, push
