@@ -144,6 +144,7 @@ def convert(
     dynamic_shapes: Any = None,
     example: str | Path | None = None,
     dynamic: Sequence[str] = (),
+    entry_points: Mapping[str, Any] | Sequence[str] | None = None,
     progress: Progress | None = None,
     **options: Any,
 ) -> Conversion | Compiled:
@@ -161,6 +162,8 @@ def convert(
         dynamic_shapes: of a module: as for `torch.export.export`; other extents are fixed.
         example: a file with the arguments, written by `torch.save`, in place of values.
         dynamic: "argument:axis=name" texts in place of `dynamic_shapes`.
+        entry_points: of a module: method → its arguments (a tuple, a dict of keyword arguments or
+            a tensor), in place of an example of `forward`; `dynamic_shapes` is then by method.
         progress: listener, such as `torch2mlx.reporting.terminal.Bars()`.
         **options: fields of `torch2mlx.options.ConvertOptions`.
 
@@ -177,7 +180,9 @@ def convert(
     asked.check()
     check_destination(destination)
     listener = progress or Silent()
-    examples = Example(example_inputs, example_kwargs, dynamic_shapes, example, tuple(dynamic))
+    examples = Example(
+        example_inputs, example_kwargs, dynamic_shapes, example, tuple(dynamic), entry_points
+    )
     if is_program(source):
         with listener.stage("Compiling and comparing with PyTorch"):
             compiled = convert_program(source, destination, asked, examples)

@@ -265,6 +265,14 @@ def convert(
     wait: Annotated[
         bool, typer.Option("--wait", help="Wait for another run for the same DST to end.")
     ] = False,
+    entry: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A method of a module with its arguments, as in encode=inputs.pt, in place of "
+            "--example; repeatable.",
+            show_default=False,
+        ),
+    ] = None,
     upload_repo: Annotated[
         str | None,
         typer.Option(help="Upload the result to this hub repository.", show_default=False),
@@ -307,6 +315,7 @@ def convert(
         wait=wait,
         example=example,
         dynamic=tuple(dynamic or ()),
+        entry_points=tuple(entry) if entry else None,
         progress=_progress(quiet),
     )
     _show(result, as_json)

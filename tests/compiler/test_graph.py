@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from torch2mlx.compiler.dimensions import dimension_names
 from torch2mlx.compiler.export import export_module
 from torch2mlx.compiler.graph import Graph, Ref, build_graph, references, verify
-from torch2mlx.compiler.package import dimension_names, tied_names
+from torch2mlx.compiler.package import tied_names
 from torch2mlx.compiler.symbolic import SymbolicInt
 from torch2mlx.errors import CompileError
 

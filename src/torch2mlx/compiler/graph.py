@@ -7,7 +7,7 @@ After:  nodes are ATen operators only; an int that depends on the input is a `Sy
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,7 @@ __all__ = [
     "Weight",
     "build_graph",
     "references",
+    "standing_names",
     "verify",
 ]
 
@@ -166,6 +167,7 @@ class Graph:
         outputs: for every leaf of `out_spec` a `Ref`, a number or None.
         out_spec: pytree of what `forward` returns.
         states: buffer that the module changes → its new value.
+        method: of the module that this is.
     """
 
     class_name: str
@@ -178,6 +180,7 @@ class Graph:
     outputs: tuple[Any, ...]
     out_spec: Any
     states: Mapping[str, Ref]
+    method: str = "forward"
 
     def __str__(self) -> str:
         lines = [f"graph {self.class_name}"]
@@ -259,30 +262,18 @@ _DROPPED = (
 class _Reader:
     """Reads one program into a `Graph`, noting every reason why it cannot be."""
 
-    def __init__(self, program: ExportedProgram, dimension_names: Mapping[str, str]) -> None:
+    def __init__(
+        self, program: ExportedProgram, dimension_names: Mapping[str, str], method: str
+    ) -> None:
         self.program = program
         self.names = dict(dimension_names)
+        self.method = method
         self.refs: dict[Any, Any] = {}
         self.reasons: list[str] = []
-
-    def standing(self, tied: Mapping[str, str]) -> dict[str, str]:
-        """Name → the one of its tied names whose module is called; the first if none is."""
-        called = {
-            frame.path for node in self.program.graph.nodes for frame in self.origin(node).frames
-        }
-        groups: dict[str, list[str]] = {}
-        for name, first in tied.items():
-            groups.setdefault(first, [first]).append(name)
-        result: dict[str, str] = {}
-        for names in groups.values():
-            chosen = next((n for n in names if n.rpartition(".")[0] in called), names[0])
-            result |= dict.fromkeys(names, chosen)
-        return result
 
     def read(self, class_name: str, tied: Mapping[str, str]) -> Graph:
         from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
 
-        tied = self.standing(tied)
         nodes = {n.name: n for n in self.program.graph.nodes}
         inputs: list[Input] = []
         flat: list[Any] = []
@@ -346,6 +337,7 @@ class _Reader:
             tuple(outputs),
             call.out_spec,
             states,
+            self.method,
         )
         verify(graph)
         return graph
@@ -464,11 +456,11 @@ class _Reader:
     def origin(self, node: Any) -> Origin:
         stack = node.meta.get("nn_module_stack") or {}
         trace = node.meta.get("stack_trace") or ""
-        lines = _frame_lines(trace, len(stack))
+        lines = _frame_lines(trace, len(stack), self.method)
         frames = []
         for (key, (path, kind)), place in zip(stack.items(), lines, strict=True):
             class_name = kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"
-            clean = ".".join(p.split("@")[0] for p in str(path).split("."))
+            clean = _clean(path)
             frames.append(Frame(clean, str(key), class_name, *place))
         file, line = _user_line(trace)
         return Origin(tuple(frames), file, line)
@@ -481,12 +473,24 @@ def _single(dtype: torch.dtype) -> torch.dtype:
     return {torch.float64: torch.float32, torch.complex128: torch.complex64}.get(dtype, dtype)
 
 
-def _frame_lines(trace: str, count: int) -> list[tuple[str, int]]:
-    """What each module of the stack was doing: a trace has one `forward` for each."""
+def _clean(path: Any) -> str:
+    """A module's path; torch marks further calls of it with "@1"."""
+    return ".".join(part.split("@")[0] for part in str(path).split("."))
+
+
+def _frame_lines(trace: str, count: int, method: str) -> list[tuple[str, int]]:
+    """What each module of the stack was doing: a trace has one `forward` for each, and the
+    method for the root.
+    """
     import re
 
     frames = re.findall(r'File "([^"]+)", line (\d+), in (\w+)', trace)
-    found = [(file, int(line)) for file, line, function in frames if function == "forward"]
+    first = next((i for i, frame in enumerate(frames) if frame[2] == method), len(frames))
+    found = [
+        (file, int(line))
+        for i, (file, line, function) in enumerate(frames)
+        if i == first or (i > first and function == "forward")
+    ]
     return found if len(found) == count else [("", 0)] * count
 
 
@@ -509,21 +513,47 @@ def _place(origin: Origin) -> str:
     return str(origin) or "forward"
 
 
+def standing_names(programs: Iterable[ExportedProgram], tied: Mapping[str, str]) -> dict[str, str]:
+    """Name of a tied parameter → the one that stands for all: the first whose module is called.
+
+    Args:
+        programs: everything that is compiled together.
+        tied: name → the first name of the same tensor.
+    """
+    called = {
+        _clean(path)
+        for program in programs
+        for node in program.graph.nodes
+        for path, _ in (node.meta.get("nn_module_stack") or {}).values()
+    }
+    groups: dict[str, list[str]] = {}
+    for name, first in tied.items():
+        groups.setdefault(first, [first]).append(name)
+    result: dict[str, str] = {}
+    for names in groups.values():
+        chosen = next((n for n in names if n.rpartition(".")[0] in called), names[0])
+        result |= dict.fromkeys(names, chosen)
+    return result
+
+
 def build_graph(
     program: ExportedProgram,
     class_name: str = "Model",
-    tied: Mapping[str, str] | None = None,
+    names: Mapping[str, str] | None = None,
     dimension_names: Mapping[str, str] | None = None,
+    method: str = "forward",
 ) -> Graph:
     """Read a decomposed program.
 
     Args:
         program: from `export_module`.
         class_name: of the module.
-        tied: name of a parameter → name of the same parameter that stands for it.
+        names: name of a parameter, buffer or constant in the program → the one to give it
+            (see `standing_names`).
         dimension_names: torch's symbol ("s27") → the name to print ("batch").
+        method: of the module that was exported.
 
     Raises:
         CompileError: control flow that depends on data, kinds of inputs without counterpart.
     """
-    return _Reader(program, dimension_names or {}).read(class_name, tied or {})
+    return _Reader(program, dimension_names or {}, method).read(class_name, names or {})

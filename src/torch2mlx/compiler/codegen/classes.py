@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,8 +21,8 @@ from torch2mlx.compiler.codegen.constructors import (
 )
 from torch2mlx.compiler.codegen.expressions import literal
 from torch2mlx.compiler.codegen.methods import MethodWriter, Places, source_hints
-from torch2mlx.compiler.codegen.signature import arguments, result_source
-from torch2mlx.compiler.codegen.tree import ModuleTree, Slot
+from torch2mlx.compiler.codegen.signature import arguments, named_tuples, result_source
+from torch2mlx.compiler.codegen.tree import ModuleTree, Slot, method_name
 from torch2mlx.compiler.graph import Weight
 from torch2mlx.compiler.layers import Layer
 from torch2mlx.compiler.program import Program
@@ -69,21 +70,23 @@ class ClassWriter:
     """Finds the classes of a program and writes them.
 
     Args:
-        program: lowered.
-        root: from `partition`.
+        entries: every lowered program, and its root block from `partition`.
         tree: attributes of the generated model.
     """
 
-    def __init__(self, program: Program, root: Block, tree: ModuleTree) -> None:
-        self.program = program
-        self.root = root
+    def __init__(self, entries: Sequence[tuple[Program, Block]], tree: ModuleTree) -> None:
+        self.programs = {id(root): program for program, root in entries}
+        self.roots = [root for _, root in entries]
+        self.weights = {n: v for program, _ in entries for n, v in program.weights.items()}
+        self.tuples = {n for program, _ in entries for n in named_tuples(program.graph.out_spec)}
         self.tree = tree
         self.classes: dict[str, GeneratedClass] = {}
         self.by_path: dict[str, GeneratedClass] = {}
         self.method_of: dict[int, _Method] = {}
         self.runtime: dict[str, Any] = {}
-        weights = {id(v): name for name, v in program.weights.items()}
-        self.places = Places(tree, weights, self._callee, source_hints(root))
+        weights = {id(v): n for program, _ in entries for n, v in program.weights.items()}
+        hints = {k: v for root in self.roots for k, v in source_hints(root).items()}
+        self.places = Places(tree, weights, self._callee, hints)
         self._find()
 
     def _callee(self, block: Block) -> _Method:
@@ -92,7 +95,7 @@ class ClassWriter:
     def _find(self) -> None:
         calls: dict[str, list[Block]] = {}
         last: dict[str, int] = {}
-        for position, block in enumerate(self.root.blocks()):
+        for position, block in enumerate(b for root in self.roots for b in root.blocks()):
             calls.setdefault(block.path, []).append(block)
             last[block.path] = position
         # Inner modules first: longer paths, and a module before the one that contains it.
@@ -111,6 +114,8 @@ class ClassWriter:
             for number, body in enumerate(distinct):
                 block = blocks[bodies.index(body)]
                 name = "__call__" if number == 0 else f"call_{number + 1}"
+                if id(block) in self.programs:
+                    name = method_name(self.programs[id(block)].graph.method)
                 order, names = self._parameters(block)
                 methods[body] = _Method(name, order, block, names)
             made = GeneratedClass(self._class_name(original), original, path, methods, init)
@@ -125,11 +130,13 @@ class ClassWriter:
         names = [f"a{i}" for i in range(len(block.inputs))]
         writer = MethodWriter(block, self.places, names, pretty=False)
         lines = [*writer.extents(), *writer.write()]
+        if id(block) in self.programs:  # entry points stay apart even if they do the same
+            lines.append(self.programs[id(block)].graph.method)
         return "\n".join([", ".join([*names, *block.passed]), *lines])
 
     def _class_name(self, original: str) -> str:
         base = re.sub(r"\W", "_", original.rpartition(".")[2]) or "Model"
-        taken = {c.name for c in self.classes.values()} | {"Path"}
+        taken = {c.name for c in self.classes.values()} | {"Path", *self.tuples}
         name, number = base, 2
         while name in taken:
             name, number = f"{base}{number}", number + 1
@@ -193,16 +200,16 @@ class ClassWriter:
             result = None
             documented = [(method.names[i], block.inputs[i]) for i in method.order]
         else:
-            graph = self.program.graph
-            given = arguments(graph)
+            program = self.programs[id(block)]
+            given = arguments(program.graph)
             local = {k: v for a in given for k, v in a.tensors.items()}
-            names = [local[i.name] for i in graph.inputs]
+            names = [local[i.name] for i in program.graph.inputs]
             parameters = [a.name for a in given]
             unpack = [line for a in given for line in a.unpack]
             documented = list(zip(names, block.inputs, strict=True))
 
             def result(write: Any) -> str:
-                return result_source(graph.out_spec, self.program.outputs, write)
+                return result_source(program.graph.out_spec, program.outputs, write)
 
         writer = MethodWriter(block, self.places, names)
         body = writer.write(result)
@@ -246,7 +253,7 @@ class ClassWriter:
     def _constructor(self, slot: Slot) -> Piece:
         content = slot.content
         if isinstance(content, Weight):
-            value = self.program.weights[content.name]
+            value = self.weights[content.name]
             dtype = literal(value.dtype)
             extents = _numbers(tuple(value.array.shape), "size")
             end = ")" if dtype == "mx.float32" else f", {dtype})"

@@ -48,11 +48,14 @@ _METHODS = (
 """Functions of `mlx.core` that read better as methods; each is one of `mx.array` too."""
 
 
+_BUILTIN = ("math", "max", "min")
+
+
 def symbols_in(value: Any) -> list[str]:
     """Names of dynamic extents in a call's arguments."""
     if isinstance(value, SymbolicInt):
         tree = ast.parse(value.expression, mode="eval")
-        return [n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and n.id != "math"]
+        return [n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and n.id not in _BUILTIN]
     if isinstance(value, list | tuple):
         return [name for item in value for name in symbols_in(item)]
     if isinstance(value, Mapping):
