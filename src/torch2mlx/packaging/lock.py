@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import socket
+from contextlib import suppress
 from pathlib import Path
 
 from torch2mlx.errors import DestinationError
@@ -110,19 +111,21 @@ class Lock:
         return False
 
     def remove_folder(self) -> None:
-        """Remove the folder with everything in it; the lock stays with this process."""
+        """Remove the folder with everything in it; the lock stays with this process.
+
+        What cannot be removed stays for the next run to deal with.
+        """
         for path in self.folder.iterdir():
             if path == self.path:
                 continue
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path, ignore_errors=True)
             else:
-                path.unlink(missing_ok=True)
-        self.path.unlink(missing_ok=True)
-        try:
+                with suppress(OSError):
+                    path.unlink()
+        with suppress(OSError):  # another run may have created its lock there by now
+            self.path.unlink()
             self.folder.rmdir()
-        except OSError:  # another run has created its lock there by now
-            return
 
     def release(self) -> None:
         """Let others have the lock."""
