@@ -10,13 +10,13 @@ Tiny checkpoints are converted into several weight files.  Each trial makes one 
     eio     one random call fails with EIO
     short   from a random call on, writes write only a part of their data
 
-and, where the run was stopped, repeats the same command, stopped again up to twice, until it ends.  A
-trial passes if the destination never exists unless it is complete; if no finished weight file is made
-again; and if at the end every file equals that of a run which nothing stopped (of the manifest, all
-but `created` and `measured`) and nothing else lies beside it.
+and, where the run was stopped, repeats the same command, stopped again up to twice, until it ends.
+A trial passes if the destination never exists unless it is complete; if no finished weight file is
+made again; and if at the end every file equals that of a run which nothing stopped (of the
+manifest, all but `created` and `measured`) and nothing else lies beside it.
 
-The faults come from a small library (faults.c, built with `cc`) that is preloaded into this program;
-each run is a fork of it, so that imports are paid once.  Linux only.
+The faults come from a small library (faults.c, built with `cc`) that is preloaded into this
+program; each run is a fork of it, so that imports are paid once.  Linux only.
 """
 
 from __future__ import annotations
@@ -267,13 +267,13 @@ def drawers(rng: random.Random) -> dict[str, Callable[[Ended], Fault]]:
 def preload() -> ctypes.CDLL:
     """The library, in this process from its start: builds it and starts again if need be."""
     known = os.environ.get("TORCH2MLX_FAULTS")
-    if known:
-        return ctypes.CDLL(known)
-    target = Path(tempfile.mkdtemp(prefix="faults-")) / "faults.so"
-    build = ["cc", "-O1", "-shared", "-fPIC", "-o", target, HERE / "faults.c", "-ldl", "-lpthread"]
-    subprocess.run(build, check=True)
-    os.environ |= {"TORCH2MLX_FAULTS": str(target), "LD_PRELOAD": str(target)}
-    os.execv(sys.executable, [sys.executable, *sys.argv])
+    if not known:
+        target = Path(tempfile.mkdtemp(prefix="faults-")) / "faults.so"
+        build = ["cc", "-O1", "-shared", "-fPIC", "-o", target, HERE / "faults.c", "-ldl"]
+        subprocess.run([*build, "-lpthread"], check=True)
+        os.environ |= {"TORCH2MLX_FAULTS": str(target), "LD_PRELOAD": str(target)}
+        os.execv(sys.executable, [sys.executable, *sys.argv])
+    return ctypes.CDLL(known)
 
 
 def import_everything() -> None:
