@@ -294,8 +294,6 @@ def tied_names(module: torch.nn.Module) -> dict[str, str]:
 def _write(folder: Path, made: Compilation, module: torch.nn.Module) -> None:
     generated = made.generated
     (folder / "model.py").write_text(generated.source, encoding="utf-8")
-    if generated.runtime:
-        (folder / "runtime.py").write_text(generated.runtime, encoding="utf-8")
     config: dict[str, Any] = {"model_class": generated.class_name}
     if len(made.entries) == 1:
         config["inputs"] = _inputs(made.entries[0])

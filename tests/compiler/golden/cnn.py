@@ -15,7 +15,8 @@ class ConvBlock(nn.Module):
         self.norm = nn.BatchNorm(out_channels)
 
     def __call__(self, x):
-        return nn.relu(self.norm(self.conv(x)))
+        conv = self.conv(x)
+        return nn.relu(self.norm(conv))
 
 
 class CNN(nn.Module):
@@ -28,10 +29,8 @@ class CNN(nn.Module):
 
     def __call__(self, image):
         """image [2, 3, 8, 8] → [2, 10]."""
-        x = self.features[2](
-            max_pool(self.features[0](image.transpose(0, 2, 3, 1)), (2, 2), (2, 2), (0, 0), (1, 1))
-        )
-        x = max_pool(x, (2, 2), (2, 2), (0, 0), (1, 1))
+        x = max_pool(self.features[0](image.transpose(0, 2, 3, 1)), (2, 2), (2, 2), (0, 0), (1, 1))
+        x = max_pool(self.features[2](x), (2, 2), (2, 2), (0, 0), (1, 1))
         x = x.mean(axis=(1, 2))
         return self.classifier(x)
 

@@ -17,13 +17,11 @@ class Attention(nn.Module):
 
     def __call__(self, x, mask):
         """x [batch, length, 8], mask [batch, 1, 1, length] → [batch, length, 8]."""
-        batch = x.shape[0]
-        length = x.shape[1]
+        batch, length = x.shape[:2]
         qkv = self.qkv(x).reshape(batch, length, 3, 2, 4)
         q, k, v = mx.unstack(qkv.transpose(2, 0, 3, 1, 4), axis=0)
-        y = zero_masked_rows(
-            mx.fast.scaled_dot_product_attention(q, k, v, scale=0.5, mask=mask), mask
-        )
+        y = mx.fast.scaled_dot_product_attention(q, k, v, scale=0.5, mask=mask)
+        y = zero_masked_rows(y, mask)
         return self.out(y.swapaxes(1, 2).reshape(batch, length, 8))
 
 
@@ -39,9 +37,12 @@ class Block(nn.Module):
 
     def __call__(self, x, mask):
         """x [batch, length, 8], mask [batch, 1, 1, length] → [batch, length, 8]."""
-        x = x + self.attention(self.norm1(x), mask)
-        mlp = self.mlp[2](nn.gelu(self.mlp[0](self.norm2(x))))
-        return x + mlp
+        x_2 = self.norm1(x)
+        x = x + self.attention(x_2, mask)
+        norm2 = self.norm2(x)
+        x_2 = nn.gelu(self.mlp[0](norm2))
+        x = x + self.mlp[2](x_2)
+        return x
 
 
 class Transformer(nn.Module):
@@ -57,12 +58,14 @@ class Transformer(nn.Module):
     def __call__(self, ids, mask):
         """ids [batch, length], mask [batch, length] → [batch, length, 11], [batch, 8]."""
         length = ids.shape[1]
-        x = self.tokens(ids) + self.positions[:length]
-        mask = mx.expand_dims(mx.expand_dims(mask, 1), 2)
-        for layer in self.layers:
+        mask = mask[:, None, None]
+        x = self.layers[0](self.tokens(ids) + self.positions[:length], mask)
+        for layer in self.layers[1:4]:
             x = layer(x, mask)
         x = self.norm(x)
-        return {"logits": self.tokens.as_linear(x), "pooled": x[:, 0]}
+        tokens = self.tokens.as_linear(x)
+        x = x[:, 0]
+        return {"logits": tokens, "pooled": x}
 
 
 def load(folder="."):

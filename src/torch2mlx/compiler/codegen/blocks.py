@@ -172,7 +172,9 @@ def _place(step: Step, block: Block) -> tuple[str, int]:
 
 def _chained(step: Step, path: str) -> bool:
     container = path.rpartition(".")[0]
-    return bool(container) and any(f.path == container for f in step.origin.frames)
+    return bool(container) and any(
+        f.path == container and f.class_name in _CONTAINERS for f in step.origin.frames
+    )
 
 
 class _Flow:

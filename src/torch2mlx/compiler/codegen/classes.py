@@ -12,6 +12,7 @@ from torch2mlx.compiler.codegen import source
 from torch2mlx.compiler.codegen.blocks import Block
 from torch2mlx.compiler.codegen.constructors import (
     Child,
+    Constructor,
     Hole,
     Items,
     Joined,
@@ -20,11 +21,12 @@ from torch2mlx.compiler.codegen.constructors import (
     parameters_of,
 )
 from torch2mlx.compiler.codegen.expressions import literal
-from torch2mlx.compiler.codegen.methods import MethodWriter, Places, source_hints
+from torch2mlx.compiler.codegen.methods import MethodWriter, Places
+from torch2mlx.compiler.codegen.names import Names
 from torch2mlx.compiler.codegen.signature import arguments, named_tuples, result_source
-from torch2mlx.compiler.codegen.tree import ModuleTree, Slot, method_name
+from torch2mlx.compiler.codegen.tree import ModuleTree, Slot, local_name, method_name
 from torch2mlx.compiler.graph import Weight
-from torch2mlx.compiler.layers import Layer
+from torch2mlx.compiler.layers import Layer, all_options, argument_names
 from torch2mlx.compiler.program import Program
 
 __all__ = ["ClassWriter", "GeneratedClass"]
@@ -85,8 +87,10 @@ class ClassWriter:
         self.method_of: dict[int, _Method] = {}
         self.runtime: dict[str, Any] = {}
         weights = {id(v): n for program, _ in entries for n, v in program.weights.items()}
-        hints = {k: v for root in self.roots for k, v in source_hints(root).items()}
-        self.places = Places(tree, weights, self._callee, hints)
+        inputs = {
+            id(v): local_name(name) for program, _ in entries for name, v in program.inputs.items()
+        }
+        self.places = Places(tree, weights, self._callee, Names(self.roots, inputs, weights))
         self._find()
 
     def _callee(self, block: Block) -> _Method:
@@ -144,31 +148,15 @@ class ClassWriter:
 
     def _parameters(self, block: Block) -> tuple[tuple[int, ...], list[str]]:
         """The order in which a block takes its inputs, and what it calls them."""
-        given = source.parameters(block.frame.file, block.frame.line)
         if not block.path:
             return tuple(range(len(block.inputs))), []
-        names: list[str] = []
-        for value in block.inputs:
-            names.append(self._parameter(value, given, names))
-        free = [p for p in given if p not in names]
-        unknown = [i for i, n in enumerate(names) if not n]
-        for position in unknown:
-            wanted = free[0] if len(unknown) == 1 and free else "x"
-            names[position] = _unused(wanted, names)
+        given = source.parameters(block.frame.file, block.frame.line)
+        names = self.places.names.parameters[id(block)]
         order = sorted(
             range(len(names)),
             key=lambda i: (given.index(names[i]) if names[i] in given else len(given), i),
         )
         return tuple(order), names
-
-    def _parameter(self, value: Value, given: tuple[str, ...], names: list[str]) -> str:
-        weight = self.places.weights.get(id(value))
-        name = weight.rpartition(".")[2] if weight else self.places.hints.get(id(value), "")
-        if weight is None and value.name:
-            name = value.name
-        if weight:
-            return _unused(name, names)
-        return name if name in given and name not in names else ""
 
     # Source of the classes
 
@@ -271,24 +259,12 @@ class ClassWriter:
         return Items(tuple(items))
 
 
-_LAYER_ARGUMENTS = {
-    "Linear": ("inputs", "outputs"),
-    "Embedding": ("count", "dims"),
-    "LayerNorm": ("dims",),
-    "RMSNorm": ("dims",),
-    "BatchNorm": ("channels",),
-    "GroupNorm": ("groups", "channels"),
-}
-
-
 def _layer(layer: Layer) -> Piece:
-    names = _LAYER_ARGUMENTS.get(layer.class_name, ("in_channels", "out_channels", "kernel"))
-    parts: list[Piece] = [Text(f"nn.{layer.class_name}(")]
-    given = [("", value, name) for value, name in zip(layer.args, names, strict=True)]
-    given += [(f"{key}=", value, key) for key, value in layer.kwargs]
-    for number, (prefix, value, name) in enumerate(given):
-        parts += [Text(", " * (number > 0) + prefix), _numbers(value, name)]
-    return Joined((*parts, Text(")")))
+    return Constructor(
+        f"nn.{layer.class_name}",
+        tuple(_numbers(v, n) for v, n in zip(layer.args, argument_names(layer), strict=True)),
+        tuple((k, _numbers(v, k), literal(usual)) for k, v, usual in all_options(layer)),
+    )
 
 
 def _numbers(value: Any, name: str) -> Piece:
@@ -303,13 +279,6 @@ def _numbers(value: Any, name: str) -> Piece:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return Text(literal(value))
     return Hole(value, name)
-
-
-def _unused(wanted: str, names: list[str]) -> str:
-    name, number = wanted, 2
-    while name in names:
-        name, number = f"{wanted}_{number}", number + 1
-    return name
 
 
 def _shape(value: Value) -> str:

@@ -49,7 +49,6 @@ class GeneratedModel:
 
     Attributes:
         source: of model.py.
-        runtime: of runtime.py; "" if nothing of it is used.
         class_name: of the root.
         methods: original's method → arguments of the generated one; "forward" is `__call__`.
         weights: name in the weight file → where its data comes from.
@@ -57,7 +56,6 @@ class GeneratedModel:
     """
 
     source: str
-    runtime: str
     class_name: str
     methods: Mapping[str, tuple[Argument, ...]]
     weights: Mapping[str, StoredWeight]
@@ -80,24 +78,29 @@ def generate(*programs: Program) -> GeneratedModel:
     writer = ClassWriter(list(zip(programs, roots, strict=True)), tree)
     classes = writer.write()
     name = writer.by_path[""].name
-    runtime = runtime_source(writer.runtime) if writer.runtime else ""
+    imports, runtime = runtime_source(writer.runtime)
     tuples = {k: v for p in programs for k, v in named_tuples(p.graph.out_spec).items()}
-    classes = [_named_tuple(k, fields) for k, fields in tuples.items()] + classes
+    body = "\n\n\n".join([*(_named_tuple(k, fields) for k, fields in tuples.items()), *classes])
+    standard = {*imports, "from pathlib import Path"}
+    if "math." in body:
+        standard.add("import math")
+    if tuples:
+        standard.add("from collections import namedtuple")
     header = [
         f'"""{name} for MLX; written by torch2mlx from its PyTorch source."""',
         "",
-        *(["import math"] if any("math." in c for c in classes) else []),
-        *(["from collections import namedtuple"] if tuples else []),
-        "from pathlib import Path",
+        *(["from __future__ import annotations", ""] if runtime else []),
+        *sorted(standard, key=lambda line: (not line.startswith("import"), line)),
         "",
-        *(["import mlx.core as mx"] if any("mx." in c for c in classes) else []),
+        *(["import mlx.core as mx"] if "mx." in body + runtime else []),
         "import mlx.nn as nn",
-        *([f"from runtime import {', '.join(sorted(writer.runtime))}"] if writer.runtime else []),
     ]
-    text = "\n".join(header) + "\n\n\n" + "\n\n\n".join(classes) + "\n\n" + _LOAD.format(name=name)
+    parts = ["\n".join(header), body]
+    if runtime:
+        parts.append(f"# What MLX has no function for.\n\n\n{runtime}")
+    text = "\n\n\n".join(parts) + "\n\n" + _LOAD.format(name=name)
     return GeneratedModel(
         formatted(text),
-        formatted(runtime) if runtime else "",
         name,
         {p.graph.method: tuple(arguments(p.graph)) for p in programs},
         _weights(list(weights), layers, tree, list(functional)),

@@ -47,24 +47,36 @@ def rolled(lines: list[str], lengths: dict[str, int] | None = None) -> list[str]
 def _carried(lines: list[str]) -> list[str]:
     """Let the first layer read the variable that the others read.
 
-    Before:  h = self.layers[0](x)      After:  h = x
-             h = self.layers[1](h)              h = self.layers[0](h)
-                                                h = self.layers[1](h)
+    Before:  h = self.layers[0](f(x), y)      After:  h = f(x)
+             h = self.layers[1](h, y)                 h = self.layers[0](h, y)
+                                                      h = self.layers[1](h, y)
     """
     result: list[str] = []
-    for number, line in enumerate(lines):
-        match = re.match(r"(\w+) = (.*self\S*\[(\d+)\].*)$", line)
-        if match is not None and number + 1 < len(lines):
-            name, call, index = match[1], match[2], int(match[3])
-            for given in dict.fromkeys(re.findall(r"(?<![\w.])[a-zA-Z_]\w*(?![\w(.=])", call)):
-                renamed = re.sub(rf"(?<![\w.]){given}(?![\w(.=])", name, call)
-                unread = re.search(rf"(?<![\w.]){name}\b", call) is None
-                if unread and _shifted(f"{name} = {renamed}", 1, index) == lines[number + 1]:
-                    result.append(f"{name} = {given}")
-                    line = f"{name} = {renamed}"
-                    break
+    for line, following in zip(lines, [*lines, ""][1:], strict=True):
+        name, _, call = line.partition(" = ")
+        index = next((int(n) for _, n in _INDEX.findall(call)), 0)
+        first = _shifted(following, -1, index + 1)
+        reads = list(re.finditer(rf"(?<![\w.]){re.escape(name)}(?![\w(.=])", first))[1:]
+        if name.isidentifier() and len(reads) == 1 and first.startswith(f"{name} = "):
+            before, after = first[: reads[0].start()], first[reads[0].end() :]
+            given = line[len(before) : len(line) - len(after)]
+            if line == before + given + after and given != name and _enclosed(given):
+                result.append(f"{name} = {given}")
+                line = first
         result.append(line)
     return result
+
+
+def _enclosed(text: str) -> bool:
+    """Whether it is one argument."""
+    if not text or text != text.strip():
+        return False
+    depth = 0
+    for c in text:
+        depth += (c in "([{") - (c in ")]}")
+        if depth < 0 or (c == "," and depth == 0):
+            return False
+    return depth == 0
 
 
 def _shifted(line: str, by: int, index: int) -> str:

@@ -31,29 +31,23 @@ def mlx_array(tensor: torch.Tensor) -> Any:
 
 def import_model(folder: Path) -> Any:
     """The module `model` of a generated folder; nothing stays in `sys.modules`."""
-    before = {name: sys.modules.get(name) for name in ("runtime", "model")}
+    before = sys.modules.get("model")
     path, no_bytecode = list(sys.path), sys.dont_write_bytecode
     try:
         sys.dont_write_bytecode = True
-        loaded = None
-        for name in ("runtime", "model"):
-            file = folder / f"{name}.py"
-            if not file.exists():
-                continue
-            spec = importlib.util.spec_from_file_location(name, file)
-            assert spec is not None
-            assert spec.loader is not None
-            loaded = importlib.util.module_from_spec(spec)
-            sys.modules[name] = loaded
-            spec.loader.exec_module(loaded)
+        spec = importlib.util.spec_from_file_location("model", folder / "model.py")
+        assert spec is not None
+        assert spec.loader is not None
+        loaded = importlib.util.module_from_spec(spec)
+        sys.modules["model"] = loaded
+        spec.loader.exec_module(loaded)
         return loaded
     finally:
         sys.path[:], sys.dont_write_bytecode = path, no_bytecode
-        for name, module in before.items():
-            if module is None:
-                sys.modules.pop(name, None)
-            else:
-                sys.modules[name] = module
+        if before is None:
+            sys.modules.pop("model", None)
+        else:
+            sys.modules["model"] = before
 
 
 def call_model(
