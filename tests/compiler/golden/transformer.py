@@ -1,10 +1,11 @@
 """Transformer for MLX; written by torch2mlx from its PyTorch source."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
-from runtime import zero_masked_rows
 
 
 class Attention(nn.Module):
@@ -33,16 +34,15 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(8)
         self.attention = Attention()
         self.norm2 = nn.LayerNorm(8)
-        self.mlp = [nn.Linear(8, 16), nn.Identity(), nn.Linear(16, 8)]
+        self.mlp = [nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8)]
 
     def __call__(self, x, mask):
         """x [batch, length, 8], mask [batch, 1, 1, length] → [batch, length, 8]."""
-        x_2 = self.norm1(x)
-        x = x + self.attention(x_2, mask)
-        norm2 = self.norm2(x)
-        x_2 = nn.gelu(self.mlp[0](norm2))
-        x = x + self.mlp[2](x_2)
-        return x
+        x = x + self.attention(self.norm1(x), mask)
+        mlp = self.norm2(x)
+        for block in self.mlp:
+            mlp = block(mlp)
+        return x + mlp
 
 
 class Transformer(nn.Module):
@@ -59,13 +59,20 @@ class Transformer(nn.Module):
         """ids [batch, length], mask [batch, length] → [batch, length, 11], [batch, 8]."""
         length = ids.shape[1]
         mask = mask[:, None, None]
-        x = self.layers[0](self.tokens(ids) + self.positions[:length], mask)
-        for layer in self.layers[1:4]:
+        x = self.tokens(ids) + self.positions[:length]
+        for layer in self.layers:
             x = layer(x, mask)
         x = self.norm(x)
-        tokens = self.tokens.as_linear(x)
-        x = x[:, 0]
-        return {"logits": tokens, "pooled": x}
+        return {"logits": self.tokens.as_linear(x), "pooled": x[:, 0]}
+
+
+# What MLX has no function for.
+
+
+def zero_masked_rows(output: mx.array, mask: mx.array) -> mx.array:
+    """Zeros for the queries that may see no key at all; MLX's softmax has no answer for them."""
+    seen = mask if mask.dtype == mx.bool_ else mask > -float("inf")
+    return mx.where(mx.any(seen, axis=-1, keepdims=True), output, mx.zeros((), output.dtype))
 
 
 def load(folder="."):

@@ -16,14 +16,15 @@ _INDEX = re.compile(r"(self(?:\.\w+|\[\d+\](?=\.))*\.\w+)\[(\d+)\]")
 _LONGEST_BODY = 12
 
 
-def rolled(lines: list[str], lengths: dict[str, int] | None = None) -> list[str]:
+def rolled(lines: list[str], lengths: dict[str, int] | None = None, after: str = "") -> list[str]:
     """Statements with repetitions as loops; what they compute is unchanged.
 
     Args:
         lines: one statement each.
         lengths: source of a list's attribute → how many items it has.
+        after: source that follows.
     """
-    lines = _carried(lines)
+    lines = _carried(lines, after)
     result: list[str] = []
     start = 0
     while start < len(lines):
@@ -44,7 +45,7 @@ def rolled(lines: list[str], lengths: dict[str, int] | None = None) -> list[str]
     return result
 
 
-def _carried(lines: list[str]) -> list[str]:
+def _carried(lines: list[str], after: str) -> list[str]:
     """Let the first layer read the variable that the others read.
 
     Before:  h = self.layers[0](f(x), y)      After:  h = f(x)
@@ -58,13 +59,33 @@ def _carried(lines: list[str]) -> list[str]:
         first = _shifted(following, -1, index + 1)
         reads = list(re.finditer(rf"(?<![\w.]){re.escape(name)}(?![\w(.=])", first))[1:]
         if name.isidentifier() and len(reads) == 1 and first.startswith(f"{name} = "):
-            before, after = first[: reads[0].start()], first[reads[0].end() :]
-            given = line[len(before) : len(line) - len(after)]
-            if line == before + given + after and given != name and _enclosed(given):
-                result.append(f"{name} = {given}")
+            before, rest = first[: reads[0].start()], first[reads[0].end() :]
+            given = line[len(before) : len(line) - len(rest)]
+            if line == before + given + rest and given != name and _enclosed(given):
+                text = "\n".join([*lines, after])
+                if not _renamed(result, given, name, text):
+                    result.append(f"{name} = {given}")
                 line = first
         result.append(line)
     return result
+
+
+def _renamed(lines: list[str], old: str, new: str, text: str) -> bool:
+    """Rename a variable that is assigned in these lines and read once, if nothing speaks against.
+
+    Before:  inputs = embed(ids)      After:  h = embed(ids)
+             h = inputs
+    """
+    if not old.isidentifier() or len(re.findall(rf"(?<![\w.]){old}\b", text)) != 2:
+        return False
+    for number, line in enumerate(lines):
+        if line.startswith(f"{old} = "):
+            between = "\n".join([line.partition(" = ")[2], *lines[number + 1 :]])
+            if re.search(rf"(?<![\w.]){new}\b", between):
+                return False
+            lines[number] = f"{new}{line[len(old) :]}"
+            return True
+    return False
 
 
 def _enclosed(text: str) -> bool:

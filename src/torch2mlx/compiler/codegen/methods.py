@@ -140,17 +140,19 @@ class MethodWriter:
             long = self._longest(lines[-1], index, texts)
             if long is not None:
                 return lines, long
-        if self.pretty:
-            lines = rolled(lines, self.places.tree.lengths(self.block.path))
-        for name, value in self.block.states.items():
-            target = self.places.tree.access(name, self.block.path)
-            lines.append(f"{target} = {self._value(value)[0]}")
         if result is not None:
             returned = result(self.printer.argument)
         else:
             returned = ", ".join(self._value(v)[0] for v in self.block.outputs)
+        last = [
+            f"{self.places.tree.access(name, self.block.path)} = {self._value(value)[0]}"
+            for name, value in self.block.states.items()
+        ]
         if returned:
-            lines.append(f"return {returned}")
+            last.append(f"return {returned}")
+        if self.pretty:
+            lines = rolled(lines, self.places.tree.lengths(self.block.path), "\n".join(last))
+        lines += last
         return lines, self._longest(f"return {returned}", len(self.block.items), texts)
 
     def _longest(self, line: str, index: int, texts: Mapping[int, str]) -> int | None:

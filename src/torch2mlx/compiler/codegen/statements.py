@@ -108,6 +108,11 @@ class Nesting:
         size = [1] * (end + 1)
         patterns = [{_pattern(p): p} if (p := callee_path(i)) else {} for i in items] + [{}]
         counts = Counter(pattern for found in patterns for pattern in found)
+        chained = {id(v) for item in items if item.chained for v in item.outputs}
+
+        def follows_chained(item: Item) -> bool:
+            return any(id(v) in chained for v in item.inputs)
+
         consumer: dict[int, int] = {}
         for index, item in enumerate(items):
             made = [v for v in item.outputs if id(v) in self.users]
@@ -124,7 +129,9 @@ class Nesting:
                 wanted = [name(v) for v in items[user].outputs]
                 near = same or wanted == [name(made[0])] != [""]
             looped = any(patterns[user].get(k, p) != p for k, p in patterns[index].items())
-            looped = looped or (item.chained and user < end and items[user].chained)
+            # The modules of a container are called one after the other, the last one too.
+            linked = user < end and items[user].chained
+            looped = looped or (item.chained and (linked or follows_chained(item)))
             # One turn of a loop is like the others, so its result is assigned as theirs are.
             turns = any("#" in p and counts[p] > 1 for p in patterns[index])
             if not near or looped or (turns and (user == end or not same)):
