@@ -82,7 +82,8 @@ def load(folder: Path) -> Any:
     A program of its own says `from model import load` there.
     """
     sys.path.insert(0, str(folder))
-    sys.modules.pop("model", None)
+    for name in ("model", "runtime"):
+        sys.modules.pop(name, None)
     importlib.invalidate_caches()
     try:
         return importlib.import_module("model").load(folder)

@@ -1,6 +1,6 @@
 """`python -m torch2mlx`."""
 
-from torch2mlx.cli import run
+from torch2mlx.cli import main
 
 if __name__ == "__main__":
-    run()
+    main()
