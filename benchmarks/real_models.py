@@ -316,14 +316,9 @@ def run(name: str, case: Case) -> str:
         except Exception as error:  # a fault of the compiler: shown, and the table goes on
             return f"| {name} | {type(error).__name__}: {str(error).strip()} | | | |"
         seconds = time.perf_counter() - start
-        files = ("model.py", "runtime.py")
-        lines = [
-            len(text.read_text(encoding="utf-8").splitlines())
-            for text in (made.destination / f for f in files)
-            if text.exists()
-        ]
+        source = (made.destination / "model.py").read_text(encoding="utf-8")
     parameters = sum(p.numel() for p in module.parameters()) / 1e6
-    size = " + ".join(map(str, lines))
+    size = len(source.splitlines())
     return (
         f"| {name} ({parameters:.2f} M) | {made.operators} | {made.error:.1e} | {seconds:.1f} | "
         f"{size} |"
@@ -336,7 +331,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help=f"of {', '.join(CASES)}; default: all")
     names = parser.parse_args().names or list(CASES)
     warnings.simplefilter("ignore")
-    print("| model | operators | relative L2 | seconds | lines of model.py + runtime.py |")
+    print("| model | operators | relative L2 | seconds | lines of model.py |")
     print("|---|---|---|---|---|")
     for name in names:
         print(run(name, CASES[name]), flush=True)

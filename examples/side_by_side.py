@@ -82,8 +82,7 @@ def load(folder: Path) -> Any:
     A program of its own says `from model import load` there.
     """
     sys.path.insert(0, str(folder))
-    for name in ("model", "runtime"):
-        sys.modules.pop(name, None)
+    sys.modules.pop("model", None)
     importlib.invalidate_caches()
     try:
         return importlib.import_module("model").load(folder)

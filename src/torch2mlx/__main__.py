@@ -1,6 +1,6 @@
 """`python -m torch2mlx`."""
 
-from torch2mlx.cli import main
+from torch2mlx.cli import run
 
 if __name__ == "__main__":
-    main()
+    run()

@@ -7,12 +7,11 @@ verification; what a stage does is in its own package.
 from __future__ import annotations
 
 import resource
-import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +24,10 @@ if TYPE_CHECKING:
     import torch
 
     from torch2mlx.compiler.route import Compiled
+    from torch2mlx.conversion.identity import SourceState
     from torch2mlx.packaging.index import WeightSummary
     from torch2mlx.packaging.manifest import Manifest
+    from torch2mlx.packaging.staging import Staging
     from torch2mlx.planning.plan import Plan
     from torch2mlx.sources.base import Checkpoint
     from torch2mlx.verification.report import ParityReport
@@ -143,6 +144,7 @@ def convert(
     dynamic_shapes: Any = None,
     example: str | Path | None = None,
     dynamic: Sequence[str] = (),
+    entry_points: Mapping[str, Any] | Sequence[str] | None = None,
     progress: Progress | None = None,
     **options: Any,
 ) -> Conversion | Compiled:
@@ -160,6 +162,8 @@ def convert(
         dynamic_shapes: of a module: as for `torch.export.export`; other extents are fixed.
         example: a file with the arguments, written by `torch.save`, in place of values.
         dynamic: "argument:axis=name" texts in place of `dynamic_shapes`.
+        entry_points: of a module: method → its arguments (a tuple, a dict of keyword arguments or
+            a tensor), in place of an example of `forward`; `dynamic_shapes` is then by method.
         progress: listener, such as `torch2mlx.reporting.terminal.Bars()`.
         **options: fields of `torch2mlx.options.ConvertOptions`.
 
@@ -176,7 +180,9 @@ def convert(
     asked.check()
     check_destination(destination)
     listener = progress or Silent()
-    examples = Example(example_inputs, example_kwargs, dynamic_shapes, example, tuple(dynamic))
+    examples = Example(
+        example_inputs, example_kwargs, dynamic_shapes, example, tuple(dynamic), entry_points
+    )
     if is_program(source):
         with listener.stage("Compiling and comparing with PyTorch"):
             compiled = convert_program(source, destination, asked, examples)
@@ -222,12 +228,12 @@ class _Conversion:
     def run(self) -> Conversion:
         from torch2mlx.architectures.bounds import check_counts
         from torch2mlx.architectures.port import load_port
-        from torch2mlx.calibration.conversion import calibration_folder
         from torch2mlx.packaging.staging import Staging
         from torch2mlx.planning.plan import build_plan
         from torch2mlx.planning.shards import parse_size
 
         options = self.options
+        source = self._source_state()
         with self._timed("plan"), self.progress.stage("Planning from headers"):
             check_counts(self.checkpoint.config, self.checkpoint.state)
             port = load_port(self.checkpoint.config)
@@ -245,25 +251,41 @@ class _Conversion:
         if gate is not None:
             with self._timed("verify"):
                 gate.prove_port()
-        if options.calibrate:
-            with self._timed("calibrate"):
-                plan = self._calibrated(plan)
-            if gate is not None:
-                gate.checkpoint, gate.outputs = self.checkpoint, plan.outputs
         room = plan.nbytes + sum(p.stat().st_size for p in self._companions().values())
-        with Staging(self.destination, needed_bytes=room) as staging:
+        with Staging(
+            self.destination,
+            identity=self._identity(plan, source),
+            restart=options.restart,
+            wait=options.wait,
+        ) as staging:
+            staging.require_room(room)
             with self._timed("convert"):
-                files = self._write(plan, staging.folder)
+                files = self._write(plan, staging, source)
             summary, tokenizer, notes = self._package(plan, port, staging.folder)
             report = None
             if gate is not None:
                 with self._timed("verify"):
                     report = gate.prove_result(staging.folder, files)
-            manifest = self._describe(plan, port, staging.folder, summary, tokenizer, report, notes)
-            published = staging.publish()
-        if options.calibrate:
-            shutil.rmtree(calibration_folder(self.destination), ignore_errors=True)
-        return Conversion(published, manifest)
+            manifest = self._describe(plan, port, staging, summary, tokenizer, report, notes)
+            source.check(thorough=True)
+            return Conversion(staging.publish(), manifest)
+
+    def _source_state(self) -> SourceState:
+        from torch2mlx.conversion.identity import SourceState
+
+        config = self.checkpoint.folder / "config.json"
+        return SourceState.take(p for p in (*self.checkpoint.source.files, config) if p.is_file())
+
+    def _identity(self, plan: Plan, source: SourceState) -> dict[str, Any]:
+        from torch2mlx.conversion.identity import plan_identity
+        from torch2mlx.packaging.manifest import library_versions
+
+        return plan_identity(
+            plan,
+            source.to_dict(self.checkpoint.folder),
+            self.options.to_dict(),
+            library_versions(),
+        )
 
     def _gate(self, plan: Plan, port: Any) -> Any:
         if not self.options.verify:
@@ -281,40 +303,28 @@ class _Conversion:
             progress=self.progress,
         )
 
-    def _calibrated(self, plan: Plan) -> Plan:
-        """The plan with calibrated tensors, which the checkpoint's reader then knows too."""
-        from torch2mlx.calibration.conversion import calibrate_outputs
-
-        options = self.options
-        found = calibrate_outputs(
-            self.checkpoint,
-            plan.outputs,
-            self.destination,
-            texts=options.calibration_text,
-            tokens=options.calibration_tokens,
-            max_context=options.max_context,
-            trust_remote_code=options.trust_remote_code,
-            progress=self.progress,
-        )
-        for note in found.notes:
-            self.progress.note(note)
-        self.checkpoint = replace(self.checkpoint, source=found.source)
-        return replace(plan, outputs=found.outputs, notes=(*plan.notes, *found.notes))
-
     def _companions(self) -> Mapping[str, Path]:
         return self.checkpoint.tokenizer_files
 
-    def _write(self, plan: Plan, folder: Path) -> list[Path]:
+    def _write(self, plan: Plan, staging: Staging, source: SourceState) -> list[Path]:
         from torch2mlx.conversion.executor import execute
         from torch2mlx.planning.shards import parse_size
 
+        finished = staging.records()
         with self.progress.stage("Converting", plan.nbytes) as advance:
+            if finished:
+                self.progress.note(
+                    f"going on: {len(finished)} of {len(plan.shards)} weight files are finished"
+                )
+                advance(sum(record.size for record in finished.values()))
             return execute(
                 plan,
                 self.checkpoint.source,
-                folder,
+                staging.folder,
                 memory_limit=parse_size(self.options.memory_limit),
                 progress=advance,
+                journal=staging.journal,
+                check=source.check,
             )
 
     def _package(
@@ -378,7 +388,7 @@ class _Conversion:
         self,
         plan: Plan,
         port: Any,
-        folder: Path,
+        staging: Staging,
         summary: WeightSummary,
         tokenizer: dict[str, Any],
         report: ParityReport | None,
@@ -387,6 +397,7 @@ class _Conversion:
         from torch2mlx.packaging.card import write_card
         from torch2mlx.packaging.manifest import build_manifest
 
+        folder = staging.folder
         self.measured["peak_rss_bytes"] = _peak_rss()
         limit = self.options.max_context
         if limit is not None and report is not None:
@@ -402,6 +413,7 @@ class _Conversion:
             tokenizer=tokenizer,
             measured=self.measured,
             notes=(*plan.notes, *notes),
+            known=staging.records(),
         )
         manifest.write(folder)
         write_card(folder, manifest, self.checkpoint)

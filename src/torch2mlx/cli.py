@@ -6,9 +6,11 @@ mistake ends in one message and an exit code of its own (`torch2mlx.errors`), ne
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import sys
+from contextlib import suppress
 from enum import StrEnum
 from typing import Annotated, Any
 
@@ -18,7 +20,7 @@ from typer.core import TyperGroup
 from torch2mlx import __version__
 from torch2mlx.errors import OptionError, Torch2MLXError
 
-__all__ = ["app", "main"]
+__all__ = ["app", "main", "run"]
 
 
 class _Commands(TyperGroup):
@@ -28,8 +30,8 @@ class _Commands(TyperGroup):
         try:
             result = super().invoke(ctx)
             sys.stdout.flush()
-        except KeyboardInterrupt:
-            typer.echo("interrupted; nothing was left behind", err=True)
+        except KeyboardInterrupt as stop:
+            typer.echo(str(stop) or "interrupted; nothing was left behind", err=True)
             raise typer.Exit(130) from None
         except BrokenPipeError:
             # Python flushes once more when it ends.
@@ -216,22 +218,6 @@ def convert(
     strict: Annotated[
         bool, typer.Option("--strict", help="Fail if the group size does not divide a layer.")
     ] = False,
-    calibrate: Annotated[
-        bool,
-        typer.Option(
-            "--calibrate", help="Choose the quantized values by what the model makes of text."
-        ),
-    ] = False,
-    calibration_text: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Text to calibrate with: .txt, .md, or .jsonl of texts or chats; repeatable.",
-            show_default="texts of the Python installation",
-        ),
-    ] = None,
-    calibration_tokens: Annotated[
-        int | None, typer.Option(help="Tokens to calibrate with.", show_default="16384")
-    ] = None,
     dequantize: Annotated[
         bool, typer.Option("-d", "--dequantize", help="Make a plain model of a quantized MLX one.")
     ] = False,
@@ -270,6 +256,23 @@ def convert(
             show_default=False,
         ),
     ] = None,
+    restart: Annotated[
+        bool,
+        typer.Option(
+            "--restart", help="Discard what a stopped run left that was begun from something else."
+        ),
+    ] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Wait for another run for the same DST to end.")
+    ] = False,
+    entry: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A method of a module with its arguments, as in encode=inputs.pt, in place of "
+            "--example; repeatable.",
+            show_default=False,
+        ),
+    ] = None,
     upload_repo: Annotated[
         str | None,
         typer.Option(help="Upload the result to this hub repository.", show_default=False),
@@ -300,9 +303,6 @@ def convert(
         head=head,
         router=router.value if router else None,
         strict=strict,
-        calibrate=calibrate,
-        calibration_text=tuple(calibration_text or ()),
-        calibration_tokens=calibration_tokens,
         dequantize=dequantize,
         dtype=dtype.value if dtype else None,
         max_shard_size=max_shard_size,
@@ -311,8 +311,11 @@ def convert(
         max_context=max_context,
         trust_remote_code=trust_remote_code,
         revision=revision,
+        restart=restart,
+        wait=wait,
         example=example,
         dynamic=tuple(dynamic or ()),
+        entry_points=tuple(entry) if entry else None,
         progress=_progress(quiet),
     )
     _show(result, as_json)
@@ -393,6 +396,36 @@ def generate(
     _show(result, as_json)
 
 
+@app.command(epilog="Example:  torch2mlx clean ./models --yes")
+def clean(
+    folder: Annotated[
+        str, typer.Argument(metavar="FOLDER", help="Where outputs are made, or one output's name.")
+    ] = ".",
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Remove without asking.")] = False,
+    as_json: Json = False,
+) -> None:
+    """List what stopped conversions left, and remove it.
+
+    With --json nothing is asked: the list is printed, and removed with --yes.
+    """
+    from torch2mlx.packaging.leftovers import find_leftovers
+
+    found = find_leftovers(folder)
+    if not as_json:
+        for leftover in found:
+            typer.echo(leftover.describe())
+        if not found:
+            typer.echo("nothing was left here")
+    idle = [leftover for leftover in found if not leftover.in_use]
+    removed = []
+    if idle and (yes or (not as_json and typer.confirm(f"Remove {len(idle)}?"))):
+        removed = [leftover for leftover in idle if leftover.remove()]
+    if as_json:
+        names = {leftover.path for leftover in removed}
+        entries = [{**x.to_dict(), "removed": x.path in names} for x in found]
+        typer.echo(json.dumps(entries, indent=2, ensure_ascii=False))
+
+
 def main() -> None:
     """Entry point: runs a command and turns errors into messages and exit codes."""
     as_json = "--json" in sys.argv[1:]
@@ -406,3 +439,21 @@ def main() -> None:
             typer.secho("error: ", fg="red", bold=True, nl=False, err=True)
             typer.echo(str(error), err=True)
         raise SystemExit(error.exit_code) from None
+
+
+def run() -> None:
+    """`main` as a process of its own, which ends without taking the libraries apart.
+
+    Python frees every object of torch and transformers one by one when it ends: most of a second
+    of work, and several seconds after Ctrl-C on a busy machine.
+    """
+    code: Any = 0
+    try:
+        main()
+    except SystemExit as stop:
+        code = stop.code
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # a pipe that nobody reads any more, a closed stream
+            stream.flush()
+    os._exit(code if isinstance(code, int) else int(code is not None))

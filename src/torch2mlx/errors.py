@@ -15,6 +15,7 @@ A message names the file or tensor, what was expected and found, and what to do.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 __all__ = [
@@ -29,11 +30,22 @@ __all__ = [
     "UnsupportedError",
 ]
 
+# Control characters but for tabs and line ends, surrogates, and marks of direction.
+_HIDDEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
+
 
 class Torch2MLXError(Exception):
     """Base of all errors with a message for the user; `exit_code` is the command line's."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        """The message with names as terminals can show them.
+
+        Names come from files: half a surrogate cannot be printed at all, and control characters
+        would move the cursor or recolour what follows.
+        """
+        return _HIDDEN.sub(lambda found: ascii(found[0])[1:-1], super().__str__())
 
 
 class OptionError(Torch2MLXError):

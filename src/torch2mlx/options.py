@@ -14,12 +14,16 @@ from torch2mlx.quantization.scheme import Scheme
 __all__ = ["ConvertOptions"]
 
 
+# A run that was stopped and continued leaves the manifest of one that was not.
+_OF_THE_RUN = ("restart", "wait")
+
+
 @dataclass(frozen=True)
 class ConvertOptions:
     """Options of `torch2mlx.convert`, as given; `check` turns them into values.
 
     Attributes:
-        quantize: quantize at all; the next ten are refused without it.
+        quantize: quantize at all; the next nine are refused without it.
         q_bits, q_group_size, q_mode: the format (see `Scheme.resolve` for the defaults).
         recipe: one of mlx-lm's mixed recipes.
         keep: patterns of modules that stay unquantized.
@@ -27,9 +31,6 @@ class ConvertOptions:
         embedding, head: "keep" or a number of bits.
         router: "8bit", "keep" or "same" (mlx-lm's choice).
         strict: a layer that the group size does not divide is an error.
-        calibrate: choose codes, scales and biases by what the model computes with them.
-        calibration_text: files to calibrate with; None: texts of the Python installation.
-        calibration_tokens: how many tokens of text to use.
         dequantize: make a plain model of a quantized MLX folder.
         dtype: float16, bfloat16 or float32 for what is not quantized.
         max_shard_size: bound on each weight file, such as "5GB".
@@ -38,6 +39,8 @@ class ConvertOptions:
         max_context: prove and allow only this many tokens; None: as many as the config says.
         trust_remote_code: allow code that the checkpoint brings.
         revision: branch, tag or commit of a hub id.
+        restart: discard what an earlier run left that was begun from something else.
+        wait: wait for another run for the same destination.
     """
 
     quantize: bool = False
@@ -51,9 +54,6 @@ class ConvertOptions:
     head: str | int | None = None
     router: str | None = None
     strict: bool = False
-    calibrate: bool = False
-    calibration_text: Sequence[str] = ()
-    calibration_tokens: int | None = None
     dequantize: bool = False
     dtype: str | None = None
     max_shard_size: str | int = "5GB"
@@ -62,6 +62,8 @@ class ConvertOptions:
     max_context: int | None = None
     trust_remote_code: bool = False
     revision: str | None = None
+    restart: bool = False
+    wait: bool = False
 
     def check(self) -> None:
         """Raise OptionError for contradictions, before any file is opened."""
@@ -70,22 +72,11 @@ class ConvertOptions:
             "--recipe": self.recipe, "--keep": _patterns("--keep", self.keep),
             "--bits": _patterns("--bits", self.bits), "--embedding": self.embedding,
             "--head": self.head, "--router": self.router, "--strict": self.strict,
-            "--calibrate": self.calibrate,
         }  # fmt: skip
         given = [f for f, v in needs_q.items() if v is not None and v is not False and v != ()]
         if given and not self.quantize:
             raise OptionError(
                 f"{', '.join(given)} say how to quantize, but quantization is off; add -q"
-            )
-        texts = _patterns("--calibration-text", self.calibration_text)
-        if (texts or self.calibration_tokens is not None) and not self.calibrate:
-            raise OptionError(
-                "--calibration-text and --calibration-tokens say what to calibrate with, but "
-                "calibration is off; add --calibrate"
-            )
-        if self.calibration_tokens is not None and self.calibration_tokens < 64:
-            raise OptionError(
-                f"--calibration-tokens {self.calibration_tokens}: at least 64 are needed"
             )
         if self.quantize and self.dequantize:
             raise OptionError("-q and -d exclude each other: quantize or dequantize")
@@ -137,9 +128,10 @@ class ConvertOptions:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The options that differ from their defaults."""
+        """The options that differ from their defaults, but for how the run deals with others."""
         default = asdict(ConvertOptions())
-        return {k: v for k, v in asdict(self).items() if v != default[k]}
+        given = asdict(self)
+        return {k: given[k] for k in given if given[k] != default[k] and k not in _OF_THE_RUN}
 
 
 def _patterns(flag: str, value: Sequence[str]) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +14,7 @@ import mlx.core as mx
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from torch2mlx.compiler.codegen.loops import rolled
 from torch2mlx.compiler.lowering import registry
@@ -33,6 +35,11 @@ def transformer_inputs() -> tuple[Tensor, Tensor]:
     return torch.randint(11, (2, 5)), torch.rand(2, 5) > 0.3
 
 
+def text_shapes(*names: str) -> dict[str, Any]:
+    batch, length = torch.export.Dim("batch"), torch.export.Dim("length", max=64)
+    return {name: {0: batch, 1: length} for name in names}
+
+
 def compiled(models: ModuleType, name: str) -> tuple[nn.Module, tuple[Any, ...], Any]:
     torch.manual_seed(0)
     module = getattr(models, name)().eval()
@@ -40,10 +47,17 @@ def compiled(models: ModuleType, name: str) -> tuple[nn.Module, tuple[Any, ...],
         return module, (torch.randn(2, 8),), None
     if name == "CNN":
         return module, (torch.randn(2, 3, 8, 8),), None
+    if name == "Tagger":
+        return module, (torch.randint(20, (2, 7)),), None
+    if name == "llama":
+        return module, (torch.randint(64, (2, 5)),), text_shapes("input_ids")
+    if name == "bert":
+        ids, mask = torch.randint(64, (2, 5)), torch.ones(2, 5, dtype=torch.int64)
+        return module, (ids, mask), text_shapes("input_ids", "attention_mask")
     return module, transformer_inputs(), transformer_shapes()
 
 
-@pytest.mark.parametrize("name", ["MLP", "CNN", "Transformer"])
+@pytest.mark.parametrize("name", ["MLP", "CNN", "Transformer", "Tagger", "llama", "bert"])
 def test_generated_source_is_the_golden_one(golden_models: ModuleType, name: str) -> None:
     module, args, shapes = compiled(golden_models, name)
     source = compile_source(module, args, dynamic_shapes=shapes).generated.source
@@ -86,7 +100,7 @@ mx.save_safetensors("../result.safetensors", {"result": result})
     result = torch.tensor(mx.load(str(tmp_path / "result.safetensors"))["result"].tolist())
     assert torch.allclose(result, expected, atol=1e-5)
     files = {p.name for p in made.folder.iterdir() if p.is_file()}
-    assert files - {"runtime.py"} == {"model.py", "model.safetensors", "config.json", "README.md"}
+    assert files == {"model.py", "model.safetensors", "config.json", "README.md"}
     json.loads((made.folder / "config.json").read_text())
 
 
@@ -111,14 +125,23 @@ def test_tied_weights_are_stored_once(golden_models: ModuleType, tmp_path: Path)
     assert "head.weight" not in names
 
 
-def test_depth_does_not_lengthen_the_file(golden_models: ModuleType) -> None:
+@pytest.mark.parametrize(
+    ("name", "layer"),
+    [
+        ("Transformer", "Block"),
+        pytest.param("llama", "LlamaDecoderLayer", marks=pytest.mark.slow),
+        pytest.param("bert", "BertLayer", marks=pytest.mark.slow),
+    ],
+)
+def test_depth_does_not_lengthen_the_file(golden_models: ModuleType, name: str, layer: str) -> None:
     def source(layers: int) -> str:
-        module = golden_models.Transformer(layers=layers).eval()
-        made = compile_source(module, transformer_inputs(), dynamic_shapes=transformer_shapes())
-        return made.generated.source
+        _, args, shapes = compiled(golden_models, name)
+        module = getattr(golden_models, name)(layers=layers).eval()
+        return compile_source(module, args, dynamic_shapes=shapes).generated.source
 
-    assert source(32).count("\n") == source(2).count("\n")
-    assert "[Block() for _ in range(32)]" in source(32)
+    deep = source(32)
+    assert deep.count("\n") == source(2).count("\n")
+    assert f"[{layer}() for _ in range(32)]" in deep
 
 
 class Awkward(nn.Module):
@@ -150,6 +173,28 @@ def test_awkward_names_and_structures(tmp_path: Path) -> None:
     assert "for i in range(3):" in source
     names = set(mx.load(str(made.folder / "model.safetensors")))
     assert {"keys_.weight", "scale_", "named.b_c.bias", "offset"} <= names
+
+
+class Output(OrderedDict[str, Tensor]):
+    """A result that is registered without names for its parts, as model outputs of libraries."""
+
+
+class Named(nn.Module):
+    def forward(self, x: Tensor) -> Output:
+        return Output(last=x + 1, states=(x, x * 2))  # type: ignore[arg-type]
+
+
+def test_results_registered_without_names_become_dicts() -> None:
+    pytree.register_pytree_node(
+        Output,
+        lambda output: (list(output.values()), list(output)),
+        lambda values, names: Output(zip(names, values, strict=True)),
+    )
+    try:
+        source = compile_source(Named(), (torch.randn(2),)).generated.source
+    finally:
+        pytree._deregister_pytree_node(Output)
+    assert 'return {"last": x + 1, "states": (x, x * 2)}' in source
 
 
 class Counter(nn.Module):

@@ -108,3 +108,17 @@ def test_errors_of_the_module_itself_are_told_with_their_line() -> None:
 
     with pytest.raises(CompileError, match=r"test_export\.py:\d+"):
         export_module(Wrong(), (torch.randn(2, 3),))
+
+
+class UpToEight(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 1 if x.shape[0] <= 8 else x - 1
+
+
+def test_a_range_that_a_dynamic_extent_must_keep_is_told() -> None:
+    shapes = {"x": {0: torch.export.Dim("batch")}}
+    with pytest.raises(CompileError) as caught:
+        export_module(UpToEight(), (torch.randn(3, 2),), dynamic_shapes=shapes)
+    (reason,) = caught.value.reasons
+    assert "extent batch" in reason
+    assert "batch = Dim('batch', max=8)" in reason

@@ -6,10 +6,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from torch2mlx.compiler.dimensions import dimension_names
 from torch2mlx.compiler.export import export_module
 from torch2mlx.compiler.graph import Graph, Ref, build_graph, references, verify
-from torch2mlx.compiler.package import dimension_names, tied_names
+from torch2mlx.compiler.package import tied_names
 from torch2mlx.compiler.symbolic import SymbolicInt
+from torch2mlx.errors import CompileError
 
 
 class Model(nn.Module):
@@ -108,3 +110,25 @@ def test_verify_names_what_a_pass_broke(graph: Graph) -> None:
 def test_references_are_found_in_nested_arguments() -> None:
     nested = [Ref("a"), (1, [Ref("b", 1)]), {"k": Ref("c")}]
     assert [str(r) for r in references(nested)] == ["%a", "%b.1", "%c"]
+
+
+class Precise(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        frequencies = 100 ** -(torch.arange(4, dtype=torch.float64) / 4)
+        return torch.outer(x.double(), frequencies).cos().to(self.dtype)
+
+    dtype = torch.float32
+
+
+def test_double_precision_on_the_way_becomes_single() -> None:
+    graph = build_graph(export_module(Precise(), (torch.randn(3),)), "Precise")
+    types = {r.dtype for n in graph.nodes for r in n.results if r is not None}
+    assert types == {torch.float32}
+    assert torch.float64 not in {v for n in graph.nodes for v in n.kwargs.values()}
+
+
+def test_double_precision_as_a_result_is_refused() -> None:
+    module = Precise()
+    module.dtype = torch.float64
+    with pytest.raises(CompileError, match=r"torch\.float64.*return torch\.float32"):
+        build_graph(export_module(module, (torch.randn(3),)), "Precise")

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from torch2mlx.conversion import executor
-from torch2mlx.conversion.executor import execute, row_regions
+from torch2mlx.conversion.blocks import row_regions
+from torch2mlx.conversion.executor import execute
 from torch2mlx.dtypes import DTYPES, from_mx, to_mx
 from torch2mlx.errors import DestinationError, NumericError, OptionError
 from torch2mlx.planning.expressions import Source, Transpose, cast, stack

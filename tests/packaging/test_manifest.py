@@ -11,14 +11,9 @@ import pytest
 
 from torch2mlx import __version__
 from torch2mlx.architectures.port import load_port
+from torch2mlx.conversion.records import FileRecord, record_file
 from torch2mlx.errors import SourceError
-from torch2mlx.packaging.files import (
-    FileRecord,
-    changed_files,
-    output_records,
-    record_file,
-    source_record,
-)
+from torch2mlx.packaging.files import changed_files, output_records, source_record
 from torch2mlx.packaging.index import write_index
 from torch2mlx.packaging.manifest import (
     Manifest,

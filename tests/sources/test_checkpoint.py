@@ -333,3 +333,13 @@ def test_unreadable_file(folder: Path) -> None:
     put(folder, "model.safetensors", "w").chmod(0)
     with pytest.raises(SourceError, match=r"cannot be read: Permission denied; check"):
         open_checkpoint(folder)
+
+
+def test_a_link_out_of_the_folder_is_not_copied(folder: Path, tmp_path: Path) -> None:
+    """What is copied may be published: a tokenizer.json that is a link to a private key too."""
+    put(folder, "model.safetensors", "w")
+    secret = tmp_path / "secret"
+    secret.write_text("{}")
+    (folder / "tokenizer.json").symlink_to(secret)
+    with pytest.raises(SourceError, match=r"tokenizer\.json: a link to .*secret, which is outside"):
+        open_checkpoint(folder)

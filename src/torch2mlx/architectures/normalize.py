@@ -74,6 +74,11 @@ def normalize_config(config: Mapping[str, Any]) -> dict[str, Any]:
             f"config.json lacks {missing}, which a {model_type!r} model needs; add the key, or "
             "convert a checkpoint whose config.json has it"
         ) from missing
+    except (TypeError, ValueError, AttributeError) as error:
+        raise UnsupportedError(
+            f"config.json has a value of a kind that a {model_type!r} model does not know: "
+            f"{error}; compare it with the original model's"
+        ) from error
 
 
 def _normalize(result: dict[str, Any], reference: Any, rules: Rules) -> dict[str, Any]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import traceback
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +24,9 @@ def export_module(
     args: Sequence[Any],
     kwargs: Mapping[str, Any] | None = None,
     dynamic_shapes: Any = None,
+    method: str = "forward",
 ) -> ExportedProgram:
-    """The program of a module's `forward`: functional, composites (linear, sdpa, norms) kept.
+    """The program of a module's method: functional, composites (linear, sdpa, norms) kept.
 
     Modules and inputs may be on the meta device or fake: no weight is read.
 
@@ -33,6 +35,7 @@ def export_module(
         args: example of the positional inputs.
         kwargs: example of the keyword inputs.
         dynamic_shapes: as for `torch.export.export`.
+        method: to export.
 
     Raises:
         CompileError: with every reason that torch gives, and the user's line of each.
@@ -41,7 +44,7 @@ def export_module(
 
     arguments = dict(kwargs or {})
     try:
-        with torch.no_grad():
+        with torch.no_grad(), _as_forward(module, method):
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
                 program = torch.export.export(
@@ -49,7 +52,11 @@ def export_module(
                 )
             functional: ExportedProgram = program.run_decompositions({})
     except Exception as error:
-        reasons = _all_reasons(module, tuple(args), arguments, dynamic_shapes)
+        ranges = _violated_ranges(str(error))
+        if ranges:
+            raise CompileError(type(module).__name__, ranges) from error
+        with _as_forward(module, method):
+            reasons = _all_reasons(module, tuple(args), arguments, dynamic_shapes)
         first = _reason(error)
         if not any(first.split(":")[0] in reason for reason in reasons):
             reasons.insert(0, first)
@@ -58,6 +65,44 @@ def export_module(
     if lost:
         raise CompileError(type(module).__name__, lost)
     return functional
+
+
+@contextmanager
+def _as_forward(module: torch.nn.Module, method: str) -> Iterator[None]:
+    """While it lasts, calling the module calls one of its methods.
+
+    Buffers that submodules assign anew are changed in place at the end: torch.export follows
+    assignments to buffers of the root only, and drops the others.
+    """
+    function = getattr(module, method)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        inner = [m for m in module.modules() if m is not module]
+        before = [(m, name, buffer) for m in inner for name, buffer in m._buffers.items()]
+        result = function(*args, **kwargs)
+        for owner, name, buffer in before:
+            now = owner._buffers[name]
+            if buffer is None or now is buffer:
+                continue
+            if now is None or (now.shape, now.dtype) != (buffer.shape, buffer.dtype):
+                kind = "None" if now is None else f"{now.dtype} {list(now.shape)}"
+                raise ValueError(
+                    f"buffer {name} of {type(owner).__name__} becomes {kind}; it must stay "
+                    f"{buffer.dtype} {list(buffer.shape)}"
+                )
+            buffer.copy_(now)
+            owner._buffers[name] = buffer
+        return result
+
+    call.__wrapped__ = function  # type: ignore[attr-defined]  # has the names of arguments
+    before = vars(module).get("forward")
+    vars(module)["forward"] = call
+    try:
+        yield
+    finally:
+        del vars(module)["forward"]
+        if before is not None:
+            vars(module)["forward"] = before
 
 
 def _lost_state(module: torch.nn.Module, caught: Iterable[warnings.WarningMessage]) -> list[str]:
@@ -93,6 +138,18 @@ def _is_registered(module: torch.nn.Module, name: str) -> bool:
     known = {id(t) for t in (*module.parameters(), *module.buffers())}
     leaves = pytree.tree_leaves(getattr(module.get_submodule(owner), attribute))
     return all(id(leaf) in known for leaf in leaves)
+
+
+def _violated_ranges(text: str) -> list[str]:
+    """What torch suggests for dynamic extents that cannot take every value, one text for each."""
+    if not text.startswith("Constraints violated"):
+        return []
+    _, _, suggestions = text.partition("Suggested fixes:")
+    return [
+        f"dynamic extent {name}: the module computes in one way for some of its values only; "
+        f"torch suggests {name} = {remedy}"
+        for name, remedy in re.findall(r"^\s*(\w+) = (\S.*)$", suggestions, re.MULTILINE)
+    ]
 
 
 def _all_reasons(
@@ -148,7 +205,7 @@ def _reason(error: BaseException) -> str:
     ]
     text = str(error)
     user = re.findall(r'File "([^"]+)", line (\d+), in', text)
-    named = [(name, line) for name, line in user if not _is_torch(name)]
+    named = [(name, line) for name, line in user if not (_is_torch(name) or name == __file__)]
     # The first non-empty line is torch's sentence; the rest are logs and suggestions.
     message = next((line.strip() for line in text.splitlines() if line.strip()), "")
     message = message or type(error).__name__

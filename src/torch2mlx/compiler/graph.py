@@ -1,13 +1,14 @@
 """A module's computation as data: what flows in, what is computed where, what comes out.
 
 Before: a `torch.export` program, whose shapes are symbols and whose ints are nodes.
-After:  nodes are ATen operators only; an int that depends on the input is a `SymbolicInt`.
+After:  nodes are ATen operators only; an int that depends on the input is a `SymbolicInt`;
+        double precision between inputs and outputs has become single, as MLX has no other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from torch2mlx.compiler.symbolic import SymbolicInt
@@ -28,6 +29,7 @@ __all__ = [
     "Weight",
     "build_graph",
     "references",
+    "standing_names",
     "verify",
 ]
 
@@ -165,6 +167,7 @@ class Graph:
         outputs: for every leaf of `out_spec` a `Ref`, a number or None.
         out_spec: pytree of what `forward` returns.
         states: buffer that the module changes → its new value.
+        method: of the module that this is.
     """
 
     class_name: str
@@ -177,6 +180,7 @@ class Graph:
     outputs: tuple[Any, ...]
     out_spec: Any
     states: Mapping[str, Ref]
+    method: str = "forward"
 
     def __str__(self) -> str:
         lines = [f"graph {self.class_name}"]
@@ -258,30 +262,18 @@ _DROPPED = (
 class _Reader:
     """Reads one program into a `Graph`, noting every reason why it cannot be."""
 
-    def __init__(self, program: ExportedProgram, dimension_names: Mapping[str, str]) -> None:
+    def __init__(
+        self, program: ExportedProgram, dimension_names: Mapping[str, str], method: str
+    ) -> None:
         self.program = program
         self.names = dict(dimension_names)
+        self.method = method
         self.refs: dict[Any, Any] = {}
         self.reasons: list[str] = []
-
-    def standing(self, tied: Mapping[str, str]) -> dict[str, str]:
-        """Name → the one of its tied names whose module is called; the first if none is."""
-        called = {
-            frame.path for node in self.program.graph.nodes for frame in self.origin(node).frames
-        }
-        groups: dict[str, list[str]] = {}
-        for name, first in tied.items():
-            groups.setdefault(first, [first]).append(name)
-        result: dict[str, str] = {}
-        for names in groups.values():
-            chosen = next((n for n in names if n.rpartition(".")[0] in called), names[0])
-            result |= dict.fromkeys(names, chosen)
-        return result
 
     def read(self, class_name: str, tied: Mapping[str, str]) -> Graph:
         from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
 
-        tied = self.standing(tied)
         nodes = {n.name: n for n in self.program.graph.nodes}
         inputs: list[Input] = []
         flat: list[Any] = []
@@ -322,6 +314,7 @@ class _Reader:
                 value = out.arg.value
             else:
                 value = self.argument(nodes[out.arg.name])
+                self.refuse_double(out.arg.name, nodes[out.arg.name].meta.get("val"))
             if out.kind == OutputKind.USER_OUTPUT:
                 outputs.append(value)
             elif out.kind == OutputKind.BUFFER_MUTATION:
@@ -344,12 +337,25 @@ class _Reader:
             tuple(outputs),
             call.out_spec,
             states,
+            self.method,
         )
         verify(graph)
         return graph
 
     def type(self, value: torch.Tensor) -> TensorType:
         return TensorType(value.dtype, tuple(self.integer(s) for s in value.shape))
+
+    def computed(self, value: torch.Tensor) -> TensorType:
+        """Type of an intermediate result; the parity gate decides whether single is enough."""
+        return replace(self.type(value), dtype=_single(value.dtype))
+
+    def refuse_double(self, name: str, value: Any) -> None:
+        """A result keeps its type, and MLX computes in double precision on the CPU only."""
+        dtype = getattr(value, "dtype", None)
+        if dtype is not None and _single(dtype) != dtype:
+            self.reasons.append(
+                f"output {name}: dtype={dtype}: MLX does not compute in it; return {_single(dtype)}"
+            )
 
     def integer(self, value: Any) -> int:
         if isinstance(value, int):
@@ -410,7 +416,7 @@ class _Reader:
             node.target,
             tuple(self.argument(a) for a in node.args),
             {k: self.argument(v) for k, v in node.kwargs.items()},
-            tuple(None if v is None else self.type(v) for v in values),
+            tuple(None if v is None else self.computed(v) for v in values),
             several,
             self.origin(node),
         )
@@ -445,27 +451,46 @@ class _Reader:
         if isinstance(value, list | tuple):
             items = [self.argument(v) for v in value]
             return tuple(items) if isinstance(value, tuple) else list(items)
-        return value
+        return _single(value) if isinstance(value, torch.dtype) else value
 
     def origin(self, node: Any) -> Origin:
         stack = node.meta.get("nn_module_stack") or {}
         trace = node.meta.get("stack_trace") or ""
-        lines = _frame_lines(trace, len(stack))
+        lines = _frame_lines(trace, len(stack), self.method)
         frames = []
         for (key, (path, kind)), place in zip(stack.items(), lines, strict=True):
             class_name = kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"
-            clean = ".".join(p.split("@")[0] for p in str(path).split("."))
+            clean = _clean(path)
             frames.append(Frame(clean, str(key), class_name, *place))
         file, line = _user_line(trace)
         return Origin(tuple(frames), file, line)
 
 
-def _frame_lines(trace: str, count: int) -> list[tuple[str, int]]:
-    """What each module of the stack was doing: a trace has one `forward` for each."""
+def _single(dtype: torch.dtype) -> torch.dtype:
+    """Single precision for double; other types as they are."""
+    import torch
+
+    return {torch.float64: torch.float32, torch.complex128: torch.complex64}.get(dtype, dtype)
+
+
+def _clean(path: Any) -> str:
+    """A module's path; torch marks further calls of it with "@1"."""
+    return ".".join(part.split("@")[0] for part in str(path).split("."))
+
+
+def _frame_lines(trace: str, count: int, method: str) -> list[tuple[str, int]]:
+    """What each module of the stack was doing: a trace has one `forward` for each, and the
+    method for the root.
+    """
     import re
 
     frames = re.findall(r'File "([^"]+)", line (\d+), in (\w+)', trace)
-    found = [(file, int(line)) for file, line, function in frames if function == "forward"]
+    first = next((i for i, frame in enumerate(frames) if frame[2] == method), len(frames))
+    found = [
+        (file, int(line))
+        for i, (file, line, function) in enumerate(frames)
+        if i == first or (i > first and function == "forward")
+    ]
     return found if len(found) == count else [("", 0)] * count
 
 
@@ -488,21 +513,47 @@ def _place(origin: Origin) -> str:
     return str(origin) or "forward"
 
 
+def standing_names(programs: Iterable[ExportedProgram], tied: Mapping[str, str]) -> dict[str, str]:
+    """Name of a tied parameter → the one that stands for all: the first whose module is called.
+
+    Args:
+        programs: everything that is compiled together.
+        tied: name → the first name of the same tensor.
+    """
+    called = {
+        _clean(path)
+        for program in programs
+        for node in program.graph.nodes
+        for path, _ in (node.meta.get("nn_module_stack") or {}).values()
+    }
+    groups: dict[str, list[str]] = {}
+    for name, first in tied.items():
+        groups.setdefault(first, [first]).append(name)
+    result: dict[str, str] = {}
+    for names in groups.values():
+        chosen = next((n for n in names if n.rpartition(".")[0] in called), names[0])
+        result |= dict.fromkeys(names, chosen)
+    return result
+
+
 def build_graph(
     program: ExportedProgram,
     class_name: str = "Model",
-    tied: Mapping[str, str] | None = None,
+    names: Mapping[str, str] | None = None,
     dimension_names: Mapping[str, str] | None = None,
+    method: str = "forward",
 ) -> Graph:
     """Read a decomposed program.
 
     Args:
         program: from `export_module`.
         class_name: of the module.
-        tied: name of a parameter → name of the same parameter that stands for it.
+        names: name of a parameter, buffer or constant in the program → the one to give it
+            (see `standing_names`).
         dimension_names: torch's symbol ("s27") → the name to print ("batch").
+        method: of the module that was exported.
 
     Raises:
         CompileError: control flow that depends on data, kinds of inputs without counterpart.
     """
-    return _Reader(program, dimension_names or {}).read(class_name, tied or {})
+    return _Reader(program, dimension_names or {}, method).read(class_name, names or {})

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch2mlx.compiler.builder import Builder, Call, Value
-from torch2mlx.compiler.graph import Graph, Input, Node, Origin, Ref, TensorType, Weight
+from torch2mlx.compiler.graph import Graph, Input, Node, Origin, Ref, TensorType, Weight, references
 from torch2mlx.compiler.layers import Layer, LayerUse, find_layers
 from torch2mlx.compiler.lowering.registry import LoweringError, lowering_for, registered
 from torch2mlx.compiler.lowering.types import mx_dtype
 from torch2mlx.errors import CompileError
 
-__all__ = ["Program", "Step", "build_program", "values_in"]
+__all__ = ["Program", "Step", "build_program", "build_programs", "values_in"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,15 +56,66 @@ def build_program(graph: Graph) -> Program:
     Raises:
         CompileError: with all operators that have no counterpart, each with its line.
     """
-    return _Lowerer(graph).lower()
+    return build_programs([graph])[0]
+
+
+def build_programs(graphs: Sequence[Graph]) -> list[Program]:
+    """Lower every node of the methods of one module.
+
+    A module becomes a layer of `mlx.nn` only if that suits every method that uses its weights.
+
+    Raises:
+        CompileError: with all operators that have no counterpart, each with its line.
+    """
+    reasons: dict[str, list[str]] = {}
+    found = _common_layers([find_layers(graph) for graph in graphs], graphs)
+    programs = [
+        _Lowerer(g, matches, reasons).lower() for g, matches in zip(graphs, found, strict=True)
+    ]
+    if reasons:
+        texts = []
+        for reason, places in reasons.items():
+            more = f" and {len(places) - 3} more" if len(places) > 3 else ""
+            texts.append(f"{reason} — at {', '.join(places[:3])}{more}")
+        raise CompileError(graphs[0].class_name, texts)
+    return programs
+
+
+def _common_layers(found: list[dict[str, Any]], graphs: Sequence[Graph]) -> list[dict[str, Any]]:
+    """Layer calls without those whose weights another method needs in another form."""
+    if len(found) == 1:
+        return found
+    refused: set[str] = set()
+    owners = [{name.rpartition(".")[0] for name in _used_weights(graph)} for graph in graphs]
+    chosen = [{m.use.layer.path: m.use.layer for m in matches.values()} for matches in found]
+    for path in {path for layers in chosen for path in layers}:
+        kinds = {
+            layers.get(path) for layers, owned in zip(chosen, owners, strict=True) if path in owned
+        }
+        same = len(kinds) == 1 or not any(kind.axes for kind in kinds if kind is not None)
+        if not same or len(kinds - {None}) > 1:
+            refused.add(path)
+    return [
+        {name: m for name, m in matches.items() if m.use.layer.path not in refused}
+        for matches in found
+    ]
+
+
+def _used_weights(graph: Graph) -> set[str]:
+    values = [(node.args, node.kwargs) for node in graph.nodes]
+    used = {ref.name for ref in references([values, graph.outputs])}
+    return used & {w.name for w in graph.weights}
 
 
 class _Lowerer:
-    def __init__(self, graph: Graph) -> None:
+    def __init__(
+        self, graph: Graph, layers: Mapping[str, Any], reasons: dict[str, list[str]]
+    ) -> None:
         self.graph = graph
+        self.layers = layers
         self.builder = Builder()
         self.values: dict[str, tuple[Value | None, ...]] = {}
-        self.reasons: dict[str, list[str]] = {}
+        self.reasons = reasons
 
     def lower(self) -> Program:
         graph = self.graph
@@ -74,17 +125,10 @@ class _Lowerer:
             value.name = item.name
             self.values[item.name] = (value,)
         registered()  # a broken registry is no reason of the model
-        layers = find_layers(graph)
         origins: list[Origin] = []
         for node in graph.nodes:
-            self.values[node.name] = self.node(node, layers.get(node.name))
+            self.values[node.name] = self.node(node, self.layers.get(node.name))
             origins += [node.origin] * (len(self.builder.calls) - len(origins))
-        if self.reasons:
-            texts = []
-            for reason, places in self.reasons.items():
-                more = f" and {len(places) - 3} more" if len(places) > 3 else ""
-                texts.append(f"{reason} — at {', '.join(places[:3])}{more}")
-            raise CompileError(graph.class_name, texts)
         outputs = tuple(self.value(o) for o in graph.outputs)
         states = {name: self.value(ref) for name, ref in graph.states.items()}
         steps = [Step(c, o) for c, o in zip(self.builder.calls, origins, strict=True)]

@@ -12,10 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch2mlx.compiler.dimensions import parse_dynamic
+from torch2mlx.compiler.entry_points import EntryPoint, check_methods
 from torch2mlx.errors import OptionError, SourceError, UnsupportedError
 from torch2mlx.options import ConvertOptions
 
 if TYPE_CHECKING:
+    import torch
+
     from torch2mlx.compiler.package import CompiledModule
 
 __all__ = ["Compiled", "Example", "convert_program", "is_program"]
@@ -34,8 +37,11 @@ class Example:
         inputs: positional arguments of `forward`.
         kwargs: its keyword arguments.
         dynamic_shapes: as for `torch.export.export`.
-        file: a file with the arguments instead (see `read_example`).
+        file: a file with the arguments instead (see `read_arguments`).
         dynamic: "argument:axis=name" texts instead of `dynamic_shapes`.
+        entry_points: method → its arguments (a tuple, a dict of keyword arguments, or a tensor)
+            or "method=file" texts, in place of an example of `forward`; `dynamic_shapes` is then
+            a dict by method, and `dynamic` has "method/argument:axis=name" texts.
     """
 
     inputs: Sequence[Any] | None = None
@@ -43,6 +49,7 @@ class Example:
     dynamic_shapes: Any = None
     file: str | Path | None = None
     dynamic: Sequence[str] = ()
+    entry_points: Mapping[str, Any] | Sequence[str] | None = None
 
     @property
     def given(self) -> bool:
@@ -140,36 +147,30 @@ def convert_program(
                 "an exported program brings its own example and dynamic shapes; leave out "
                 "example inputs and dynamic shapes, or convert the module itself"
             )
-        return _compile(source, destination, options, None, None, None)
+        return _compile(source, destination, options, ())
     if not isinstance(source, torch.nn.Module):
         raise OptionError(
             f"convert(): {type(source).__name__} is no source; give an nn.Module, an "
             "ExportedProgram, 'package.module:factory' or the path of a checkpoint"
         )
     _require_example(type(source).__name__, example)
-    args, kwargs = read_arguments(example)
-    dynamic = example.dynamic_shapes
-    if example.dynamic:
-        dynamic = parse_dynamic(example.dynamic, source.forward, args, kwargs)
-    return _compile(source, destination, options, args, kwargs, dynamic)
+    return _compile(source, destination, options, read_entry_points(source, example))
 
 
 def _compile(
     source: Any,
     destination: str | Path,
     options: ConvertOptions,
-    args: tuple[Any, ...] | None,
-    kwargs: dict[str, Any] | None,
-    dynamic: Any,
+    points: Sequence[EntryPoint],
 ) -> Compiled:
     from torch2mlx.compiler.package import compile_exported, compile_module
 
     quantize = options.quant_options()
     made: CompiledModule
-    if args is None:
+    if not points:
         made = compile_exported(source, destination, quantize=quantize)
     else:
-        made = compile_module(source, destination, args, kwargs, dynamic, quantize=quantize)
+        made = compile_module(source, destination, entry_points=points, quantize=quantize)
     quantized = made.quantized
     return Compiled(
         made.folder,
@@ -203,7 +204,8 @@ def _torchscript(subject: str) -> UnsupportedError:
 
 
 def _require_example(name: str, example: Example) -> None:
-    if example.inputs is None and example.kwargs is None and example.file is None:
+    given = (example.inputs, example.kwargs, example.file, example.entry_points)
+    if all(value is None for value in given):
         raise OptionError(
             f"{name}: an example is needed to follow the computation: --example inputs.pt on the "
             "command line, example_inputs=(x,) in Python"
@@ -282,15 +284,74 @@ def load_exported(file: Path) -> Any:
     return program
 
 
-def read_arguments(example: Example) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Positional and keyword arguments of an example.
-
-    A file holds what `torch.save` wrote: a tensor, a tuple or list of positional arguments, or
-    a dict of keyword arguments; tensors and plain containers only.
+def read_entry_points(module: torch.nn.Module, example: Example) -> list[EntryPoint]:
+    """The methods to compile, each with its arguments and dynamic extents.
 
     Raises:
-        OptionError: the file cannot be loaded, or both a file and values are given.
+        OptionError: no such method, a file or value that is no example, or a text that does not
+            fit the method.
     """
+    named = _arguments(example)
+    check_methods(module, list(named))
+    texts: dict[str, list[str]] = {}
+    for text in example.dynamic:
+        method, _, rest = text.rpartition("/")
+        method = method or "forward"
+        if method not in named:
+            raise OptionError(
+                f"--dynamic {text}: no entry point {method!r}; write method/argument:axis=name "
+                f"with one of {', '.join(named)}"
+            )
+        texts.setdefault(method, []).append(rest)
+    shapes = example.dynamic_shapes
+    if example.entry_points is not None:
+        unknown = set(shapes or {}) - set(named)
+        if unknown:
+            raise OptionError(
+                f"dynamic_shapes: with entry points a dict by method; {', '.join(sorted(unknown))} "
+                "is none of them"
+            )
+    else:
+        shapes = {"forward": shapes}
+    points = []
+    for method, (args, kwargs) in named.items():
+        dynamic = (shapes or {}).get(method)
+        if method in texts:
+            dynamic = parse_dynamic(texts[method], getattr(module, method), args, kwargs)
+        points.append(EntryPoint(method, args, kwargs, dynamic))
+    return points
+
+
+_Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def _arguments(example: Example) -> dict[str, _Arguments]:
+    """Method → positional and keyword arguments."""
+    given = example.entry_points
+    if given is None:
+        return {"forward": _forward_arguments(example)}
+    if example.file is not None or example.inputs is not None or example.kwargs is not None:
+        raise OptionError(
+            "an example of forward and entry points: name forward as one of the entry points"
+        )
+    if not isinstance(given, Mapping):
+        files: dict[str, str] = {}
+        for text in given:
+            method, equals, file = text.partition("=")
+            if not equals or not method.isidentifier() or not file:
+                raise OptionError(f"--entry {text}: write method=file, as in encode=inputs.pt")
+            if method in files:
+                raise OptionError(f"--entry {text}: {method} is given twice")
+            files[method] = file
+        return {m: _read_arguments(file, f"--entry {m}=") for m, file in files.items()}
+    if not given:
+        raise OptionError("entry_points is empty; name a method and its arguments")
+    return {
+        method: _as_arguments(value, f"entry point {method}") for method, value in given.items()
+    }
+
+
+def _forward_arguments(example: Example) -> _Arguments:
     if example.file is None:
         inputs = () if example.inputs is None else example.inputs
         if not isinstance(inputs, tuple | list):
@@ -298,16 +359,31 @@ def read_arguments(example: Example) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return tuple(inputs), dict(example.kwargs or {})
     if example.inputs is not None or example.kwargs is not None:
         raise OptionError("the example is given twice: as a file and as values")
+    return _read_arguments(example.file, "--example ")
+
+
+def _read_arguments(file: str | Path, option: str) -> _Arguments:
+    """Positional and keyword arguments in a file.
+
+    It holds what `torch.save` wrote: a tensor, a tuple or list of positional arguments, or a
+    dict of keyword arguments; tensors and plain containers only.
+    """
     import torch
 
     try:
-        found = torch.load(example.file, map_location="cpu", weights_only=True)
+        found = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
         reason = str(error).split("\n", 1)[0][:200] or type(error).__name__
         raise OptionError(
-            f"--example {example.file}: {reason}; write it with torch.save: a tensor, a tuple of "
+            f"{option}{file}: {reason}; write it with torch.save: a tensor, a tuple of "
             "positional or a dict of keyword arguments, of tensors and plain values only"
         ) from error
+    return _as_arguments(found, f"{option}{file}")
+
+
+def _as_arguments(found: Any, place: str) -> _Arguments:
+    import torch
+
     if isinstance(found, Mapping) and all(isinstance(key, str) for key in found):
         return (), dict(found)
     if isinstance(found, tuple | list):
@@ -315,6 +391,6 @@ def read_arguments(example: Example) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(found, torch.Tensor):
         return (found,), {}
     raise OptionError(
-        f"--example {example.file}: a {type(found).__name__}; it must be a tensor, a tuple of "
+        f"{place}: a {type(found).__name__}; it must be a tensor, a tuple of "
         "positional or a dict of keyword arguments"
     )

@@ -2,42 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = [
-    "MANIFEST",
-    "SHA256",
-    "FileRecord",
-    "changed_files",
-    "output_records",
-    "record_file",
-    "source_record",
-]
+from torch2mlx.conversion.records import SHA256, FileRecord, record_file
+
+__all__ = ["MANIFEST", "changed_files", "output_records", "source_record"]
 
 MANIFEST = "torch2mlx.json"
-SHA256 = re.compile(r"[0-9a-f]{64}")
 
 # Texts for people, which are meant to be edited before a model is published.
 _TEXTS = re.compile(r".*\.md|license.*|licence.*|notice.*", re.IGNORECASE)
-
-
-@dataclass(frozen=True)
-class FileRecord:
-    """A file's size in bytes and, where it is known, its SHA-256 in hex."""
-
-    size: int
-    sha256: str | None = None
-
-
-def record_file(path: Path) -> FileRecord:
-    """Size and hash of a file, read in blocks."""
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return FileRecord(path.stat().st_size, digest)
 
 
 def source_record(path: Path) -> FileRecord:
@@ -51,14 +27,17 @@ def source_record(path: Path) -> FileRecord:
     return FileRecord(path.stat().st_size, blob.name if known else None)
 
 
-def output_records(folder: Path) -> dict[str, FileRecord]:
+def output_records(
+    folder: Path, known: Mapping[str, FileRecord] | None = None
+) -> dict[str, FileRecord]:
     """Records of the files of an output that programs read, by relative name.
 
-    Left out are the manifest itself and texts such as the model card, which people edit.
+    Left out are the manifest itself and texts such as the model card, which people edit.  Files
+    of `known` are not read again.
     """
     names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
     return {
-        name: record_file(folder / name)
+        name: (known or {}).get(name) or record_file(folder / name)
         for name in names
         if name != MANIFEST and not _TEXTS.fullmatch(name)
     }

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch2mlx import __version__
+from torch2mlx.conversion.records import SHA256, FileRecord, stays_inside
 from torch2mlx.errors import SourceError
-from torch2mlx.packaging.files import MANIFEST, SHA256, FileRecord, output_records, source_record
+from torch2mlx.packaging.files import MANIFEST, output_records, source_record
 
 if TYPE_CHECKING:
     from torch2mlx.packaging.index import WeightSummary
@@ -118,6 +119,7 @@ def build_manifest(
     tokenizer: Mapping[str, Any] | None,
     measured: Mapping[str, float],
     notes: Sequence[str],
+    known: Mapping[str, FileRecord] | None = None,
 ) -> Manifest:
     """The manifest of a folder whose weights, configs and tokenizer files are written.
 
@@ -132,6 +134,7 @@ def build_manifest(
         tokenizer: `TokenizerReport.to_dict()`.
         measured: figures of the run.
         notes: what a user should know.
+        known: records of output files that were hashed as they were written.
     """
     files = (*checkpoint.source.files, checkpoint.folder / "config.json")
     names = {_relative(p, checkpoint.folder): p for p in files if p.is_file()}
@@ -157,7 +160,7 @@ def build_manifest(
             "total_parameters": summary.total_parameters,
             "bits_per_weight": summary.bits_per_weight,
         },
-        outputs=output_records(folder),
+        outputs=output_records(folder, known),
         verification=dict(parity) if parity is not None else {"skipped": True},
         tokenizer=tokenizer,
         measured=measured,
@@ -257,7 +260,7 @@ class _Entries:
         records = {}
         for name, entry in self.get(key, dict).items():
             where = f"file {name!r} of {self.prefix + key!r}"
-            if not _stays_inside(name):
+            if not stays_inside(name):
                 raise _damaged(self.path, f"{where} does not stay inside the folder")
             if not isinstance(entry, dict):
                 raise _damaged(self.path, f"{where} has no size")
@@ -279,12 +282,6 @@ _JSON_NAMES: dict[type, str] = {
     bool: "true or false",
     type(None): "null",
 }
-
-
-def _stays_inside(name: str) -> bool:
-    parts = name.split("/")
-    plain = all(part not in ("", ".", "..") and part.isprintable() for part in parts)
-    return plain and "\\" not in name and ":" not in name
 
 
 def _damaged(path: Path, what: str) -> SourceError:

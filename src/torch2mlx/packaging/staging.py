@@ -1,27 +1,46 @@
 """A folder that either appears finished under its name or not at all.
 
 Everything is written into a hidden folder beside the destination, on the same file system, so
-that one rename publishes it.  No loader globs the hidden name, and whatever goes wrong before
-the rename, Ctrl-C included, leaves the destination and its surroundings as they were.
+that one rename publishes it:
+
+    .out.torch2mlx-6c0b1a3f52d7/      named after the destination
+        lock                          locked while a run lives
+        journal                       what is finished (see `torch2mlx.conversion.journal`)
+        output/                       becomes the destination
+
+No loader globs the hidden name.  A run that is stopped keeps the folder if something in it is
+finished, and the next run for the same destination goes on there; every other end removes it.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
-import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
-from torch2mlx.errors import DestinationError
+from torch2mlx.conversion.journal import Journal, sync
+from torch2mlx.conversion.records import FileRecord
+from torch2mlx.errors import (
+    DestinationError,
+    NumericError,
+    OptionError,
+    ParityError,
+    PlanError,
+    UnsupportedError,
+)
+from torch2mlx.packaging.lock import Lock, work_folder
 
 __all__ = ["Staging", "check_destination"]
 
-_MARK = ".torch2mlx-"
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+_DISK = (*_NO_ROOM, errno.EIO, errno.EROFS, errno.EFBIG, errno.ESTALE, errno.ENODEV)
+
+# After these another run of the same command would end the same way.
+_VERDICTS = (NumericError, OptionError, ParityError, PlanError, UnsupportedError)
 
 
 def check_destination(destination: str | Path) -> Path:
@@ -76,39 +95,60 @@ def _existing_parent(path: Path) -> Path:
 class Staging:
     """The folder in which an output is built; `publish` gives it its name.
 
-        with Staging("models/out", needed_bytes=plan.nbytes) as staging:
-            write_everything(staging.folder)
+        with Staging("models/out", identity=identity) as staging:
+            staging.require_room(plan.nbytes)
+            write_everything(staging.folder, staging.journal)
             staging.publish()
 
-    Left without `publish`, or with an exception, everything that was written or created is
-    removed.  Folders that a killed run left for the same destination are removed on entry; a
-    run that is still alive holds a lock on its own.
+    Left without `publish`, what was written or created is removed, unless the journal holds
+    finished files and the run was stopped rather than refused: by Ctrl-C, a full disk, an
+    unreadable source or a defect of this program.
 
     Args:
         destination: folder to create; missing parents are created too.
-        needed_bytes: room that the output needs, checked before the first byte is written.
+        identity: what the output is made of, if a later run may go on with it.
+        restart: discard what an earlier run finished for another identity.
+        wait: wait for another run for the same destination instead of refusing.
+        progress: hears of the bytes of finished files that were checked.
+
+    Attributes:
+        destination: absolute path.
+        work: the hidden folder.
+        folder: the folder to fill, inside of it.
+        journal: files finished by this run and those before; None without an identity.
 
     Raises:
-        DestinationError: the destination exists, cannot be created, or has no room; also in
-            place of an OSError that says, while the block runs, that the disk is full.
+        DestinationError: the destination exists, cannot be created, is in use by another run,
+            or was begun from something else; also in place of an OSError that says, while the
+            block runs, that the disk is full or fails.
     """
 
-    def __init__(self, destination: str | Path, needed_bytes: int = 0) -> None:
+    def __init__(
+        self,
+        destination: str | Path,
+        *,
+        identity: Mapping[str, Any] | None = None,
+        restart: bool = False,
+        wait: bool = False,
+        progress: Callable[[int], None] | None = None,
+    ) -> None:
         self.destination = check_destination(destination)
-        self.needed_bytes = needed_bytes
-        # Room is left for the suffix: file systems allow 255 bytes a name.
-        stem = os.fsdecode(os.fsencode(self.destination.name)[:200])
-        self._prefix = f".{stem}{_MARK}"
-        self.folder = self.destination.parent / f"{self._prefix}{secrets.token_hex(6)}"
+        self.work = work_folder(self.destination)
+        self.folder = self.work / "output"
+        self.journal: Journal | None = None
+        self._identity = identity
+        self._restart = restart
+        self._progress = progress
         self._created: list[Path] = []
-        self._lock: int | None = None
+        self._lock = Lock(self.work, wait)
         self._published = False
 
     def __enter__(self) -> Staging:
         try:
             self._create()
         except BaseException as error:
-            self._remove()
+            # What an earlier run left stays as it was; an own folder holds nothing yet.
+            self._release(keep=self._lock.held and (self.work / "journal").exists())
             if isinstance(error, OSError):
                 raise DestinationError(
                     f"destination {self.destination} cannot be written: "
@@ -124,10 +164,40 @@ class Staging:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._remove()
-        full = _out_of_room(error)
-        if full is not None and not isinstance(error, DestinationError):
-            raise DestinationError(self._no_room(full)) from error
+        kept = self._finished() if error is not None and not isinstance(error, _VERDICTS) else 0
+        self._release(keep=bool(kept))
+        hint = _kept(kept)
+        if isinstance(error, KeyboardInterrupt) and kept and not self._published:
+            raise KeyboardInterrupt(f"interrupted; {hint}") from None
+        if isinstance(error, DestinationError) and kept and hint not in str(error):
+            raise DestinationError(f"{error}; {hint}") from error
+        failure = _disk_error(error)
+        if failure is not None and not isinstance(error, DestinationError):
+            raise DestinationError(f"{self._failed(failure)}; {hint}") from error
+
+    def records(self) -> dict[str, FileRecord]:
+        """Size and hash of the finished files of the output, by their name in `folder`."""
+        start = f"{self.folder.name}/"
+        finished = self.journal.finished.items() if self.journal else ()
+        return {n.removeprefix(start): record for n, record in finished if n.startswith(start)}
+
+    def require_room(self, nbytes: int) -> None:
+        """Check that the disk has room for an output.
+
+        Args:
+            nbytes: of the whole output; what is finished already counts as there.
+
+        Raises:
+            DestinationError: it has not.
+        """
+        needed = nbytes - sum(record.size for record in self.records().values())
+        free = shutil.disk_usage(self.work).free
+        if needed > free:
+            raise DestinationError(
+                f"destination {self.destination}: no room: the output needs {_size(needed)}, the "
+                f"disk has {_size(free)} free; free some space or choose a destination on another "
+                "disk"
+            )
 
     def publish(self) -> Path:
         """Force everything to disk and give the folder its name, in one atomic rename.
@@ -137,7 +207,7 @@ class Staging:
 
         Raises:
             DestinationError: the data could not be written back, or somebody else created the
-                destination meanwhile; the staging folder is removed.
+                destination meanwhile.
         """
         try:
             for path in _tree(self.folder):
@@ -148,87 +218,75 @@ class Staging:
             self._published = True
             _sync(self.destination.parent)
         except OSError as error:
-            if not self._published:
-                self._remove()
-            text = (
-                self._no_room(error)
-                if error.errno in _NO_ROOM
-                else f"destination {self.destination} cannot be published: "
-                f"{error.strerror or error} ({error.filename})"
-            )
-            raise DestinationError(text) from error
-        except DestinationError:
-            self._remove()
-            raise
+            raise DestinationError(self._failed(error)) from error
         return self.destination
 
     def _create(self) -> None:
         parent = self.destination.parent
         missing = [p for p in (parent, *parent.parents) if not p.exists()]
-        self._check_room(_existing_parent(self.destination))
         for path in reversed(missing):
             try:
                 path.mkdir()
             except FileExistsError:  # made by another process since
                 continue
             self._created.append(path)
-        # Under the parent's lock no other run takes a folder for abandoned that is about to be
-        # locked by its owner.
-        guard = _lock(parent, wait=True)
-        try:
-            self._remove_abandoned(parent)
-            self._check_room(parent)
-            self.folder.mkdir()
-            self._lock = _lock(self.folder)
-        finally:
-            if guard is not None:
-                os.close(guard)
-
-    def _check_room(self, folder: Path) -> None:
-        free = shutil.disk_usage(folder).free
-        if self.needed_bytes > free:
-            raise DestinationError(
-                f"destination {self.destination}: no room: the output needs "
-                f"{_size(self.needed_bytes)}, the disk has {_size(free)} free; free some space "
-                "or choose a destination on another disk"
+        self._lock.acquire()
+        check_destination(self.destination)  # made while this run waited
+        if self._identity is not None:
+            self.journal = Journal(
+                self.work, self._identity, restart=self._restart, progress=self._progress
             )
+        self._remove_unfinished()
+        self.folder.mkdir(exist_ok=True)
 
-    def _no_room(self, error: OSError) -> str:
+    def _finished(self) -> int:
+        return len(self.journal.finished) if self.journal else 0
+
+    def _remove_unfinished(self) -> None:
+        """Remove what no journal of this run vouches for."""
+        kept = {self._lock.path}
+        if self.journal:
+            kept |= {self.journal.path, *(self.work / name for name in self.journal.finished)}
+        for path in list(_tree(self.work))[:-1]:
+            if path in kept:
+                continue
+            if path.is_dir() and not path.is_symlink():
+                _remove_if_empty(path)
+            else:
+                path.unlink()
+
+    def _failed(self, error: OSError) -> str:
         place = f" at {error.filename}" if error.filename else ""
-        return (
-            f"destination {self.destination}: the disk became full while writing{place} "
-            f"({error.strerror or error}); nothing was kept; free some space or choose a "
-            "destination on another disk"
-        )
+        reason = error.strerror or error
+        if error.errno in _NO_ROOM:
+            return (
+                f"destination {self.destination}: the disk became full while writing{place} "
+                f"({reason}); free some space or choose a destination on another disk"
+            )
+        return f"destination {self.destination} cannot be written{place}: {reason}"
 
-    def _remove_abandoned(self, parent: Path) -> None:
-        """Remove what killed runs left: folders of our name that nobody has locked."""
-        for path in list(parent.iterdir()):
-            if not path.name.startswith(self._prefix) or path.is_symlink() or not path.is_dir():
-                continue
-            if len(path.name) != len(self.folder.name):
-                continue
-            lock = _lock(path)
-            if lock is not None:
-                shutil.rmtree(path, ignore_errors=True)
-                os.close(lock)
+    def _release(self, keep: bool) -> None:
+        """Remove everything, unless it is kept or published, and let go of the lock."""
+        if self.journal is not None:
+            self.journal.close()
+        if self._published:
+            self._created.clear()
+        if self._lock.held:
+            if not keep or self._published:
+                self._lock.remove_folder()
+            self._lock.release()
+        while self._created:
+            _remove_if_empty(self._created.pop())
 
-    def _remove(self) -> None:
-        """Undo everything; after `publish` only the lock is left to release."""
-        if not self._published:
-            try:
-                shutil.rmtree(self.folder, ignore_errors=True)
-            except KeyboardInterrupt:  # a second Ctrl-C: finish, then stop
-                shutil.rmtree(self.folder, ignore_errors=True)
-                raise
-            finally:
-                while self._created:
-                    folder = self._created.pop()
-                    if not self.folder.exists():
-                        _remove_if_empty(folder)
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+
+def _kept(count: int) -> str:
+    if not count:
+        return "nothing was kept"
+    files = "1 finished file is" if count == 1 else f"{count} finished files are"
+    return (
+        f"{files} kept: the same command goes on from there, `torch2mlx clean` removes what was "
+        "left"
+    )
 
 
 def _remove_if_empty(folder: Path) -> None:
@@ -236,24 +294,6 @@ def _remove_if_empty(folder: Path) -> None:
         folder.rmdir()
     except OSError:  # somebody else uses it by now
         return
-
-
-def _lock(folder: Path, wait: bool = False) -> int | None:
-    """A descriptor that locks the folder, or None: another process has locked it (without
-    `wait`), or its file system has no locks.
-
-    The lock ends with the process, however it ends.
-    """
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except OSError:
-        os.close(descriptor)
-        return None
-    return descriptor
 
 
 def _tree(folder: Path) -> Iterator[Path]:
@@ -267,24 +307,20 @@ def _tree(folder: Path) -> Iterator[Path]:
 
 
 def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        sync(path)
     except OSError as error:
         # Some file systems refuse to sync folders; the rename is atomic all the same.
         if not (error.errno == errno.EINVAL and path.is_dir()):
-            error.filename = str(path)
             raise
-    finally:
-        os.close(descriptor)
 
 
-def _out_of_room(error: BaseException | None) -> OSError | None:
-    """The error in a chain of causes that says that the disk is full."""
+def _disk_error(error: BaseException | None) -> OSError | None:
+    """The error in a chain of causes that says that the disk is full or fails."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
-        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+        if isinstance(error, OSError) and error.errno in _DISK:
             return error
         error = error.__cause__ or error.__context__
     return None

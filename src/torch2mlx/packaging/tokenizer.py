@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from torch2mlx.errors import ParityError, SourceError
+from torch2mlx.packaging.preflight import require_harmless
 
 __all__ = [
     "TokenizerReport",
@@ -204,6 +205,8 @@ def load_tokenizer(source: Path, trust_remote_code: bool = False) -> Any:
 
     folder, gguf = (source.parent, source.name) if source.is_file() else (source, None)
     options: dict[str, Any] = {"gguf_file": gguf} if gguf else {}
+    if not gguf:
+        require_harmless(folder)
     try:
         return AutoTokenizer.from_pretrained(
             str(folder),
@@ -211,7 +214,9 @@ def load_tokenizer(source: Path, trust_remote_code: bool = False) -> Any:
             local_files_only=True,
             **options,
         )
-    except Exception as error:  # from JSON to protobuf errors: what the files provoke
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # JSON and protobuf errors, panics of Rust: what files provoke
         text = " ".join(str(error).split()) or type(error).__name__
         if "trust_remote_code" in text:
             raise SourceError(
@@ -402,5 +407,7 @@ def _outcome(call: Callable[[Any], Any], tokenizer: Any) -> tuple[bool, Any]:
     """
     try:
         return True, call(tokenizer)
-    except Exception as error:
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a panic of Rust is no Exception
         return False, type(error).__name__

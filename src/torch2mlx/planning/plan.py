@@ -45,8 +45,6 @@ class Output:
         expr: its values in the final dtype, before quantization.
         scheme: how it is quantized, or None.
         packed: the stored grid that is taken over without loss, or None.
-        calibrated: expressions of the tensors that calibration found, by the suffix of their
-            name, or None.
         specs: the tensors written: one, or weight, scales and (affine) biases.
     """
 
@@ -55,22 +53,11 @@ class Output:
     scheme: Scheme | None
     packed: Packed | None
     specs: tuple[TensorSpec, ...]
-    calibrated: Mapping[str, Expr] | None = None
 
     @property
     def module(self) -> str:
         """Path of the module that owns the parameter."""
         return self.name.rpartition(".")[0]
-
-    @property
-    def parts(self) -> Mapping[str, Expr] | None:
-        """Expressions of the tensors as they are written, by the suffix of their name, where
-        they exist before the conversion: calibrated, or taken over from a stored grid.
-        """
-        if self.calibrated is not None or self.packed is None:
-            return self.calibrated
-        packed = self.packed
-        return {"weight": packed.weight, "scales": packed.scales, "biases": packed.biases}
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch2mlx.errors import SourceError
 from torch2mlx.planning.expressions import Expr, Source
 from torch2mlx.sources.base import Checkpoint, TensorSource
 from torch2mlx.sources.companions import companion_files, read_config, read_generation_config
-from torch2mlx.sources.local_files import read_json_object, unreadable
+from torch2mlx.sources.local_files import read_json_object, stays_inside, unreadable
 from torch2mlx.sources.safetensors import SafetensorsSource
 from torch2mlx.sources.weight_files import WeightFiles, choose_file, choose_weights
 
@@ -133,16 +133,9 @@ def _open(location: str, folder: Path, chosen: WeightFiles, trust_remote_code: b
 
 
 def _require_inside(folder: Path, files: list[Path], index: str | None) -> None:
-    """Refuse an index that reaches out of the folder through links.
-
-    The Hugging Face cache is the exception: its snapshots link to ../../blobs of the same model.
-    """
+    """Refuse an index that reaches out of the folder through links."""
     if index is None:
         return
-    real = folder.resolve()
-    allowed = [real]
-    if real.parent.name == "snapshots":
-        allowed.append(real.parent.parent / "blobs")
     missing = [str(f.relative_to(folder)) for f in files if not f.exists()]
     if missing:
         raise SourceError(
@@ -150,9 +143,8 @@ def _require_inside(folder: Path, files: list[Path], index: str | None) -> None:
             f"{', '.join(missing[:8])}; download them"
         )
     for file in files:
-        target = file.resolve()
-        if not any(target.is_relative_to(place) for place in allowed):
+        if not stays_inside(folder, file):
             raise SourceError(
-                f"{folder / index}: lists {file.name}, a link to {target}, which is outside of the "
-                "folder; put the file itself there if you trust it"
+                f"{folder / index}: lists {file.name}, a link to {file.resolve()}, which is "
+                "outside of the folder; put the file itself there if you trust it"
             )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from torch2mlx.errors import SourceError
-from torch2mlx.sources.local_files import read_json_object, refuse_lfs_pointer
+from torch2mlx.sources.local_files import read_json_object, refuse_lfs_pointer, stays_inside
 
 __all__ = ["companion_files", "is_companion", "read_config", "read_generation_config"]
 
@@ -27,6 +27,20 @@ _COMPANION = re.compile(
     re.IGNORECASE,
 )
 
+# Keys of config.json that mean the same for every model, and what their values are.
+_TYPES: dict[str, tuple[type, str]] = {
+    "architectures": (list, "a list of class names"),
+    "auto_map": (dict, "an object"),
+    "dtype": (str, "the name of a type"),
+    "layer_types": (list, "a list of names"),
+    "model_type": (str, "a name"),
+    "quantization_config": (dict, "an object"),
+    "text_config": (dict, "an object"),
+    "tie_word_embeddings": (bool, "true or false"),
+    "torch_dtype": (str, "the name of a type"),
+    "vision_config": (dict, "an object"),
+}
+
 
 def is_companion(name: str, trust_remote_code: bool = False) -> bool:
     """True for a file, named relative to the checkpoint, that the output should have as it is."""
@@ -39,7 +53,8 @@ def companion_files(folder: Path, trust_remote_code: bool = False) -> dict[str, 
     """Files to be copied byte for byte, by their name in the output.
 
     Raises:
-        SourceError: one of them is a Git LFS pointer or cannot be read.
+        SourceError: one of them is a Git LFS pointer, cannot be read, or is a link that leads out
+            of the folder: what is copied may be published.
     """
     found = {
         name: folder / name
@@ -47,6 +62,11 @@ def companion_files(folder: Path, trust_remote_code: bool = False) -> dict[str, 
         if is_companion(name, trust_remote_code) and (folder / name).is_file()
     }
     for path in found.values():
+        if not stays_inside(folder, path):
+            raise SourceError(
+                f"{path}: a link to {path.resolve()}, which is outside of the folder, so it is not "
+                "copied into the output; put the file itself there if it belongs to the model"
+            )
         refuse_lfs_pointer(path)
     return found
 
@@ -82,13 +102,25 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"{path}: expected a 'model_type' such as \"llama\", found {model_type!r}; it "
             "says which architecture the weights belong to"
         )
-    architectures = config.get("architectures")
-    if architectures is not None and not isinstance(architectures, list):
-        raise SourceError(
-            f"{path}: expected 'architectures' to be a list of class names, found "
-            f"{architectures!r}; correct or remove it"
-        )
+    _check_types(path, config)
+    for part in ("text_config", "vision_config"):
+        if isinstance(config.get(part), dict):
+            _check_types(path, config[part], f"{part}.")
     return config
+
+
+def _check_types(path: Path, config: dict[str, Any], prefix: str = "") -> None:
+    """Refuse a value of another type than every library expects for its key."""
+    for key, (kind, words) in _TYPES.items():
+        value = config.get(key)
+        fits = value is None or isinstance(value, kind)
+        if fits and isinstance(value, list):
+            fits = all(isinstance(item, str) for item in value)
+        if not fits:
+            raise SourceError(
+                f"{path}: expected {prefix}{key} to be {words}, found {str(value)[:80]!a}; correct "
+                "or remove it"
+            )
 
 
 def read_generation_config(folder: Path) -> dict[str, Any]:

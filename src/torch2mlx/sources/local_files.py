@@ -11,7 +11,13 @@ import numpy as np
 
 from torch2mlx.errors import SourceError
 
-__all__ = ["PositionalFiles", "read_json_object", "refuse_lfs_pointer", "unreadable"]
+__all__ = [
+    "PositionalFiles",
+    "read_json_object",
+    "refuse_lfs_pointer",
+    "stays_inside",
+    "unreadable",
+]
 
 _LFS_START = b"version https://git-lfs"
 
@@ -37,6 +43,19 @@ def refuse_lfs_pointer(path: Path) -> None:
             f"{path}: this is a Git LFS pointer, not the file itself; run `git lfs pull` in the "
             "checkpoint's folder or download the file again"
         )
+
+
+def stays_inside(folder: Path, path: Path) -> bool:
+    """Whether a file of a checkpoint's folder is in it, links followed.
+
+    The Hugging Face cache is the exception: its snapshots link to ../../blobs of the same model.
+    """
+    real = folder.resolve()
+    places = [real]
+    if real.parent.name == "snapshots":
+        places.append(real.parent.parent / "blobs")
+    target = path.resolve()
+    return any(target.is_relative_to(place) for place in places)
 
 
 def unreadable(path: Path, error: OSError) -> SourceError:

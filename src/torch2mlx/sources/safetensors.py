@@ -24,6 +24,8 @@ from torch2mlx.sources.local_files import PositionalFiles, refuse_lfs_pointer, u
 __all__ = ["SafetensorsSource", "read_header"]
 
 _MAX_HEADER = 100_000_000  # bytes; the limit of the reference implementation
+_MAX_VALUES = 10_000_000  # JSON values in it: each takes some 60 bytes of memory
+_MAX_AXES = 64
 _NAMED = 5  # names a message lists before it counts the rest
 
 
@@ -54,6 +56,10 @@ def read_header(path: Path) -> tuple[dict[str, Any], int]:
         raise SourceError(
             f"{path}: header of {length:,} bytes; at most {_MAX_HEADER:,} are allowed"
         )
+    if sum(map(text.count, (b",", b"[", b"{"))) > _MAX_VALUES:
+        raise SourceError(
+            f"{path}: header of more than {_MAX_VALUES:,} values; no model has so many"
+        )
     try:
         header = json.loads(text, object_pairs_hook=_unique_keys)
     except (ValueError, RecursionError) as error:
@@ -77,8 +83,9 @@ def _entry(path: Path, name: str, entry: Any) -> tuple[TensorInfo, int, int]:
     try:
         dtype_name, shape = entry["dtype"], tuple(entry["shape"])
         begin, end = entry["data_offsets"]
-        ok = all(type(n) is int and n >= 0 for n in (*shape, begin, end))
-        ok = ok and isinstance(dtype_name, str)
+        ok = all(type(n) is int and 0 <= n < 1 << 62 for n in (*shape, begin, end))
+        ok = ok and isinstance(dtype_name, str) and dtype_name.isidentifier()
+        ok = ok and len(shape) <= _MAX_AXES
     except (KeyError, TypeError, ValueError):
         ok = False
     if not ok:

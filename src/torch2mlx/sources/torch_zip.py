@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from torch2mlx.errors import SourceError
+from torch2mlx.errors import SourceError, Torch2MLXError
 from torch2mlx.sources.base import TensorInfo, TensorSource
 from torch2mlx.sources.local_files import PositionalFiles, refuse_lfs_pointer, unreadable
 from torch2mlx.sources.safetensors import check_weight_map
@@ -29,6 +29,8 @@ _WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "net", "networ
 _PREFIXES = ("module.", "_orig_mod.")
 _BUFFER = 8 << 20  # bytes of a storage held at once while a strided tensor is gathered
 _MAX_PICKLE = 1 << 28  # bytes
+_MAX_DIRECTORY = 32 << 20  # bytes of a zip's table of records: some 300,000 storages
+_MAX_TAIL = (1 << 16) + 22  # bytes in which a zip's last record begins
 _MAX_DEPTH = 8  # of nesting; a pickle can hold itself
 _LOCAL_HEADER = 30  # bytes of a zip record's header before its name
 
@@ -199,13 +201,14 @@ def _holds_tensors(value: Mapping[Any, Any], depth: int = 0) -> bool:
 def _entries(path: Path) -> tuple[dict[str, tuple[TensorInfo, StoredTensor, int]], list[str]]:
     """(info, view, file offset of its storage) of each tensor of a file, bounds checked."""
     refuse_lfs_pointer(path)
+    _refuse_large_directory(path)
     try:
         with zipfile.ZipFile(path) as archive, path.open("rb") as file:
-            records = {info.filename: info for info in archive.infolist()}
+            records = _records(path, archive)
             root = _root(path, records)
-            _refuse_byte_order(path, archive, f"{root}/byteorder")
+            _refuse_byte_order(path, archive, records.get(f"{root}/byteorder"))
             tensors, notes = unwrap_state_dict(
-                path, read_pickle(path, archive.read(f"{root}/data.pkl"))
+                path, read_pickle(path, archive.read(records[f"{root}/data.pkl"]))
             )
             offsets: dict[str, int] = {}
             found: dict[str, tuple[TensorInfo, StoredTensor, int]] = {}
@@ -227,9 +230,48 @@ def _entries(path: Path) -> tuple[dict[str, tuple[TensorInfo, StoredTensor, int]
                 found[name] = (info, tensor, offsets[tensor.key])
     except OSError as error:
         raise unreadable(path, error) from error
-    except (zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:
+    except Torch2MLXError:
+        raise
+    except Exception as error:  # zipfile raises a dozen kinds for damaged archives
         raise _not_a_zip(path, error) from None
     return found, notes
+
+
+def _records(path: Path, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
+    """The archive's records by name; no name twice, all within the file."""
+    records = {info.filename: info for info in archive.infolist()}
+    if len(records) != len(archive.infolist()):
+        raise SourceError(f"{path}: the archive has two records of one name; it is damaged")
+    if any(not 0 <= info.header_offset < path.stat().st_size for info in records.values()):
+        raise SourceError(f"{path}: damaged: its records lie outside of it; download it again")
+    return records
+
+
+def _refuse_large_directory(path: Path) -> None:
+    """Refuse a table of records that would take more memory than any model needs.
+
+    `zipfile` reads the whole table at once.  Its size stands in the last record of the file and,
+    for large archives, in one before it
+    (https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT, 4.3.14 and 4.3.16).
+    """
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(max(0, size - _MAX_TAIL))
+            tail = file.read(_MAX_TAIL)
+    except OSError as error:
+        raise unreadable(path, error) from error
+    end, end64 = tail.rfind(b"PK\x05\x06"), tail.rfind(b"PK\x06\x06")
+    sizes = [int.from_bytes(tail[end + 12 : end + 16], "little")] if end >= 0 else []
+    if sizes == [0xFFFFFFFF]:
+        sizes = []
+    if end64 >= 0:
+        sizes.append(int.from_bytes(tail[end64 + 40 : end64 + 48], "little"))
+    if any(directory > _MAX_DIRECTORY for directory in sizes):
+        raise SourceError(
+            f"{path}: its table of records takes {max(sizes):,} bytes, expected at most "
+            f"{_MAX_DIRECTORY:,}; this is no file of torch.save"
+        )
 
 
 def _root(path: Path, records: Mapping[str, zipfile.ZipInfo]) -> str:
@@ -249,13 +291,20 @@ def _root(path: Path, records: Mapping[str, zipfile.ZipInfo]) -> str:
             f"{path}: a TorchScript archive, not a state dict; save its weights first: "
             f"torch.save(torch.jit.load({path.name!r}).state_dict(), 'weights.pt')"
         )
+    if any(info.compress_type != zipfile.ZIP_STORED for info in records.values()):
+        raise SourceError(
+            f"{path}: the archive is compressed, which torch.save never does; save it again with "
+            "torch.save"
+        )
     if records[f"{roots[0]}/data.pkl"].file_size > _MAX_PICKLE:
         raise SourceError(f"{path}: its pickle is larger than {_MAX_PICKLE:,} bytes")
     return roots[0]
 
 
-def _refuse_byte_order(path: Path, archive: zipfile.ZipFile, record: str) -> None:
-    if record in archive.namelist() and archive.read(record) != b"little":
+def _refuse_byte_order(
+    path: Path, archive: zipfile.ZipFile, record: zipfile.ZipInfo | None
+) -> None:
+    if record is not None and (record.file_size > 16 or archive.read(record) != b"little"):
         raise SourceError(
             f"{path}: written in big-endian byte order; save it again on a little-endian machine"
         )
@@ -265,11 +314,6 @@ def _check_bounds(info: TensorInfo, tensor: StoredTensor, record: zipfile.ZipInf
     if record is None:
         raise SourceError(
             f"{info.file}: tensor {info.name!r}: its data are missing; the file is damaged"
-        )
-    if record.compress_type != zipfile.ZIP_STORED:
-        raise SourceError(
-            f"{info.file}: the archive is compressed, which torch.save never does; save it again "
-            "with torch.save"
         )
     last = tensor.offset + sum(
         (n - 1) * s for n, s in zip(tensor.shape, tensor.stride, strict=True)

@@ -1,10 +1,11 @@
 """Transformer for MLX; written by torch2mlx from its PyTorch source."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
-from runtime import zero_masked_rows
 
 
 class Attention(nn.Module):
@@ -17,13 +18,11 @@ class Attention(nn.Module):
 
     def __call__(self, x, mask):
         """x [batch, length, 8], mask [batch, 1, 1, length] → [batch, length, 8]."""
-        batch = x.shape[0]
-        length = x.shape[1]
+        batch, length = x.shape[:2]
         qkv = self.qkv(x).reshape(batch, length, 3, 2, 4)
         q, k, v = mx.unstack(qkv.transpose(2, 0, 3, 1, 4), axis=0)
-        y = zero_masked_rows(
-            mx.fast.scaled_dot_product_attention(q, k, v, scale=0.5, mask=mask), mask
-        )
+        y = mx.fast.scaled_dot_product_attention(q, k, v, scale=0.5, mask=mask)
+        y = zero_masked_rows(y, mask)
         return self.out(y.swapaxes(1, 2).reshape(batch, length, 8))
 
 
@@ -35,12 +34,14 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(8)
         self.attention = Attention()
         self.norm2 = nn.LayerNorm(8)
-        self.mlp = [nn.Linear(8, 16), nn.Identity(), nn.Linear(16, 8)]
+        self.mlp = [nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8)]
 
     def __call__(self, x, mask):
         """x [batch, length, 8], mask [batch, 1, 1, length] → [batch, length, 8]."""
         x = x + self.attention(self.norm1(x), mask)
-        mlp = self.mlp[2](nn.gelu(self.mlp[0](self.norm2(x))))
+        mlp = self.norm2(x)
+        for block in self.mlp:
+            mlp = block(mlp)
         return x + mlp
 
 
@@ -57,12 +58,21 @@ class Transformer(nn.Module):
     def __call__(self, ids, mask):
         """ids [batch, length], mask [batch, length] → [batch, length, 11], [batch, 8]."""
         length = ids.shape[1]
+        mask = mask[:, None, None]
         x = self.tokens(ids) + self.positions[:length]
-        mask = mx.expand_dims(mx.expand_dims(mask, 1), 2)
         for layer in self.layers:
             x = layer(x, mask)
         x = self.norm(x)
         return {"logits": self.tokens.as_linear(x), "pooled": x[:, 0]}
+
+
+# What MLX has no function for.
+
+
+def zero_masked_rows(output: mx.array, mask: mx.array) -> mx.array:
+    """Zeros for the queries that may see no key at all; MLX's softmax has no answer for them."""
+    seen = mask if mask.dtype == mx.bool_ else mask > -float("inf")
+    return mx.where(mx.any(seen, axis=-1, keepdims=True), output, mx.zeros((), output.dtype))
 
 
 def load(folder="."):

@@ -132,10 +132,11 @@ def test_other_masks_stay(check: Any, mask: Callable[[int], Tensor]) -> None:
     assert not any("causal" in line for line in after)
 
 
-def test_a_mask_of_dynamic_size_stays(check: Any) -> None:
-    module = Attention(lambda n: torch.arange(n) <= torch.arange(n)[:, None])
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_a_mask_of_dynamic_size_is_causal_if_it_is_for_every_size(check: Any, ahead: int) -> None:
+    module = Attention(lambda n: torch.arange(n) <= torch.arange(n)[:, None] + ahead)
     length = torch.export.Dim("length", min=2, max=9)
     shapes = {"q": {2: length}, "k": {2: length}}
     _, after = check(fuse, module, Q, K, dynamic_shapes=shapes)
-    assert not any("causal" in line for line in after)
+    assert any("causal" in line for line in after) == (ahead == 0)
     assert any("attention(q, k, k" in line for line in after)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from torch2mlx.compiler.builder import Call, Value
@@ -85,14 +85,19 @@ def within(name: str, path: str) -> bool:
     return not path or name.startswith(f"{path}.")
 
 
-def partition(program: Program) -> Block:
-    """The call of the root module, with the calls it makes inside."""
-    root = _nest(program)
+def partition(program: Program, layers: Collection[str]) -> Block:
+    """The call of the root module, with the calls it makes inside.
+
+    Args:
+        program: lowered.
+        layers: paths of layers, also of those that only other programs call.
+    """
+    root = _nest(program, _dissolved(program, layers))
     _Flow(program).fill(root)
     return root
 
 
-def _dissolved(program: Program) -> set[str]:
+def _dissolved(program: Program, layers: Collection[str]) -> set[str]:
     """Paths of modules whose code stays in their parent.
 
     Layers and containers; and whatever has no weights and is torch's own or makes one call.
@@ -113,7 +118,7 @@ def _dissolved(program: Program) -> set[str]:
             calls[frame.path] = calls.get(frame.path, 0) + 1
             owners |= {frame.path for name in used if within(name, frame.path)}
     owners |= {path for path in classes for name in program.states if within(name, path)}
-    result = set(program.layers)
+    result = set(layers)
     for path, class_name in classes.items():
         weightless = path not in owners and (class_name.startswith("torch.nn.") or calls[path] == 1)
         if class_name in _CONTAINERS or weightless:
@@ -122,8 +127,7 @@ def _dissolved(program: Program) -> set[str]:
     return result
 
 
-def _nest(program: Program) -> Block:
-    dissolved = _dissolved(program)
+def _nest(program: Program, dissolved: set[str]) -> Block:
     class_name = program.graph.class_name
     root = Block(Frame("", "", class_name))
     open_blocks = [root]
@@ -168,7 +172,9 @@ def _place(step: Step, block: Block) -> tuple[str, int]:
 
 def _chained(step: Step, path: str) -> bool:
     container = path.rpartition(".")[0]
-    return bool(container) and any(f.path == container for f in step.origin.frames)
+    return bool(container) and any(
+        f.path == container and f.class_name in _CONTAINERS for f in step.origin.frames
+    )
 
 
 class _Flow:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch2mlx.compiler.codegen import source
 from torch2mlx.compiler.codegen.blocks import Block
 from torch2mlx.compiler.codegen.constructors import (
     Child,
+    Constructor,
     Hole,
     Items,
     Joined,
@@ -19,11 +21,12 @@ from torch2mlx.compiler.codegen.constructors import (
     parameters_of,
 )
 from torch2mlx.compiler.codegen.expressions import literal
-from torch2mlx.compiler.codegen.methods import MethodWriter, Places, source_hints
-from torch2mlx.compiler.codegen.signature import arguments, result_source
-from torch2mlx.compiler.codegen.tree import ModuleTree, Slot
+from torch2mlx.compiler.codegen.methods import MethodWriter, Places
+from torch2mlx.compiler.codegen.names import Names
+from torch2mlx.compiler.codegen.signature import arguments, named_tuples, result_source
+from torch2mlx.compiler.codegen.tree import ModuleTree, Slot, local_name, method_name
 from torch2mlx.compiler.graph import Weight
-from torch2mlx.compiler.layers import Layer
+from torch2mlx.compiler.layers import Layer, all_options, argument_names
 from torch2mlx.compiler.program import Program
 
 __all__ = ["ClassWriter", "GeneratedClass"]
@@ -69,21 +72,25 @@ class ClassWriter:
     """Finds the classes of a program and writes them.
 
     Args:
-        program: lowered.
-        root: from `partition`.
+        entries: every lowered program, and its root block from `partition`.
         tree: attributes of the generated model.
     """
 
-    def __init__(self, program: Program, root: Block, tree: ModuleTree) -> None:
-        self.program = program
-        self.root = root
+    def __init__(self, entries: Sequence[tuple[Program, Block]], tree: ModuleTree) -> None:
+        self.programs = {id(root): program for program, root in entries}
+        self.roots = [root for _, root in entries]
+        self.weights = {n: v for program, _ in entries for n, v in program.weights.items()}
+        self.tuples = {n for program, _ in entries for n in named_tuples(program.graph.out_spec)}
         self.tree = tree
         self.classes: dict[str, GeneratedClass] = {}
         self.by_path: dict[str, GeneratedClass] = {}
         self.method_of: dict[int, _Method] = {}
         self.runtime: dict[str, Any] = {}
-        weights = {id(v): name for name, v in program.weights.items()}
-        self.places = Places(tree, weights, self._callee, source_hints(root))
+        weights = {id(v): n for program, _ in entries for n, v in program.weights.items()}
+        inputs = {
+            id(v): local_name(name) for program, _ in entries for name, v in program.inputs.items()
+        }
+        self.places = Places(tree, weights, self._callee, Names(self.roots, inputs, weights))
         self._find()
 
     def _callee(self, block: Block) -> _Method:
@@ -92,7 +99,7 @@ class ClassWriter:
     def _find(self) -> None:
         calls: dict[str, list[Block]] = {}
         last: dict[str, int] = {}
-        for position, block in enumerate(self.root.blocks()):
+        for position, block in enumerate(b for root in self.roots for b in root.blocks()):
             calls.setdefault(block.path, []).append(block)
             last[block.path] = position
         # Inner modules first: longer paths, and a module before the one that contains it.
@@ -111,6 +118,8 @@ class ClassWriter:
             for number, body in enumerate(distinct):
                 block = blocks[bodies.index(body)]
                 name = "__call__" if number == 0 else f"call_{number + 1}"
+                if id(block) in self.programs:
+                    name = method_name(self.programs[id(block)].graph.method)
                 order, names = self._parameters(block)
                 methods[body] = _Method(name, order, block, names)
             made = GeneratedClass(self._class_name(original), original, path, methods, init)
@@ -125,11 +134,13 @@ class ClassWriter:
         names = [f"a{i}" for i in range(len(block.inputs))]
         writer = MethodWriter(block, self.places, names, pretty=False)
         lines = [*writer.extents(), *writer.write()]
+        if id(block) in self.programs:  # entry points stay apart even if they do the same
+            lines.append(self.programs[id(block)].graph.method)
         return "\n".join([", ".join([*names, *block.passed]), *lines])
 
     def _class_name(self, original: str) -> str:
         base = re.sub(r"\W", "_", original.rpartition(".")[2]) or "Model"
-        taken = {c.name for c in self.classes.values()} | {"Path"}
+        taken = {c.name for c in self.classes.values()} | {"Path", *self.tuples}
         name, number = base, 2
         while name in taken:
             name, number = f"{base}{number}", number + 1
@@ -137,31 +148,15 @@ class ClassWriter:
 
     def _parameters(self, block: Block) -> tuple[tuple[int, ...], list[str]]:
         """The order in which a block takes its inputs, and what it calls them."""
-        given = source.parameters(block.frame.file, block.frame.line)
         if not block.path:
             return tuple(range(len(block.inputs))), []
-        names: list[str] = []
-        for value in block.inputs:
-            names.append(self._parameter(value, given, names))
-        free = [p for p in given if p not in names]
-        unknown = [i for i, n in enumerate(names) if not n]
-        for position in unknown:
-            wanted = free[0] if len(unknown) == 1 and free else "x"
-            names[position] = _unused(wanted, names)
+        given = source.parameters(block.frame.file, block.frame.line)
+        names = self.places.names.parameters[id(block)]
         order = sorted(
             range(len(names)),
             key=lambda i: (given.index(names[i]) if names[i] in given else len(given), i),
         )
         return tuple(order), names
-
-    def _parameter(self, value: Value, given: tuple[str, ...], names: list[str]) -> str:
-        weight = self.places.weights.get(id(value))
-        name = weight.rpartition(".")[2] if weight else self.places.hints.get(id(value), "")
-        if weight is None and value.name:
-            name = value.name
-        if weight:
-            return _unused(name, names)
-        return name if name in given and name not in names else ""
 
     # Source of the classes
 
@@ -193,16 +188,16 @@ class ClassWriter:
             result = None
             documented = [(method.names[i], block.inputs[i]) for i in method.order]
         else:
-            graph = self.program.graph
-            given = arguments(graph)
+            program = self.programs[id(block)]
+            given = arguments(program.graph)
             local = {k: v for a in given for k, v in a.tensors.items()}
-            names = [local[i.name] for i in graph.inputs]
+            names = [local[i.name] for i in program.graph.inputs]
             parameters = [a.name for a in given]
             unpack = [line for a in given for line in a.unpack]
             documented = list(zip(names, block.inputs, strict=True))
 
             def result(write: Any) -> str:
-                return result_source(graph.out_spec, self.program.outputs, write)
+                return result_source(program.graph.out_spec, program.outputs, write)
 
         writer = MethodWriter(block, self.places, names)
         body = writer.write(result)
@@ -246,7 +241,7 @@ class ClassWriter:
     def _constructor(self, slot: Slot) -> Piece:
         content = slot.content
         if isinstance(content, Weight):
-            value = self.program.weights[content.name]
+            value = self.weights[content.name]
             dtype = literal(value.dtype)
             extents = _numbers(tuple(value.array.shape), "size")
             end = ")" if dtype == "mx.float32" else f", {dtype})"
@@ -264,24 +259,12 @@ class ClassWriter:
         return Items(tuple(items))
 
 
-_LAYER_ARGUMENTS = {
-    "Linear": ("inputs", "outputs"),
-    "Embedding": ("count", "dims"),
-    "LayerNorm": ("dims",),
-    "RMSNorm": ("dims",),
-    "BatchNorm": ("channels",),
-    "GroupNorm": ("groups", "channels"),
-}
-
-
 def _layer(layer: Layer) -> Piece:
-    names = _LAYER_ARGUMENTS.get(layer.class_name, ("in_channels", "out_channels", "kernel"))
-    parts: list[Piece] = [Text(f"nn.{layer.class_name}(")]
-    given = [("", value, name) for value, name in zip(layer.args, names, strict=True)]
-    given += [(f"{key}=", value, key) for key, value in layer.kwargs]
-    for number, (prefix, value, name) in enumerate(given):
-        parts += [Text(", " * (number > 0) + prefix), _numbers(value, name)]
-    return Joined((*parts, Text(")")))
+    return Constructor(
+        f"nn.{layer.class_name}",
+        tuple(_numbers(v, n) for v, n in zip(layer.args, argument_names(layer), strict=True)),
+        tuple((k, _numbers(v, k), literal(usual)) for k, v, usual in all_options(layer)),
+    )
 
 
 def _numbers(value: Any, name: str) -> Piece:
@@ -296,13 +279,6 @@ def _numbers(value: Any, name: str) -> Piece:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return Text(literal(value))
     return Hole(value, name)
-
-
-def _unused(wanted: str, names: list[str]) -> str:
-    name, number = wanted, 2
-    while name in names:
-        name, number = f"{wanted}_{number}", number + 1
-    return name
 
 
 def _shape(value: Value) -> str:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from torch2mlx.compiler.codegen.expressions import literal
 
-__all__ = ["Child", "Hole", "Items", "Joined", "Piece", "Text", "parameters_of"]
+__all__ = ["Child", "Constructor", "Hole", "Items", "Joined", "Piece", "Text", "parameters_of"]
 
 
 class _Parametrized(Protocol):
@@ -83,6 +83,38 @@ class Child:
     def write(self, sources: Iterator[str]) -> str:
         given = [next(sources) for _ in self.numbers]
         return f"{self.kind.name}({', '.join(given[at] for _, at in self.kind.parameters())})"
+
+
+@dataclass(frozen=True)
+class Constructor:
+    """A layer of `mlx.nn`; options that have their usual value in all modules are left out.
+
+    Attributes:
+        name: of the class.
+        args: positional arguments.
+        options: name, value, and the source of the usual value.
+    """
+
+    name: str
+    args: tuple[Piece, ...]
+    options: tuple[tuple[str, Piece, str], ...]
+
+    def template(self) -> str:
+        given = [a.template() for a in self.args]
+        given += [f"{key}={value.template()}" for key, value, _ in self.options]
+        return f"{self.name}({', '.join(given)})"
+
+    def holes(self) -> list[Hole]:
+        pieces = [*self.args, *(value for _, value, _ in self.options)]
+        return [h for p in pieces for h in p.holes()]
+
+    def write(self, sources: Iterator[str]) -> str:
+        given = [a.write(sources) for a in self.args]
+        for key, value, usual in self.options:
+            text = value.write(sources)
+            if text != usual:
+                given.append(f"{key}={text}")
+        return f"{self.name}({', '.join(given)})"
 
 
 @dataclass(frozen=True)

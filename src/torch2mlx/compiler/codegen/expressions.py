@@ -48,11 +48,14 @@ _METHODS = (
 """Functions of `mlx.core` that read better as methods; each is one of `mx.array` too."""
 
 
+_BUILTIN = ("math", "max", "min")
+
+
 def symbols_in(value: Any) -> list[str]:
     """Names of dynamic extents in a call's arguments."""
     if isinstance(value, SymbolicInt):
         tree = ast.parse(value.expression, mode="eval")
-        return [n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and n.id != "math"]
+        return [n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and n.id not in _BUILTIN]
     if isinstance(value, list | tuple):
         return [name for item in value for name in symbols_in(item)]
     if isinstance(value, Mapping):
@@ -161,9 +164,30 @@ class ExpressionPrinter:
             return f"{a} {symbol} {b}", level
         if name == "negative" and len(args) == 1 and not kwargs and isinstance(args[0], Value):
             return f"-{_enclose(self._operand(args[0]), _UNARY)}", _UNARY
+        if name == "expand_dims" and len(args) == 2 and isinstance(args[0], Value) and not kwargs:
+            return self._new_axes(args[0], args[1])
+        if name == "arange" and not kwargs and len(args) == 4 and args[2] == 1:
+            start = [] if type(args[0]) is int and args[0] == 0 else [args[0]]
+            dtype = {} if literal(args[3]) == "mx.int32" else {"dtype": args[3]}
+            return f"mx.arange({self._arguments([*start, args[1]], dtype)})", ATOM
         if name in _METHODS and args and isinstance(args[0], Value):
             return self._method(name, args, kwargs)
         return None
+
+    def _new_axes(self, value: Value, axes: int | tuple[int, ...]) -> Expression:
+        """x[:, None] for a new axis."""
+        given = (axes,) if isinstance(axes, int) else axes
+        rank = value.ndim + len(given)
+        places = sorted(a % rank for a in given)
+        if places[-1] == rank - 1 and places[0] > 0:
+            leading = rank - len(places)
+            # An ellipsis is shorter than a colon for every axis.
+            key = ["..."] if places[0] == leading > 1 else []
+            start = leading if key else 0
+        else:
+            key, start = [], 0
+        key += ["None" if i in places else ":" for i in range(start, places[-1] + 1)]
+        return f"{self._atom(value)}[{', '.join(key)}]", ATOM
 
     def _method(self, name: str, args: Any, kwargs: Any) -> Expression:
         rest = args[1:]
@@ -189,9 +213,8 @@ class ExpressionPrinter:
         return _enclose(self._operand(value), ATOM)
 
     def _arguments(self, args: Any, kwargs: Any) -> str:
-        return ", ".join(
-            [*map(self.argument, args), *(f"{k}={self.argument(v)}" for k, v in kwargs.items())]
-        )
+        named = [f"{k}={_root(v) or self.argument(v)}" for k, v in kwargs.items()]
+        return ", ".join([*map(self.argument, args), *named])
 
     def argument(self, value: Any) -> str:
         """Source of an argument: a value, a literal, or a list of these."""
@@ -217,6 +240,15 @@ class ExpressionPrinter:
             step = "" if key.step is None else f":{self.argument(key.step)}"
             return ":".join(bounds) + step
         return self.argument(key)
+
+
+def _root(value: Any) -> str:
+    """8**-0.5 for what is exactly that: the scale of attention over heads of 8 numbers."""
+    if type(value) is not float or not 0 < value < 1:
+        return ""
+    width = round(value**-2)
+    plain = len(repr(value)) < 8
+    return "" if plain or float(width**-0.5) != value else f"{width}**-0.5"
 
 
 _OPERATOR_NAMES = {

@@ -10,9 +10,12 @@ from importlib.util import find_spec
 
 from torch2mlx.compiler.codegen.blocks import partition
 from torch2mlx.compiler.codegen.classes import ClassWriter
+from torch2mlx.compiler.codegen.expressions import literal
 from torch2mlx.compiler.codegen.runtime_source import runtime_source
-from torch2mlx.compiler.codegen.signature import Argument, arguments
+from torch2mlx.compiler.codegen.signature import Argument, arguments, named_tuples
 from torch2mlx.compiler.codegen.tree import ModuleTree
+from torch2mlx.compiler.graph import Weight
+from torch2mlx.compiler.layers import Layer
 from torch2mlx.compiler.program import Program, values_in
 
 __all__ = ["GeneratedModel", "StoredWeight", "generate"]
@@ -46,72 +49,93 @@ class GeneratedModel:
 
     Attributes:
         source: of model.py.
-        runtime: of runtime.py; "" if nothing of it is used.
         class_name: of the root.
-        arguments: of its `__call__`.
+        methods: original's method → arguments of the generated one; "forward" is `__call__`.
         weights: name in the weight file → where its data comes from.
         paths: path in the original → path in the generated model, for generated classes.
     """
 
     source: str
-    runtime: str
     class_name: str
-    arguments: tuple[Argument, ...]
+    methods: Mapping[str, tuple[Argument, ...]]
     weights: Mapping[str, StoredWeight]
     paths: Mapping[str, str]
 
 
-def generate(program: Program) -> GeneratedModel:
-    """Write a program as classes in the shape of the original module tree."""
-    root = partition(program)
-    layers = program.layers
-    used = {id(v) for s in program.steps for v in values_in((s.call.args, s.call.kwargs))} | {
-        id(v) for v in values_in((program.outputs, program.states))
-    }
-    functional = [
-        w
-        for w in program.graph.weights
-        if id(program.weights[w.name]) in used or w.name in program.states
-    ]
-    # A layer holds its own weights, also where other code reads them.
-    functional = [w for w in functional if w.name.rpartition(".")[0] not in layers]
-    paths = list(dict.fromkeys(block.path for block in root.blocks()))
-    tree = ModuleTree(paths, layers, functional, [w.name for w in program.graph.weights])
-    writer = ClassWriter(program, root, tree)
+def generate(*programs: Program) -> GeneratedModel:
+    """Write the programs of one module as classes in the shape of the original module tree.
+
+    Args:
+        programs: one for each method; they agree on which modules are layers
+            (`build_programs`).
+    """
+    layers = {path: layer for program in programs for path, layer in program.layers.items()}
+    roots = [partition(program, layers) for program in programs]
+    functional = {w.name: w for program in programs for w in _functional(program, layers)}
+    weights = {w.name: w for program in programs for w in program.graph.weights}
+    paths = list(dict.fromkeys(block.path for root in roots for block in root.blocks()))
+    tree = ModuleTree(paths, layers, list(functional.values()), list(weights))
+    writer = ClassWriter(list(zip(programs, roots, strict=True)), tree)
     classes = writer.write()
     name = writer.by_path[""].name
-    runtime = runtime_source(writer.runtime) if writer.runtime else ""
+    imports, runtime = runtime_source(writer.runtime)
+    tuples = {k: v for p in programs for k, v in named_tuples(p.graph.out_spec).items()}
+    body = "\n\n\n".join([*(_named_tuple(k, fields) for k, fields in tuples.items()), *classes])
+    standard = {*imports, "from pathlib import Path"}
+    if "math." in body:
+        standard.add("import math")
+    if tuples:
+        standard.add("from collections import namedtuple")
     header = [
         f'"""{name} for MLX; written by torch2mlx from its PyTorch source."""',
         "",
-        *(["import math"] if any("math." in c for c in classes) else []),
-        "from pathlib import Path",
+        *(["from __future__ import annotations", ""] if runtime else []),
+        *sorted(standard, key=lambda line: (not line.startswith("import"), line)),
         "",
-        *(["import mlx.core as mx"] if any("mx." in c for c in classes) else []),
+        *(["import mlx.core as mx"] if "mx." in body + runtime else []),
         "import mlx.nn as nn",
-        *([f"from runtime import {', '.join(sorted(writer.runtime))}"] if writer.runtime else []),
     ]
-    text = "\n".join(header) + "\n\n\n" + "\n\n\n".join(classes) + "\n\n" + _LOAD.format(name=name)
+    parts = ["\n".join(header), body]
+    if runtime:
+        parts.append(f"# What MLX has no function for.\n\n\n{runtime}")
+    text = "\n\n\n".join(parts) + "\n\n" + _LOAD.format(name=name)
     return GeneratedModel(
         formatted(text),
-        formatted(runtime) if runtime else "",
         name,
-        tuple(arguments(program.graph)),
-        _weights(program, tree, [w.name for w in functional]),
+        {p.graph.method: tuple(arguments(p.graph)) for p in programs},
+        _weights(list(weights), layers, tree, list(functional)),
         {path: tree.name(path) if path else "" for path in paths},
     )
 
 
-def _weights(program: Program, tree: ModuleTree, functional: list[str]) -> dict[str, StoredWeight]:
+def _named_tuple(name: str, fields: tuple[str, ...]) -> str:
+    return f"{name} = namedtuple({literal(name)}, {literal(list(fields))})"
+
+
+def _functional(program: Program, layers: Mapping[str, Layer]) -> list[Weight]:
+    """Weights that code outside of their layer uses, and that no layer holds."""
+    used = {id(v) for s in program.steps for v in values_in((s.call.args, s.call.kwargs))} | {
+        id(v) for v in values_in((program.outputs, program.states))
+    }
+    return [
+        w
+        for w in program.graph.weights
+        if (id(program.weights[w.name]) in used or w.name in program.states)
+        and w.name.rpartition(".")[0] not in layers
+    ]
+
+
+def _weights(
+    names: list[str], layers: Mapping[str, Layer], tree: ModuleTree, functional: list[str]
+) -> dict[str, StoredWeight]:
     stored = {tree.name(name): StoredWeight(name, None) for name in functional}
-    layers = program.layers
-    for weight in program.graph.weights:
-        owner, _, leaf = weight.name.rpartition(".")
+    for name in names:
+        owner, _, leaf = name.rpartition(".")
         layer = layers.get(owner)
         if layer is None or leaf == "num_batches_tracked":
             continue
         axes = dict(layer.axes).get(leaf)
-        stored[f"{tree.name(owner)}.{leaf}"] = StoredWeight(weight.name, axes)
+        stored[f"{tree.name(owner)}.{leaf}"] = StoredWeight(name, axes)
     return dict(sorted(stored.items()))
 
 

@@ -16,14 +16,15 @@ _INDEX = re.compile(r"(self(?:\.\w+|\[\d+\](?=\.))*\.\w+)\[(\d+)\]")
 _LONGEST_BODY = 12
 
 
-def rolled(lines: list[str], lengths: dict[str, int] | None = None) -> list[str]:
+def rolled(lines: list[str], lengths: dict[str, int] | None = None, after: str = "") -> list[str]:
     """Statements with repetitions as loops; what they compute is unchanged.
 
     Args:
         lines: one statement each.
         lengths: source of a list's attribute → how many items it has.
+        after: source that follows.
     """
-    lines = _carried(lines)
+    lines = _carried(lines, after)
     result: list[str] = []
     start = 0
     while start < len(lines):
@@ -44,27 +45,59 @@ def rolled(lines: list[str], lengths: dict[str, int] | None = None) -> list[str]
     return result
 
 
-def _carried(lines: list[str]) -> list[str]:
+def _carried(lines: list[str], after: str) -> list[str]:
     """Let the first layer read the variable that the others read.
 
-    Before:  h = self.layers[0](x)      After:  h = x
-             h = self.layers[1](h)              h = self.layers[0](h)
-                                                h = self.layers[1](h)
+    Before:  h = self.layers[0](f(x), y)      After:  h = f(x)
+             h = self.layers[1](h, y)                 h = self.layers[0](h, y)
+                                                      h = self.layers[1](h, y)
     """
     result: list[str] = []
-    for number, line in enumerate(lines):
-        match = re.match(r"(\w+) = (.*self\S*\[(\d+)\].*)$", line)
-        if match is not None and number + 1 < len(lines):
-            name, call, index = match[1], match[2], int(match[3])
-            for given in dict.fromkeys(re.findall(r"(?<![\w.])[a-zA-Z_]\w*(?![\w(.=])", call)):
-                renamed = re.sub(rf"(?<![\w.]){given}(?![\w(.=])", name, call)
-                unread = re.search(rf"(?<![\w.]){name}\b", call) is None
-                if unread and _shifted(f"{name} = {renamed}", 1, index) == lines[number + 1]:
+    for line, following in zip(lines, [*lines, ""][1:], strict=True):
+        name, _, call = line.partition(" = ")
+        index = next((int(n) for _, n in _INDEX.findall(call)), 0)
+        first = _shifted(following, -1, index + 1)
+        reads = list(re.finditer(rf"(?<![\w.]){re.escape(name)}(?![\w(.=])", first))[1:]
+        if name.isidentifier() and len(reads) == 1 and first.startswith(f"{name} = "):
+            before, rest = first[: reads[0].start()], first[reads[0].end() :]
+            given = line[len(before) : len(line) - len(rest)]
+            if line == before + given + rest and given != name and _enclosed(given):
+                text = "\n".join([*lines, after])
+                if not _renamed(result, given, name, text):
                     result.append(f"{name} = {given}")
-                    line = f"{name} = {renamed}"
-                    break
+                line = first
         result.append(line)
     return result
+
+
+def _renamed(lines: list[str], old: str, new: str, text: str) -> bool:
+    """Rename a variable that is assigned in these lines and read once, if nothing speaks against.
+
+    Before:  inputs = embed(ids)      After:  h = embed(ids)
+             h = inputs
+    """
+    if not old.isidentifier() or len(re.findall(rf"(?<![\w.]){old}\b", text)) != 2:
+        return False
+    for number, line in enumerate(lines):
+        if line.startswith(f"{old} = "):
+            between = "\n".join([line.partition(" = ")[2], *lines[number + 1 :]])
+            if re.search(rf"(?<![\w.]){new}\b", between):
+                return False
+            lines[number] = f"{new}{line[len(old) :]}"
+            return True
+    return False
+
+
+def _enclosed(text: str) -> bool:
+    """Whether it is one argument."""
+    if not text or text != text.strip():
+        return False
+    depth = 0
+    for c in text:
+        depth += (c in "([{") - (c in ")]}")
+        if depth < 0 or (c == "," and depth == 0):
+            return False
+    return depth == 0
 
 
 def _shifted(line: str, by: int, index: int) -> str:

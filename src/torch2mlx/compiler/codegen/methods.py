@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from torch2mlx.compiler.builder import Call, Value
-from torch2mlx.compiler.codegen import source
 from torch2mlx.compiler.codegen.blocks import Block, Item, known_symbols, within
 from torch2mlx.compiler.codegen.expressions import (
     ATOM,
@@ -18,12 +16,21 @@ from torch2mlx.compiler.codegen.expressions import (
     literal,
 )
 from torch2mlx.compiler.codegen.loops import rolled
+from torch2mlx.compiler.codegen.names import Names
+from torch2mlx.compiler.codegen.statements import Nesting
 from torch2mlx.compiler.codegen.tree import ModuleTree, local_name
 from torch2mlx.compiler.layers import LayerUse
 
-__all__ = ["Callee", "MethodWriter", "Places", "source_hints"]
+__all__ = ["Callee", "MethodWriter", "Places"]
 
-_LARGEST_EXPRESSION = 4
+_LONGEST_LINE = 92
+"""Of a statement; it is indented in the class, and in loops."""
+
+_VIEWS = frozenset(
+    "reshape transpose swapaxes moveaxis expand_dims squeeze flatten unflatten broadcast_to astype "
+    "contiguous".split()
+)
+"""What these return keeps the name of what they take."""
 
 
 class Callee(Protocol):
@@ -41,81 +48,13 @@ class Places:
         tree: attributes of the generated model.
         weights: id of a value → name of the weight.
         callee: how a block's class wants to be called.
-        hints: id of a value → what the original calls it.
+        names: what the original calls values.
     """
 
     tree: ModuleTree
     weights: Mapping[int, str]
     callee: Callable[[Block], Callee]
-    hints: Mapping[int, str] = field(default_factory=dict)
-
-
-def source_hints(root: Block) -> dict[int, str]:
-    """Id of a value → the variable that the original assigns it to."""
-    hints: dict[int, str] = {}
-    for block in root.blocks():
-        groups = _Groups(block)
-        for group in dict.fromkeys(groups.of):
-            outputs = groups.live_outs(group)
-            place = next(i.place for i, g in zip(block.items, groups.of, strict=True) if g == group)
-            names = source.targets(*place)
-            if outputs and len(names) == len(outputs):
-                for value, name in zip(outputs, names, strict=True):
-                    # What a module returns is named by its caller, who comes later.
-                    hints[id(value)] = name
-    return hints
-
-
-class _Groups:
-    """Which items come from one statement of the original."""
-
-    def __init__(self, block: Block) -> None:
-        self.block = block
-        self.of: list[int] = []
-        previous: Any = None
-        number = -1
-        called: dict[str, str] = {}
-        for item in block.items:
-            key = source.statement(*item.place) if item.place[0] else object()
-            path = _callee_path(item)
-            shape = re.sub(r"\d+", "#", path)
-            # A container calls its modules in one statement; a loop, in one statement each.
-            again = path and called.get(shape, path) != path and not item.chained
-            if key != previous or again:
-                number += 1
-                called = {}
-            if path:
-                called[shape] = path
-            previous = key
-            self.of.append(number)
-
-    def live_outs(self, group: int) -> list[Value]:
-        """Values made in a group and used outside it."""
-        block = self.block
-        inside = [i for i, g in zip(block.items, self.of, strict=True) if g == group]
-        others = {
-            id(v) for i, g in zip(block.items, self.of, strict=True) if g != group for v in i.inputs
-        }
-        others |= {id(v) for v in (*block.outputs, *block.states.values())}
-        return [v for i in inside for v in i.outputs if id(v) in others]
-
-
-def _callee_path(item: Item) -> str:
-    if isinstance(item.what, Block):
-        return item.what.path
-    function = item.what.function
-    return function.layer.path if isinstance(function, LayerUse) else ""
-
-
-def _same_loop(inner: Item, outer: Item) -> bool:
-    """Whether both call generated classes that differ by an index: a loop says it better."""
-    if not isinstance(inner.what, Block) or not isinstance(outer.what, Block):
-        return False
-    return re.sub(r"\d+", "#", inner.what.path) == re.sub(r"\d+", "#", outer.what.path)
-
-
-def _reads_state(item: Item, block: Block, weights: Mapping[int, str]) -> bool:
-    return any(weights.get(id(v)) in block.states for v in item.inputs)
+    names: Names
 
 
 class MethodWriter:
@@ -135,66 +74,29 @@ class MethodWriter:
         self.block = block
         self.places = places
         self.pretty = pretty
+        self.inputs = inputs
         self.printer = ExpressionPrinter(self._value, self._layer)
-        self.bound: dict[int, Expression] = {}
-        self.holders: dict[str, int] = {}
         self.taken = {"self", "mx", "nn", "math", *block.symbols}
         for item in block.items:
             if isinstance(item.what, Call) and is_runtime(item.what.function):
                 self.taken.add(item.what.function.__name__)
-        for value, name in zip(block.inputs, inputs, strict=True):
+        self._begin(set(range(len(block.items))) if not pretty else set())
+
+    def _begin(self, split: set[int]) -> None:
+        """Start anew, with these items as statements of their own."""
+        self.split = split
+        self.bound: dict[int, Expression] = {}
+        self.holders: dict[str, int] = {}
+        for value, name in zip(self.block.inputs, self.inputs, strict=True):
             self.bound[id(value)] = (name, ATOM)
             self.holders.setdefault(name, id(value))
-        self.groups = _Groups(block)
-        self._plan()
+        self.nesting = Nesting(
+            self.block, lambda v: self.places.names.of(self.block, v), self._fixed, split
+        )
 
-    def _plan(self) -> None:
-        """Decide which items are written inside the item that uses them, and last uses."""
-        items, end = self.block.items, len(self.block.items)
-        users: dict[int, list[int]] = {}
-        for index, item in enumerate(items):
-            for value in item.inputs:
-                users.setdefault(id(value), []).append(index)
-        for value in (*self.block.outputs, *self.block.states.values()):
-            users.setdefault(id(value), []).append(end)
-        self.inlined: set[int] = set()
-        emitted = list(range(end + 1))
-        size = [1] * (end + 1)
-        groups = [*self.groups.of, self._return_group()]
-        consumer: dict[int, int] = {}
-        for index, item in enumerate(items if self.pretty else []):
-            outputs = [v for v in item.outputs if id(v) in users]
-            if len(item.outputs) != 1 or len(outputs) != 1:
-                continue
-            used = users[id(outputs[0])]
-            if len(used) != 1 or groups[used[0]] != groups[index]:
-                continue
-            if _reads_state(item, self.block, self.places.weights):
-                continue  # states are set before the return
-            if used[0] < end and _same_loop(item, items[used[0]]):
-                continue
-            if size[used[0]] + size[index] <= _LARGEST_EXPRESSION:
-                size[used[0]] += size[index]
-                consumer[index] = used[0]
-                self.inlined.add(index)
-        for index in sorted(consumer, reverse=True):
-            emitted[index] = emitted[consumer[index]]
-        self.last_use = {
-            value: max(emitted[index] for index in used) for value, used in users.items()
-        }
-        self.users = users
-
-    def _target(self, index: int) -> str:
-        """What the original assigns the statement of an item to, if to one variable."""
-        place = self.block.items[index].place
-        names = source.targets(*place) if place[0] else []
-        return names[0] if len(names) == 1 else ""
-
-    def _return_group(self) -> int:
-        """The group of the return statement, if the last item is part of one."""
-        if self.block.items and source.is_return(*self.block.items[-1].place):
-            return self.groups.of[-1]
-        return -1
+    def _fixed(self, item: Item) -> bool:
+        """States are set before the return, so they are read before."""
+        return any(self.places.weights.get(id(v)) in self.block.states for v in item.inputs)
 
     def write(self, result: Callable[[Callable[[Any], str]], str] | None = None) -> list[str]:
         """The statements.
@@ -203,20 +105,30 @@ class MethodWriter:
             result: writes what is returned, given the source of a value; None: the block's
                 outputs.
         """
+        while True:
+            lines, long = self._statements(result)
+            if long is None:
+                return lines
+            self._begin(self.split | {long})
+
+    def _statements(
+        self, result: Callable[[Callable[[Any], str]], str] | None
+    ) -> tuple[list[str], int | None]:
+        """The statements, and an item that makes one of them too long."""
         lines: list[str] = []
-        hints = self.places.hints if self.pretty else {}
+        texts: dict[int, str] = {}
         for index, item in enumerate(self.block.items):
             text = self._call(item)
-            if index in self.inlined:
+            texts[index] = text[0]
+            if index in self.nesting.inlined:
                 self.bound[id(item.outputs[0])] = text
                 continue
             names = []
             for value in item.outputs:
-                if id(value) not in self.users:
+                if id(value) not in self.nesting.users:
                     names.append("_")
                     continue
-                wanted = local_name(self._wanted(index, value, hints))
-                name = self._fresh(wanted, index)
+                name = self._fresh(self._wanted(item, value, index), index)
                 self.holders[name] = id(value)
                 self.bound[id(value)] = (name, ATOM)
                 names.append(name)
@@ -225,57 +137,85 @@ class MethodWriter:
             else:
                 comma = "," if len(names) == 1 and self._several(item) else ""
                 lines.append(f"{', '.join(names)}{comma} = {text[0]}")
-        if self.pretty:
-            lines = rolled(lines, self.places.tree.lengths(self.block.path))
-        for name, value in self.block.states.items():
-            target = self.places.tree.access(name, self.block.path)
-            lines.append(f"{target} = {self._value(value)[0]}")
+            long = self._longest(lines[-1], index, texts)
+            if long is not None:
+                return lines, long
         if result is not None:
             returned = result(self.printer.argument)
         else:
             returned = ", ".join(self._value(v)[0] for v in self.block.outputs)
+        last = [
+            f"{self.places.tree.access(name, self.block.path)} = {self._value(value)[0]}"
+            for name, value in self.block.states.items()
+        ]
         if returned:
-            lines.append(f"return {returned}")
-        return lines
+            last.append(f"return {returned}")
+        if self.pretty:
+            lines = rolled(lines, self.places.tree.lengths(self.block.path), "\n".join(last))
+        lines += last
+        return lines, self._longest(f"return {returned}", len(self.block.items), texts)
+
+    def _longest(self, line: str, index: int, texts: Mapping[int, str]) -> int | None:
+        """What to take out of a statement that is too long."""
+        if len(line) <= _LONGEST_LINE:
+            return None
+        inside = [i for i in self.nesting.inside(index) if not texts[i].isidentifier()]
+        # Half of the line reads best; a part that is nearly all of it leaves it as long.
+        return min(inside, key=lambda i: abs(len(texts[i]) - len(line) // 2), default=None)
 
     def extents(self) -> list[str]:
         """Statements that read dynamic extents off the inputs."""
         known = known_symbols(self.block.inputs)
-        lines = []
+        found: dict[int, dict[int, str]] = {}
+        derived: list[str] = []
         for name in self.block.symbols:
-            if name in known:
-                position, axis, template = known[name]
-                extent = f"{self.bound[id(self.block.inputs[position])][0]}.shape[{axis}]"
-                lines.append(f"{name} = {template.format(extent)}")
-        return lines
+            if name not in known:
+                continue
+            position, axis, template = known[name]
+            if template == "{}" and axis not in found.get(position, {}):
+                found.setdefault(position, {})[axis] = name
+                continue
+            extent = f"{self.bound[id(self.block.inputs[position])][0]}.shape[{axis}]"
+            derived.append(f"{name} = {template.format(extent)}")
+        lines = []
+        for position, names in found.items():
+            text = self.bound[id(self.block.inputs[position])][0]
+            count = len(names)
+            if count > 1 and set(names) == set(range(count)):
+                part = "" if count == self.block.inputs[position].ndim else f"[:{count}]"
+                lines.append(f"{', '.join(names[i] for i in range(count))} = {text}.shape{part}")
+            else:
+                lines += [f"{name} = {text}.shape[{axis}]" for axis, name in names.items()]
+        return lines + derived
 
     def _several(self, item: Item) -> bool:
         """Whether a call with one output returns it in a tuple."""
         return isinstance(item.what, Call) and item.what.sequence
 
-    def _wanted(self, index: int, value: Value, hints: Mapping[int, str]) -> str:
+    def _wanted(self, item: Item, value: Value, index: int) -> str:
+        """A name for a value, after the original."""
         if not self.pretty:
             return f"v{len(self.bound)}"
-        item = self.block.items[index]
-        target = self._target(index) if item.chained else ""
-        if id(value) in hints or target:
-            return hints.get(id(value), target)
-        path = _callee_path(item)
-        if path:
-            parts = [p for p in path.split(".") if not p.isdigit()]
-            return parts[-1] if parts else "x"
-        for given in item.inputs:
-            # A value that is only reshaped or scaled keeps its name.
-            name = self.bound.get(id(given), ("", 0))[0]
-            if name.isidentifier() and len(item.outputs) == 1:
-                return name
-        return str(getattr(item.what.function, "__name__", "x"))  # type: ignore[union-attr]
+        names = self.places.names
+        own = names.of(self.block, value)
+        if own:
+            name = local_name(own)
+            short = index in self.split and not self._free(name, index)
+            return "x" if short and self._free("x", index) else name
+        candidates = [local_name(names.statements.get(id(value), "x"))]
+        if isinstance(item.what, Call) and getattr(item.what.function, "__name__", "") in _VIEWS:
+            candidates.insert(0, self.bound.get(id(item.inputs[0]), ("", 0))[0])
+        fitting = (n for n in candidates if n.isidentifier() and self._free(n, index))
+        return next(fitting, "x")
+
+    def _free(self, name: str, index: int) -> bool:
+        """Whether a name holds nothing that is needed after an item."""
+        held = self.nesting.last_use.get(self.holders.get(name, 0), -1)
+        return name not in self.taken and held <= index
 
     def _fresh(self, wanted: str, index: int) -> str:
         name, number = wanted, 2
-        while name in self.taken or (
-            name in self.holders and self.last_use.get(self.holders[name], -1) > index
-        ):
+        while not self._free(name, index):
             name = f"{wanted}_{number}"
             number += 1
         return name

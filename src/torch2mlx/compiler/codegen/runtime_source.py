@@ -1,4 +1,4 @@
-"""The part of the compiler's runtime that a generated model uses, as one file."""
+"""The part of the compiler's runtime that a generated model uses, for its own file."""
 
 from __future__ import annotations
 
@@ -12,26 +12,22 @@ __all__ = ["runtime_source"]
 _PACKAGE = "torch2mlx.compiler.runtime"
 
 
-def runtime_source(functions: dict[str, Any]) -> str:
+def runtime_source(functions: dict[str, Any]) -> tuple[list[str], str]:
     """Source of functions, with what they need from their modules and nothing else.
 
     Args:
         functions: name → function of `torch2mlx.compiler.runtime`.
+
+    Returns:
+        Lines of imports of the standard library, and the definitions.
     """
     collector = _Collector()
     for name, function in sorted(functions.items()):
         collector.collect(function.__module__, name)
-    imports = sorted(collector.imports, key=lambda line: (not line.startswith("from __fut"), line))
-    standard = [line for line in imports if "mlx" not in line]
-    mlx = [line for line in imports if "mlx" in line]
-    body = "\n\n\n".join(collector.definitions.values())
-    parts = [
-        '"""Operations that MLX does not have, composed of those that it has."""',
-        "from __future__ import annotations",
-        "\n".join(standard),
-        "\n".join(mlx),
-    ]
-    return "\n\n".join(p for p in parts if p) + f"\n\n\n{body}\n"
+    imports = [line for line in sorted(collector.imports) if "mlx" not in line]
+    return [i for i in imports if "__future__" not in i], "\n\n\n".join(
+        collector.definitions.values()
+    )
 
 
 class _Collector:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch2mlx.compiler.codegen.expressions import literal
 from torch2mlx.compiler.graph import Graph, Ref
 
-__all__ = ["Argument", "arguments", "leaf_paths", "result_source"]
+__all__ = ["Argument", "arguments", "leaf_paths", "named_tuples", "plain", "result_source"]
 
 Path = tuple[Any, ...]
 
@@ -32,23 +32,50 @@ class Argument:
 
 
 def leaf_paths(spec: Any) -> list[Path]:
-    """For every leaf of a pytree the keys that lead to it: ints, dict keys, attribute names."""
+    """For every leaf of a pytree the keys that lead to it: indices, or keys of a dict.
+
+    Objects with named parts other than named tuples count as dicts.
+    """
+    if spec.is_leaf():
+        return [()]
+    return [
+        (key, *path)
+        for key, child in zip(_keys(spec), spec.children(), strict=True)
+        for path in leaf_paths(child)
+    ]
+
+
+def _kind(spec: Any) -> Any:
+    """The class of a node; torch keeps that of a named tuple beside a type for all of them."""
+    return spec.type if isinstance(spec.type, type) else spec.context
+
+
+def _keys(spec: Any) -> list[Any]:
+    """What leads to the children of a node."""
     from torch.utils import _pytree as pytree
 
-    tree = pytree.tree_unflatten(list(range(spec.num_leaves)), spec)
-    return [tuple(map(_key, path)) for path, _ in pytree.tree_flatten_with_path(tree)[0]]
+    if issubclass(_kind(spec), tuple | list):
+        return list(range(spec.num_children))
+    node = pytree.tree_unflatten(list(range(spec.num_leaves)), spec)
+    with_keys = pytree.SUPPORTED_NODES[spec.type].flatten_with_keys_fn
+    if with_keys is None:  # registered without names for its parts, as classes of diffusers are
+        return list(node) if isinstance(node, Mapping) else list(range(spec.num_children))
+    found, _ = with_keys(node)
+    return [getattr(key, "key", getattr(key, "name", key)) for key, _ in found]
 
 
-@dataclass(frozen=True)
-class _Attribute:
-    name: str
+def named_tuples(spec: Any) -> dict[str, tuple[str, ...]]:
+    """Name and fields of every kind of named tuple in a pytree; torch's own are plain tuples."""
+    from torch.utils import _pytree as pytree
 
-
-def _key(key: Any) -> Any:
-    for field in ("idx", "key"):
-        if hasattr(key, field):
-            return getattr(key, field)
-    return _Attribute(key.name)
+    found: dict[str, tuple[str, ...]] = {}
+    if spec.is_leaf():
+        return found
+    if pytree.is_namedtuple_class(_kind(spec)):
+        found[_kind(spec).__name__] = _kind(spec)._fields
+    for child in spec.children():
+        found |= named_tuples(child)
+    return found
 
 
 def arguments(graph: Graph) -> list[Argument]:
@@ -74,24 +101,50 @@ def arguments(graph: Graph) -> list[Argument]:
 
 
 def _subscripts(path: Path) -> str:
-    return "".join(f".{k.name}" if isinstance(k, _Attribute) else f"[{literal(k)}]" for k in path)
+    return "".join(f"[{literal(key)}]" for key in path)
 
 
 def result_source(spec: Any, outputs: tuple[Any, ...], write: Callable[[Any], str]) -> str:
-    """Source of what the root returns; objects with attributes become dicts."""
-    paths = leaf_paths(spec)
-    return _nested(list(zip(paths, outputs, strict=True)), write)
+    """Source of what a method returns: the structure of the original, with dicts for objects
+    that are neither tuples, lists, dicts nor named tuples.
+    """
+    from torch.utils import _pytree as pytree
+
+    leaves = iter(outputs)
+
+    def nested(spec: Any) -> str:
+        if spec.is_leaf():
+            return write(next(leaves))
+        keys = _keys(spec)
+        parts = [nested(child) for child in spec.children()]
+        kind = _kind(spec)
+        if pytree.is_namedtuple_class(kind):
+            return f"{kind.__name__}({', '.join(parts)})"
+        if issubclass(kind, list):
+            return f"[{', '.join(parts)}]"
+        if issubclass(kind, tuple):
+            return f"({', '.join(parts)}{',' if len(parts) == 1 else ''})"
+        return "{" + ", ".join(f"{literal(k)}: {p}" for k, p in zip(keys, parts, strict=True)) + "}"
+
+    return nested(spec)
 
 
-def _nested(leaves: list[tuple[Path, Any]], write: Callable[[Any], str]) -> str:
-    if len(leaves) == 1 and not leaves[0][0]:
-        return write(leaves[0][1])
-    parts: dict[Any, list[tuple[Path, Any]]] = {}
-    for path, leaf in leaves:
-        parts.setdefault(path[0], []).append((path[1:], leaf))
-    written = {key: _nested(inner, write) for key, inner in parts.items()}
-    if all(isinstance(key, int) for key in written):
-        comma = "," if len(written) == 1 else ""
-        return f"({', '.join(written.values())}{comma})"
-    keys = {key: literal(key.name if isinstance(key, _Attribute) else key) for key in written}
-    return "{" + ", ".join(f"{keys[k]}: {text}" for k, text in written.items()) + "}"
+def plain(value: Any, leaf: Callable[[Any], Any]) -> Any:
+    """Arguments of the original as the generated model takes them: leaves changed, objects that
+    are neither tuples, lists nor dicts as dicts.
+    """
+    from torch.utils import _pytree as pytree
+
+    leaves, spec = pytree.tree_flatten(value)
+    values = iter(leaves)
+
+    def nested(spec: Any) -> Any:
+        if spec.is_leaf():
+            return leaf(next(values))
+        keys = _keys(spec)
+        parts = [nested(child) for child in spec.children()]
+        if issubclass(_kind(spec), tuple | list):
+            return parts if issubclass(_kind(spec), list) else tuple(parts)
+        return dict(zip(keys, parts, strict=True))
+
+    return nested(spec)

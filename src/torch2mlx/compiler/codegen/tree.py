@@ -10,7 +10,7 @@ from typing import Any
 from torch2mlx.compiler.graph import Weight
 from torch2mlx.compiler.layers import Layer
 
-__all__ = ["ModuleTree", "Slot", "attribute_name", "local_name"]
+__all__ = ["ModuleTree", "Slot", "attribute_name", "local_name", "method_name"]
 
 
 @cache
@@ -33,6 +33,11 @@ def attribute_name(component: str) -> str:
     if name in _module_attributes():
         name += "_"
     return name if name.isdigit() else local_name(name)
+
+
+def method_name(method: str) -> str:
+    """What a method of the original's root is called in the generated class."""
+    return "__call__" if method == "forward" else attribute_name(method)
 
 
 def local_name(name: str) -> str:

@@ -13,7 +13,10 @@ __all__ = ["optimized"]
 def optimized(program: Program) -> Program:
     """The program after all passes."""
     from torch2mlx.compiler.passes.fusion import fuse
+    from torch2mlx.compiler.passes.lookups import drop_lookups
+    from torch2mlx.compiler.passes.norms import use_norm_layers
     from torch2mlx.compiler.passes.simplify import simplify
     from torch2mlx.compiler.passes.transposes import sink_transposes
 
-    return simplify(fuse(simplify(sink_transposes(program))))
+    program = drop_lookups(simplify(sink_transposes(program)))
+    return use_norm_layers(simplify(fuse(program)))

@@ -7,11 +7,12 @@ import mlx.core as mx
 from torch2mlx.compiler.builder import Call, Value
 from torch2mlx.compiler.codegen.expressions import symbols_in
 from torch2mlx.compiler.layers import LayerUse
+from torch2mlx.compiler.passes.positions import Affine, Condition, known
 from torch2mlx.compiler.passes.rewriting import extents
 from torch2mlx.compiler.program import values_in
 from torch2mlx.compiler.runtime import attention
 
-__all__ = ["is_causal"]
+__all__ = ["hides_nothing", "is_causal"]
 
 _LARGEST = 1 << 24
 
@@ -19,10 +20,16 @@ _LARGEST = 1 << 24
 def is_causal(mask: Value, symbolic: bool) -> bool:
     """Whether query i sees exactly the keys j ≤ i, and there are as many keys as queries.
 
-    A mask of fixed size that depends on no input or weight is computed.  Of one whose size is
-    dynamic only `causal_mask` is known to be causal for every size.
+    A mask of fixed size that depends on no input or weight is computed.  One whose size is
+    dynamic must be a known function of its indices.
     """
     call = mask.call
+    found = known(mask)
+    if isinstance(found, Condition) and mask.ndim > 1:
+        shape = extents(mask, symbolic)
+        before = (0,) * (mask.ndim - 2)
+        square = shape is not None and shape[-1] == shape[-2]
+        return square and found.bound == Affine((*before, 1, -1))
     if call is not None and call.function is attention.causal_mask:
         shape = extents(mask, symbolic)
         queries, keys = call.args
@@ -38,6 +45,12 @@ def is_causal(mask: Value, symbolic: bool) -> bool:
         hidden = mask.array <= mx.array(mx.finfo(mask.dtype).min, mask.dtype)
         return bool(mx.all(mx.where(lower, mask.array == 0, hidden)))
     return mask.dtype == mx.bool_ and bool(mx.all(mask.array == lower))
+
+
+def hides_nothing(mask: Value) -> bool:
+    """Whether every query sees every key."""
+    found = known(mask)
+    return isinstance(found, Condition) and found.always
 
 
 def _fixed(value: Value) -> bool:

@@ -13,7 +13,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from torch2mlx.compiler.builder import Value
-from torch2mlx.compiler.passes.causality import is_causal
+from torch2mlx.compiler.passes.causality import hides_nothing, is_causal
 from torch2mlx.compiler.passes.rewriting import (
     called,
     extents,
@@ -23,7 +23,8 @@ from torch2mlx.compiler.passes.rewriting import (
     make,
     rewritten,
 )
-from torch2mlx.compiler.program import Program, Step
+from torch2mlx.compiler.passes.rotary import rotary
+from torch2mlx.compiler.program import Program, Step, values_in
 from torch2mlx.compiler.runtime import attention, pointwise, reductions
 
 __all__ = ["fuse"]
@@ -38,7 +39,7 @@ def fuse(program: Program) -> Program:
         if len(call.outputs) != 1 or call.sequence:
             return None
         result = call.outputs[0]
-        for pattern in (_activation, _layer_norm, _rms_norm):
+        for pattern in (_activation, _layer_norm, _rms_norm, rotary):
             new = pattern(result)
             if new is not None:
                 break
@@ -50,7 +51,18 @@ def fuse(program: Program) -> Program:
             return None
         if new.dtype != result.dtype:
             return None
-        if new.call is not None and all(s.call is not new.call for s in steps):
+        present = {id(s.call) for s in steps}
+        for value in values_in((new.call.args, new.call.kwargs)) if new.call is not None else ():
+            # What a pattern makes of earlier values belongs where those are made.
+            if value.call is not None and id(value.call) not in present:
+                sources = {id(v) for v in values_in((value.call.args, value.call.kwargs))}
+                at = next(
+                    i
+                    for i, s in enumerate(steps)
+                    if sources & {id(v) for v in values_in((s.call.args, s.call.kwargs))}
+                )
+                steps.insert(at, Step(value.call, steps[at].origin))
+        if new.call is not None and id(new.call) not in present:
             steps.append(Step(new.call, step.origin))
         return new
 
@@ -227,10 +239,10 @@ def _attention(y: Value, symbolic: bool) -> Value | None:
     if called(y, attention.zero_masked_rows):
         # Where every query sees itself, no row is masked.
         x, mask = _args(y)
-        causal = called(x, mx.fast.scaled_dot_product_attention) and (
-            _kwargs(x).get("mask") == "causal"
-        )
-        return x if causal and isinstance(mask, Value) and is_causal(mask, symbolic) else None
+        narrow = _unbroadcast(mask)
+        if hides_nothing(mask) or is_causal(mask, symbolic):
+            return x if isinstance(x, Value) else None
+        return make(attention.zero_masked_rows, x, narrow) if narrow is not mask else None
     if not called(y, mx.fast.scaled_dot_product_attention):
         return None
     q, k, v = _args(y)
@@ -239,11 +251,27 @@ def _attention(y: Value, symbolic: bool) -> Value | None:
     if keys is not None and values is not None and keys[1] == values[1]:
         k, v = keys[0], values[0]
     mask = kwargs.get("mask")
-    if isinstance(mask, Value) and mask.array.shape[-2:] == (q.array.shape[-2], k.array.shape[-2]):
-        kwargs["mask"] = "causal" if is_causal(mask, symbolic) else mask
+    if isinstance(mask, Value):
+        kwargs["mask"] = _unbroadcast(mask)
+        if hides_nothing(mask):
+            del kwargs["mask"]
+        elif _covers(mask, q, k) and is_causal(mask, symbolic):
+            kwargs["mask"] = "causal"
     if k is _args(y)[1] and kwargs.get("mask") is mask:
         return None
     return make(mx.fast.scaled_dot_product_attention, q, k, v, **kwargs)
+
+
+def _covers(mask: Value, q: Value, k: Value) -> bool:
+    return tuple(mask.array.shape[-2:]) == (q.array.shape[-2], k.array.shape[-2])
+
+
+def _unbroadcast(mask: Value) -> Value:
+    """A mask before it was broadcast, which attention does by itself."""
+    if called(mask, mx.broadcast_to) and _args(mask)[0].ndim == mask.ndim:
+        source: Value = _args(mask)[0]
+        return source
+    return mask
 
 
 def _unrepeated(x: Value, symbolic: bool) -> tuple[Value, int] | None:

@@ -11,6 +11,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from torch2mlx.compiler.builder import Call, Value
+from torch2mlx.compiler.layers import is_elementwise as is_elementwise_layer
 from torch2mlx.compiler.runtime import padding, pointwise, reductions
 from torch2mlx.compiler.symbolic import source_of
 
@@ -98,7 +99,8 @@ def order_of(call: Call) -> tuple[int, ...] | None:
 def is_elementwise(call: Call) -> bool:
     """Whether every element depends on the elements of the arguments at its place."""
     try:
-        return len(call.outputs) == 1 and not call.sequence and call.function in _FUNCTIONS
+        known = call.function in _FUNCTIONS or is_elementwise_layer(call.function)
+        return len(call.outputs) == 1 and not call.sequence and known
     except TypeError:
         return False
 

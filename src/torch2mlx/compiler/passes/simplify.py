@@ -16,6 +16,7 @@ from torch2mlx.compiler.passes.rewriting import (
     is_floating,
     is_number,
     is_symbolic,
+    make,
     rewritten,
 )
 from torch2mlx.compiler.program import Program, Step, values_in
@@ -35,7 +36,7 @@ def simplify(program: Program) -> Program:
         call = step.call
         if len(call.outputs) != 1 or call.sequence:
             return None
-        value = _idle(call, symbolic)
+        value = _idle(call, symbolic) or _merged(call, steps, step)
         if value is None:
             value = _constant(call)
         if value is not None:
@@ -68,6 +69,30 @@ def _idle(call: Call, symbolic: bool) -> Value | None:
     if len(call.args) == 2:
         return _neutral(call, 1)
     return None
+
+
+def _merged(call: Call, steps: list[Step], step: Step) -> Value | None:
+    """New axes of an array with new axes, in one call."""
+    if call.function is not mx.expand_dims or not called(call.args[0], mx.expand_dims):
+        return None
+    inner = call.args[0].call
+    first, second = (_axes(c) for c in (inner, call))
+    if first is None or second is None:
+        return None
+    kept = [i for i in range(call.outputs[0].ndim) if i not in second]
+    axes = tuple(sorted([*second, *(kept[a] for a in first)]))
+    new = make(mx.expand_dims, inner.args[0], axes, dims=call.outputs[0].dims)
+    assert new.call is not None
+    steps.append(Step(new.call, step.origin))
+    return new
+
+
+def _axes(call: Call) -> list[int] | None:
+    """The new axes of an `expand_dims`, counted from the front."""
+    if len(call.args) != 2 or call.kwargs:
+        return None
+    given = (call.args[1],) if isinstance(call.args[1], int) else call.args[1]
+    return [a % call.outputs[0].ndim for a in given]
 
 
 def _recast(source: Value, dtype: Any) -> Value | None:

@@ -1,0 +1,83 @@
+"""Methods of a module that are compiled together, each with the example that it is traced on."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from torch2mlx.errors import OptionError
+
+if TYPE_CHECKING:
+    import torch
+    from torch.export import ExportedProgram
+
+    from torch2mlx.compiler.graph import Graph
+    from torch2mlx.compiler.program import Program
+
+__all__ = ["CompiledEntry", "EntryPoint", "check_methods"]
+
+
+@dataclass(frozen=True)
+class EntryPoint:
+    """A method and an example of its arguments.
+
+    Attributes:
+        method: of the module; "forward" becomes the generated model's `__call__`.
+        args: positional arguments.
+        kwargs: keyword arguments.
+        dynamic_shapes: as for `torch.export.export`; other extents are fixed.
+    """
+
+    method: str = "forward"
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    dynamic_shapes: Any = None
+
+
+@dataclass(frozen=True, eq=False)
+class CompiledEntry:
+    """Every stage of one method.
+
+    Attributes:
+        point: what was compiled.
+        exported: torch's program.
+        graph: as data.
+        program: lowered.
+    """
+
+    point: EntryPoint
+    exported: ExportedProgram
+    graph: Graph
+    program: Program
+
+    @property
+    def method(self) -> str:
+        return self.point.method
+
+    @property
+    def flat(self) -> list[Any]:
+        """Leaves of the example."""
+        return self._flattened()[0]
+
+    @property
+    def spec(self) -> Any:
+        """Their pytree: (args, kwargs)."""
+        return self._flattened()[1]
+
+    def _flattened(self) -> tuple[list[Any], Any]:
+        from torch.utils import _pytree as pytree
+
+        return pytree.tree_flatten((tuple(self.point.args), dict(self.point.kwargs)))
+
+
+def check_methods(module: torch.nn.Module, methods: Sequence[str]) -> None:
+    """Raise OptionError for names that are no methods of a module, all at once."""
+    named = [m for m in methods if m != "forward"]
+    wrong = [m for m in named if not inspect.ismethod(getattr(module, m, None))]
+    if wrong:
+        raise OptionError(
+            f"{type(module).__name__} has no method {', '.join(wrong)}; an entry point is named "
+            "by a method of the module (compile a submodule by itself)"
+        )

@@ -1,0 +1,60 @@
+"""Resident memory of this process, and what a plan needs at least."""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+from pathlib import Path
+
+from torch2mlx.planning.expressions import Expr, Whole
+
+__all__ = ["Meter", "available_bytes", "resident_bytes", "whole_bytes"]
+
+_STATM = Path("/proc/self/statm")
+_MEMINFO = Path("/proc/meminfo")
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+def resident_bytes() -> int:
+    """Resident memory of this process now; where the system does not tell, its peak so far."""
+    try:
+        return int(_STATM.read_bytes().split()[1]) * _PAGE
+    except OSError:
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def available_bytes() -> int | None:
+    """Memory that the system could give to new work, page cache included; None: unknown."""
+    try:
+        for line in _MEMINFO.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return None
+
+
+class Meter:
+    """How much resident memory has grown since the meter was made.
+
+    Attributes:
+        peak: the largest growth that was read, in bytes.
+    """
+
+    def __init__(self) -> None:
+        self._start = resident_bytes()
+        self.peak = 0
+
+    def read(self) -> int:
+        """Growth in bytes."""
+        growth = resident_bytes() - self._start
+        self.peak = max(self.peak, growth)
+        return growth
+
+
+def whole_bytes(expr: Expr) -> int:
+    """Bytes of the largest tensors that an expression cannot read by region."""
+    own = sum(o.nbytes for o in expr.children) if isinstance(expr, Whole) else 0
+    return max((own, *(whole_bytes(child) for child in expr.children)))
