@@ -45,6 +45,8 @@ class Output:
         expr: its values in the final dtype, before quantization.
         scheme: how it is quantized, or None.
         packed: the stored grid that is taken over without loss, or None.
+        calibrated: expressions of the tensors that calibration found, by the suffix of their
+            name, or None.
         specs: the tensors written: one, or weight, scales and (affine) biases.
     """
 
@@ -53,6 +55,7 @@ class Output:
     scheme: Scheme | None
     packed: Packed | None
     specs: tuple[TensorSpec, ...]
+    calibrated: Mapping[str, Expr] | None = None
 
     @property
     def module(self) -> str:

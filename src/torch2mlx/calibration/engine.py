@@ -1,0 +1,495 @@
+"""The walk through a model: layer by layer, the original beside what was quantized so far.
+
+Memory holds one layer twice (as it is, and quantized), the moments of one matrix and a few
+activations.  Both streams of activations lie on the disk between layers.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from torch2mlx.calibration.grid import Grid
+from torch2mlx.calibration.scratch import PREFIX, Overlay, Scratch, save_step
+from torch2mlx.calibration.solver import Moments, Quantized, Solver
+from torch2mlx.errors import OptionError
+from torch2mlx.planning.expressions import Source, sources_of
+from torch2mlx.planning.plan import Output, is_output_head, is_token_embedding
+from torch2mlx.planning.regions import full
+from torch2mlx.sources.base import Checkpoint
+from torch2mlx.verification.reference import to_torch
+
+if TYPE_CHECKING:
+    import torch
+
+    from torch2mlx.calibration.blocks import Block, Blocks
+    from torch2mlx.calibration.lockstep import Unit, Visit
+    from torch2mlx.calibration.matching import RowMap
+
+__all__ = ["Calibration", "Settings", "calibrate"]
+
+Array = np.ndarray[Any, Any]
+
+_BATCH_TOKENS = 2048
+_HEAD_ROWS = 8192
+_FEW = 0.25  # an expert that saw fewer tokens than this share of its width borrows from others
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to calibrate.
+
+    Attributes:
+        damping: see `Solver`.
+        sweeps: see `Solver`.
+    """
+
+    damping: float = 0.01
+    sweeps: int = 3
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What calibration found.
+
+    Attributes:
+        outputs: the plan's, with `calibrated` expressions where there are any.
+        source: reads them.
+        report: {module: {"error": relative error of its products, "tokens": how many}}.
+        notes: what a user should know.
+    """
+
+    outputs: tuple[Output, ...]
+    source: Overlay
+    report: Mapping[str, Any]
+    notes: tuple[str, ...]
+
+
+def calibrate(
+    checkpoint: Checkpoint,
+    outputs: Sequence[Output],
+    ids: Array,
+    folder: Path,
+    *,
+    settings: Settings | None = None,
+    trust_remote_code: bool = False,
+    progress: Callable[[int], None] | None = None,
+) -> Calibration:
+    """Find codes, scales and biases for every quantized output.
+
+    Args:
+        checkpoint: the source.
+        outputs: of the plan.
+        ids: calibration token ids [sequences, tokens].
+        folder: for scratch files; what an interrupted run of the same kind left is used.
+        settings: of the method.
+        trust_remote_code: allow the checkpoint's own code.
+        progress: called with the bytes of source weights done since its last call.
+
+    Raises:
+        UnsupportedError: a layer of this model cannot be run on its own.
+    """
+    import torch
+
+    from torch2mlx.calibration.blocks import Blocks
+
+    asked = settings or Settings()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    blocks = Blocks(
+        checkpoint.config,
+        checkpoint.state,
+        checkpoint.source,
+        device,
+        checkpoint.folder,
+        trust_remote_code,
+    )
+    scratch = Scratch(folder, _question(checkpoint, outputs, ids, asked, device))
+    walk = _Walk(blocks, outputs, ids, scratch, asked, progress or (lambda _: None))
+    walk.run()
+    return _found(checkpoint, outputs, scratch, walk.missing)
+
+
+def _question(
+    checkpoint: Checkpoint, outputs: Sequence[Output], ids: Array, settings: Settings, device: Any
+) -> dict[str, Any]:
+    """What decides the result, in plain values."""
+    files = {
+        str(path): [path.stat().st_size, path.stat().st_mtime_ns]
+        for path in checkpoint.source.files
+    }
+    return {
+        "files": files,
+        "settings": asdict(settings),
+        "ids": hashlib.sha256(np.ascontiguousarray(ids, "<i8").tobytes()).hexdigest(),
+        "formats": {
+            o.name: f"{o.scheme}, {o.expr.dtype}" for o in outputs if o.scheme is not None
+        },
+        "device": str(device),
+        "config": hashlib.sha256(
+            json.dumps(checkpoint.config, sort_keys=True, default=str).encode()
+        ).hexdigest(),
+    }
+
+
+def _found(
+    checkpoint: Checkpoint, outputs: Sequence[Output], scratch: Scratch, missing: Sequence[str]
+) -> Calibration:
+    source = Overlay(checkpoint.source, scratch.weight_files)
+    names = source.calibrated.keys()
+    result, rounded = [], []
+    for output in outputs:
+        if output.scheme is not None and all(spec.name in names for spec in output.specs):
+            parts = {
+                spec.name.rpartition(".")[2]: Source(PREFIX + spec.name, spec.dtype, spec.shape)
+                for spec in output.specs
+            }
+            output = replace(output, calibrated=parts)
+        elif output.scheme is not None and output.packed is None:
+            rounded.append(output.module)
+        result.append(output)
+    notes = []
+    if rounded:
+        notes.append(
+            f"rounded to nearest, since calibration does not reach them ({len(rounded)} modules): "
+            + ", ".join(rounded[:4]) + (" ..." if len(rounded) > 4 else "")
+        )
+    report = scratch.reports()
+    few = [name for name, entry in report.items() if entry.get("borrowed")]
+    if few:
+        notes.append(
+            f"{len(few)} expert matrices saw few calibration tokens and were calibrated with the "
+            f"inputs of all experts of their layer (the first: {few[0]})"
+        )
+    return Calibration(tuple(result), source, report, tuple(notes))
+
+
+class _Walk:
+    """One calibration."""
+
+    def __init__(
+        self,
+        blocks: Blocks,
+        outputs: Sequence[Output],
+        ids: Array,
+        scratch: Scratch,
+        settings: Settings,
+        progress: Callable[[int], None],
+    ) -> None:
+        self.blocks = blocks
+        self.scratch = scratch
+        self.settings = settings
+        self.progress = progress
+        self.missing: list[str] = []
+        self.ids = ids
+        wanted = [o for o in outputs if o.scheme is not None and o.packed is None]
+        self.by_layer = self._layers(wanted)
+        self.head = self._head(wanted)
+        size = max(1, _BATCH_TOKENS // ids.shape[1])
+        self.batches = [slice(i, min(i + size, len(ids))) for i in range(0, len(ids), size)]
+
+    def run(self) -> None:
+        """All layers, then the head."""
+        names = [f"layer-{i:05d}" for i in range(self.blocks.count)]
+        if not self.scratch.done("head"):
+            if not self.scratch.done("entrance"):
+                with self.scratch.writing("entrance") as folder:
+                    self._enter(folder)
+            before = "entrance"
+            for index, name in enumerate(names):
+                if not self.scratch.done(name):
+                    with self.scratch.writing(name) as folder:
+                        self._layer(index, self.scratch.folder / before, folder)
+                    self.scratch.forget_stream(before)
+                self.progress(sum(o.expr.nbytes for o in self.by_layer.get(index, ())))
+                before = name
+            with self.scratch.writing("head") as folder:
+                self._calibrate_head(self.scratch.folder / before, folder)
+            self.scratch.forget_stream(before)
+
+    def _layers(self, wanted: Sequence[Output]) -> dict[int, list[Output]]:
+        numbers = self.blocks.names
+        found: dict[int, list[Output]] = {}
+        for output in wanted:
+            own = {numbers.number(leaf.name) for leaf in sources_of(output.expr)}
+            if len(own) == 1 and None not in own:
+                found.setdefault(int(own.pop() or 0), []).append(output)
+        return found
+
+    @staticmethod
+    def _head(wanted: Sequence[Output]) -> Output | None:
+        heads = [o for o in wanted if is_output_head(o.name)]
+        return heads[0] if heads else next(
+            (o for o in wanted if is_token_embedding(o.name)), None
+        )
+
+    def _enter(self, folder: Path) -> None:
+        block, numbers = self.blocks.entrance(self.ids)
+        stream = None
+        for batch in self.batches:
+            hidden = block.first(numbers[batch]).cpu().numpy()
+            if stream is None:
+                shape = (2, len(self.ids), *hidden.shape[1:])
+                stream = np.lib.format.open_memmap(
+                    folder / "stream.npy", mode="w+", dtype=np.float32, shape=shape
+                )
+            stream[:, batch] = hidden
+        assert stream is not None
+        stream.flush()
+
+    def _layer(self, index: int, before: Path, folder: Path) -> None:
+        from torch2mlx.calibration.matching import match_rows
+
+        original = self.blocks.block(index)
+        outputs = self.by_layer.get(index, [])
+        rows = match_rows(original.layer, outputs, self.blocks.reader)
+        self.missing += rows.missing
+        work = _Layer(original, rows, self.settings, len(self.batches))
+        stream = np.load(before / "stream.npy", mmap_mode="r")
+        last = index == self.blocks.count - 1
+        result = work.run([stream[:, batch] for batch in self.batches], last)
+        written = np.lib.format.open_memmap(
+            folder / "stream.npy", mode="w+", dtype=np.float32, shape=stream.shape
+        )
+        for batch, values in zip(self.batches, result, strict=True):
+            written[:, batch] = values
+        written.flush()
+        save_step(folder, work.tensors(), work.report)
+
+    def _calibrate_head(self, before: Path, folder: Path) -> None:
+        import torch
+
+        output = self.head
+        if output is None:
+            save_step(folder, {}, {})
+            return
+        stream = np.load(before / "stream.npy", mmap_mode="r")
+        width = stream.shape[-1]
+        device = self.blocks.device
+        moments = Moments(
+            torch.zeros(width, width, device=device), torch.zeros(width, width, device=device)
+        )
+        for batch in self.batches:
+            original, quantized = (
+                torch.from_numpy(np.array(part)).reshape(-1, width).to(device)
+                for part in stream[:, batch]
+            )
+            moments.add(quantized, original)
+        solver = Solver(moments, self.settings.damping, self.settings.sweeps)
+        assert output.scheme is not None
+        grid = Grid(output.scheme, output.expr.dtype)
+        collected = _Collected(output)
+        expr = output.expr
+        for start in range(0, expr.shape[0], _HEAD_ROWS):
+            stop = min(start + _HEAD_ROWS, expr.shape[0])
+            region = (range(start, stop), *full(expr.shape[1:]))
+            values = to_torch(expr.read(region, self.blocks.reader), expr.dtype).float()
+            found = solver.quantize(values.to(device), grid)
+            collected.put(np.arange(start, stop), found)
+        save_step(folder, collected.tensors(), {output.module: {"tokens": moments.tokens}})
+
+
+class _Layer:
+    """Quantizes the matrices of one layer while batches run through it."""
+
+    def __init__(
+        self, original: Block, rows: RowMap, settings: Settings, batches: int
+    ) -> None:
+        from torch2mlx.calibration.blocks import Block
+        from torch2mlx.calibration.lockstep import Units
+
+        self.original = original
+        self.quantized = Block(copy.deepcopy(original.model), original.device)
+        self.rows = rows
+        self.settings = settings
+        self.batches = batches
+        self.units = Units(self.quantized.layer, list(rows.places))
+        self.original_units = Units(original.layer, list(rows.places))
+        self.collected = [_Collected(output) for output in rows.outputs]
+        self.report: dict[str, Any] = {}
+        self.solver: Solver | None = None
+        self.tokens = 0
+        self.shared: dict[str, Moments] = {}
+        self.deferred: list[tuple[Unit, Moments]] = []
+
+    def run(self, streams: Sequence[Array], last: bool) -> list[Array]:
+        """Both streams after the layer, or after the last norm: [2, batch, tokens, width] each."""
+        import torch
+
+        from torch2mlx.calibration.lockstep import run_in_lockstep
+
+        def forward(block: Block, values: Array) -> Callable[[], Array]:
+            def run() -> Array:
+                hidden = torch.from_numpy(np.array(values)).to(block.device)
+                output = block.run(hidden)
+                left: Array = (output.final if last else output.hidden).cpu().numpy()
+                return left
+
+            return run
+
+        runs = [forward(self.quantized, values[1]) for values in streams]
+        runs += [forward(self.original, values[0]) for values in streams]
+        units = [self.units] * self.batches + [self.original_units] * self.batches
+        found = run_in_lockstep(runs, units, self._visit)
+        self._finish()
+        return [
+            np.stack([found[self.batches + i], found[i]]) for i in range(self.batches)
+        ]
+
+    def _visit(self, visit: Visit) -> None:
+        import torch
+
+        if not (visit.same and self.solver is not None):
+            first = next(iter(visit.inputs.values()))
+            width = first.shape[-1]
+            square = torch.zeros(width, width, device=first.device)
+            compared = visit.unit.expert < 0 and len(visit.inputs) == 2 * self.batches
+            moments = Moments(square, torch.zeros_like(square) if compared else None)
+            for number in range(self.batches):
+                if number in visit.inputs:
+                    original = visit.inputs.get(number + self.batches) if compared else None
+                    moments.add(visit.inputs[number], original)
+            self.tokens = moments.tokens
+            self.solver = None
+            if visit.unit.expert >= 0:
+                shared = self.shared.setdefault(
+                    _family(visit.unit), Moments(torch.zeros_like(square), None)
+                )
+                shared.square += moments.square
+                shared.tokens += moments.tokens
+                if moments.tokens < _FEW * width:
+                    self.deferred.append((visit.unit, moments))
+                    return
+            self.solver = Solver(moments, self.settings.damping, self.settings.sweeps)
+        self._quantize(visit.unit, self.solver)
+
+    def _quantize(self, unit: Unit, solver: Solver, borrowed: bool = False) -> None:
+        weight = self.units.weight(unit)
+        owners, rows = (part[unit.start : unit.start + unit.rows]
+                        for part in self.rows.places[unit.parameter])
+        for number in np.unique(owners[owners >= 0]):
+            collected = self.collected[number]
+            scheme = collected.output.scheme
+            assert scheme is not None
+            here = np.flatnonzero(owners == number)
+            found = solver.quantize(
+                weight[here], Grid(scheme, collected.output.expr.dtype)
+            )
+            weight[here] = found.values
+            collected.put(rows[here], found)
+            entry = self.report.setdefault(
+                collected.output.module, {"error": 0.0, "tokens": self.tokens}
+            )
+            entry["error"] = max(entry["error"], found.error)
+            entry["tokens"] = min(entry["tokens"], self.tokens)
+            if borrowed:
+                entry["borrowed"] = entry.get("borrowed", 0) + 1
+
+    def _finish(self) -> None:
+        """Experts that saw few tokens, or none, with the inputs of all experts of the layer."""
+        met = {(unit.parameter, unit.start) for unit, _ in self.deferred}
+        for unit, moments in [*self.deferred, *self._unmet(met)]:
+            shared = self.shared[_family(unit)]
+            width = len(shared.square)
+            share = width / max(1, shared.tokens)
+            pooled = Moments(moments.square + shared.square * share, None, moments.tokens)
+            self.tokens = moments.tokens
+            solver = Solver(pooled, self.settings.damping, self.settings.sweeps)
+            self._quantize(unit, solver, borrowed=True)
+
+    def _unmet(self, met: set[tuple[str, int]]) -> list[tuple[Unit, Moments]]:
+        """Experts of a known family that no token was sent to."""
+        import torch
+
+        found = []
+        for unit in self.units.experts():
+            shared = self.shared.get(_family(unit))
+            owners, rows = self.rows.places[unit.parameter]
+            own = owners[unit.start : unit.start + unit.rows]
+            if shared is None or (unit.parameter, unit.start) in met or not (own >= 0).all():
+                continue
+            if not self.collected[own[0]].filled[rows[unit.start]]:
+                found.append((unit, Moments(torch.zeros_like(shared.square), None)))
+        return found
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The written tensors of all matrices that were quantized."""
+        return {
+            name: value
+            for collected in self.collected
+            if collected.filled.all()
+            for name, value in collected.tensors().items()
+        }
+
+
+class _Collected:
+    """The codes, scales and biases of one output, row by row."""
+
+    def __init__(self, output: Output) -> None:
+        import torch
+
+        assert output.scheme is not None
+        self.output = output
+        self.scheme = output.scheme
+        *lead, width = output.expr.shape
+        self.lead = tuple(lead)
+        count = int(np.prod(lead))
+        groups = width // self.scheme.group_size
+        self.codes = torch.zeros(count, width, dtype=torch.uint8)
+        self.scales = torch.zeros(count, groups)
+        self.biases = torch.zeros(count, groups)
+        self.filled = np.zeros(count, np.bool_)
+
+    def put(self, rows: Array, found: Quantized) -> None:
+        """Take over rows."""
+        self.codes[rows] = found.codes.cpu()
+        self.scales[rows] = found.scales.cpu()
+        self.biases[rows] = found.biases.cpu()
+        self.filled[rows] = True
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The written tensors by name."""
+        import torch
+
+        dtype = self.output.expr.dtype
+        grid = Grid(self.scheme, dtype)
+        parts: dict[str, torch.Tensor] = {"weight": _packed(self.codes, self.scheme.bits)}
+        if self.scheme.affine:
+            target = getattr(torch, dtype.torch_name)
+            parts |= {"scales": self.scales.to(target), "biases": self.biases.to(target)}
+        else:
+            parts["scales"] = grid.scale_bytes(self.scales)
+        module = self.output.module
+        return {
+            f"{module}.{part}": value.reshape(*self.lead, -1).contiguous()
+            for part, value in parts.items()
+        }
+
+
+def _family(unit: Unit) -> str:
+    """A name that the same matrices of all experts share."""
+    import re
+
+    return re.sub(r"\.\d+\.", ".*.", unit.parameter)
+
+
+def _packed(codes: torch.Tensor, bits: int) -> torch.Tensor:
+    """Codes [rows, in] in 32-bit words, lowest bits first: uint32 [rows, in * bits / 32]."""
+    import torch
+
+    values = codes.numpy().reshape(len(codes), -1, 8).astype(np.uint64)
+    words = np.zeros(values.shape[:2], np.uint64)
+    for i in range(8):
+        words |= values[..., i] << np.uint64(i * bits)
+    octets = words[..., None].view(np.uint8)[..., :bits]
+    packed = np.ascontiguousarray(octets).reshape(len(codes), -1).view("<u4")
+    return torch.from_numpy(packed.view(np.uint32))
+
+
+_ = OptionError

@@ -1,0 +1,262 @@
+"""Forward passes that wait for each other at every matrix that is to be quantized.
+
+Each pass is a batch that runs through one layer in a thread of its own, one thread at a time.
+Where it is about to multiply by a watched matrix it waits.  Once all passes that come by there
+wait, the matrix is quantized with all their inputs, and they go on with the new values: each
+layer is computed once, every matrix sees what the quantized ones before it leave, and of the
+activations only those exist that a pass holds at that point.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["Unit", "Units", "Visit", "run_in_lockstep"]
+
+_NUMBERED_EXPERT = re.compile(r"experts?\.(\d+)\.")
+
+
+@dataclass(frozen=True, order=True)
+class Unit:
+    """A matrix that inputs are multiplied by: a parameter, or one expert's part of a stack.
+
+    Attributes:
+        expert: number of the expert, -1 for a matrix that every token meets.
+        order: of the parameter in its module.
+        parameter: its name.
+        start, rows: the rows [start, start + rows) of the parameter as a matrix.
+        transposed: the parameter is stored [in, out].
+    """
+
+    expert: int
+    order: int
+    parameter: str
+    start: int
+    rows: int
+    transposed: bool = False
+
+
+class Units:
+    """The matrices of one module, found by where their values lie.
+
+    Args:
+        module: its parameters are watched.
+        names: those that may be quantized.
+    """
+
+    def __init__(self, module: torch.nn.Module, names: Sequence[str]) -> None:
+        wanted = set(names)
+        self._module = module
+        self._places = {
+            p.untyped_storage().data_ptr(): (order, name, p)
+            for order, (name, p) in enumerate(module.named_parameters())
+            if name in wanted
+        }
+
+    def find(self, weight: Tensor, transposed: bool) -> Unit | None:
+        """The unit of a matrix [out, in], or [in, out] for `transposed`; None if not watched."""
+        place = self._places.get(weight.untyped_storage().data_ptr())
+        if place is None or weight.dim() != 2:
+            return None
+        order, name, parameter = place
+        if transposed:
+            whole = weight.shape == parameter.shape and weight.stride() == parameter.stride()
+            return Unit(-1, order, name, 0, weight.shape[1], True) if whole else None
+        width = parameter.shape[-1]
+        offset = weight.storage_offset() - parameter.storage_offset()
+        if weight.shape[1] != width or weight.stride() != (width, 1) or offset % width:
+            return None
+        start, rows = offset // width, weight.shape[0]
+        numbered = _NUMBERED_EXPERT.search(name)
+        expert = start // rows if parameter.dim() > 2 else int(numbered[1]) if numbered else -1
+        return Unit(expert, order, name, start, rows)
+
+    def experts(self) -> list[Unit]:
+        """One unit for each expert of each watched parameter."""
+        found = []
+        for order, name, parameter in self._places.values():
+            numbered = _NUMBERED_EXPERT.search(name)
+            if parameter.dim() == 3:
+                rows = parameter.shape[1]
+                found += [
+                    Unit(i, order, name, i * rows, rows) for i in range(parameter.shape[0])
+                ]
+            elif numbered:
+                found.append(Unit(int(numbered[1]), order, name, 0, parameter.shape[0]))
+        return found
+
+    def weight(self, unit: Unit) -> Tensor:
+        """The values of a unit [out, in], a view of the parameter."""
+        values = self._module.get_parameter(unit.parameter).data
+        if unit.transposed:
+            return values.T
+        return values.reshape(-1, values.shape[-1])[unit.start : unit.start + unit.rows]
+
+
+@dataclass
+class Visit:
+    """All passes that wait at a unit.
+
+    Attributes:
+        unit: the matrix.
+        inputs: float32 [tokens, in] by the number of the pass.
+        same: the inputs are those of the visit before, in all passes.
+    """
+
+    unit: Unit
+    inputs: dict[int, Tensor]
+    same: bool = False
+
+
+@dataclass
+class _Pass:
+    run: Callable[[], Any]
+    units: Units
+    solved: set[Unit]
+    waiting: tuple[Unit, Tensor] | None = None
+    result: Any = None
+    error: BaseException | None = None
+    done: bool = False
+    _go: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+    _stop: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+    _thread: threading.Thread | None = None
+    _cancelled: bool = False
+
+    def advance(self) -> None:
+        """Run until the next unit or the end."""
+        self.waiting = None
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, daemon=True)
+            self._thread.start()
+        self._go.release()
+        self._stop.acquire()
+
+    def cancel(self) -> None:
+        if self._thread is not None and not self.done:
+            self._cancelled = True
+            self._go.release()
+            self._thread.join()
+
+    def _work(self) -> None:
+        self._go.acquire()
+        try:
+            with torch.no_grad(), _Watch(self):
+                self.result = self.run()
+        except _Cancelled:
+            pass
+        except BaseException as error:  # raised again by the scheduler's thread
+            self.error = error
+        finally:
+            self.done = True
+            self._stop.release()
+
+    def reach(self, weight: Tensor, inputs: Tensor, transposed: bool) -> None:
+        unit = self.units.find(weight, transposed)
+        if unit is None or unit in self.solved:
+            return
+        self.waiting = (unit, inputs)
+        self._stop.release()
+        self._go.acquire()
+        if self._cancelled:
+            raise _Cancelled
+
+
+class _Cancelled(BaseException):
+    """Ends the thread of a pass that is no longer needed."""
+
+
+class _Watch(TorchFunctionMode):  # type: ignore[misc]
+    """Tells a pass of each product with a matrix, just before it is computed."""
+
+    def __init__(self, owner: _Pass) -> None:
+        super().__init__()
+        self._owner = owner
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.nn.functional.linear:
+            inputs = args[0] if args else kwargs["input"]
+            weight = args[1] if len(args) > 1 else kwargs["weight"]
+            self._owner.reach(weight, inputs, False)
+        elif func is torch.addmm and len(args) == 3:  # GPT-2's Conv1D
+            self._owner.reach(args[2], args[1], True)
+        return func(*args, **kwargs)
+
+
+def run_in_lockstep(
+    runs: Sequence[Callable[[], Any]],
+    units: Sequence[Units],
+    visit: Callable[[Visit], None],
+) -> list[Any]:
+    """Run forward passes together.
+
+    Args:
+        runs: the passes.
+        units: of the module that each pass runs.
+        visit: called at each unit before any pass multiplies by it, once for each unit.
+
+    Returns:
+        what the passes return.
+    """
+    solved: set[Unit] = set()
+    passes = [_Pass(run, own, solved) for run, own in zip(runs, units, strict=True)]
+    before: dict[int, Tensor] = {}
+    try:
+        ready = list(passes)
+        while True:
+            for each in ready:
+                each.advance()
+                if each.error is not None:
+                    raise each.error
+            waiting = [each for each in passes if each.waiting is not None]
+            if not waiting:
+                return [each.result for each in passes]
+            unit = _next_unit(waiting)
+            ready = [each for each in waiting if each.waiting and each.waiting[0] == unit]
+            inputs = {
+                number: each.waiting[1]
+                for number, each in enumerate(passes)
+                if each.waiting is not None and each.waiting[0] == unit
+            }
+            # Tensors are kept until the next visit, so an equal place means the same values.
+            same = before.keys() == inputs.keys() and all(
+                _place(before[number]) == _place(value) for number, value in inputs.items()
+            )
+            flat = {number: v.reshape(-1, v.shape[-1]) for number, v in inputs.items()}
+            visit(Visit(unit, flat, same))
+            before = inputs
+            solved.add(unit)
+    finally:
+        for each in passes:
+            each.cancel()
+
+
+def _place(value: Tensor) -> tuple[int, int, int]:
+    return value.data_ptr(), value.numel(), value._version
+
+
+def _next_unit(waiting: Sequence[_Pass]) -> Unit:
+    """The unit to be quantized next.
+
+    A matrix that every token meets waits for all passes.  Experts are met by some passes only,
+    in the order of their numbers, so the lowest one will not be met by any other pass.
+    """
+    units = {each.waiting[0] for each in waiting if each.waiting is not None}
+    experts = [unit for unit in units if unit.expert >= 0]
+    return min(experts or units)

@@ -1,0 +1,133 @@
+"""Calibrated tensors and activation streams on the disk, so that a killed run goes on.
+
+    settings.json               what was asked for; another question starts anew
+    layer-00007/weights.safetensors, stream.npy, report.json
+
+A layer's folder gets its name once everything in it is written.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from torch2mlx.sources.base import TensorInfo, TensorSource
+from torch2mlx.sources.safetensors import SafetensorsSource
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["PREFIX", "Overlay", "Scratch"]
+
+Array = np.ndarray[Any, Any]
+
+PREFIX = "calibrated:"
+"""Before the names of calibrated tensors, which are those of the written ones."""
+
+
+class Scratch:
+    """The working folder of one calibration.
+
+    Args:
+        folder: created where it does not exist.
+        settings: plain values that decide the result; a folder of others is emptied.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+        self.folder = folder
+        path = folder / "settings.json"
+        text = json.dumps(settings, sort_keys=True, indent=1)
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            path.write_text(text, encoding="utf-8")
+
+    def done(self, step: str) -> bool:
+        """Whether a step's folder is complete."""
+        return (self.folder / step).is_dir()
+
+    @contextmanager
+    def writing(self, step: str) -> Iterator[Path]:
+        """A folder that gets the step's name at the end."""
+        partial = self.folder / f"{step}.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        yield partial
+        partial.rename(self.folder / step)
+
+    def forget_stream(self, step: str) -> None:
+        """Delete the activations of a step that the next one has consumed."""
+        (self.folder / step / "stream.npy").unlink(missing_ok=True)
+
+    @property
+    def weight_files(self) -> list[Path]:
+        """Files of calibrated tensors."""
+        return sorted(self.folder.glob("*/weights.safetensors"))
+
+    def reports(self) -> dict[str, Any]:
+        """What was noted of each module."""
+        found: dict[str, Any] = {}
+        for path in sorted(self.folder.glob("*/report.json")):
+            found.update(json.loads(path.read_text(encoding="utf-8")))
+        return found
+
+    def remove(self) -> None:
+        """Delete everything."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def save_step(
+    folder: Path, tensors: Mapping[str, torch.Tensor], report: Mapping[str, Any]
+) -> None:
+    """Write the tensors and notes of one step."""
+    from safetensors.torch import save_file
+
+    if tensors:
+        save_file(dict(tensors), folder / "weights.safetensors")
+    (folder / "report.json").write_text(json.dumps(report), encoding="utf-8")
+
+
+class Overlay(TensorSource):
+    """A checkpoint's tensors, and calibrated ones under their names with `PREFIX`.
+
+    Args:
+        source: the checkpoint's.
+        files: of calibrated tensors.
+    """
+
+    def __init__(self, source: TensorSource, files: list[Path]) -> None:
+        self._source = source
+        self._calibrated = SafetensorsSource(files)
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        return self._source.tensors
+
+    @property
+    def calibrated(self) -> Mapping[str, TensorInfo]:
+        """The calibrated tensors by their written names."""
+        return self._calibrated.tensors
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> Array:
+        if name.startswith(PREFIX):
+            return self._calibrated.read(name.removeprefix(PREFIX), start, stop)
+        return self._source.read(name, start, stop)
+
+    def read_flat(self, name: str, start: int, stop: int) -> Array:
+        if name.startswith(PREFIX):
+            return self._calibrated.read_flat(name.removeprefix(PREFIX), start, stop)
+        return self._source.read_flat(name, start, stop)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return self._source.files
+
+    def close(self) -> None:
+        self._calibrated.close()
+        self._source.close()
