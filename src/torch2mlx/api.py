@@ -7,11 +7,12 @@ verification; what a stage does is in its own package.
 from __future__ import annotations
 
 import resource
+import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -228,6 +229,7 @@ class _Conversion:
     def run(self) -> Conversion:
         from torch2mlx.architectures.bounds import check_counts
         from torch2mlx.architectures.port import load_port
+        from torch2mlx.calibration.conversion import calibration_folder
         from torch2mlx.packaging.staging import Staging
         from torch2mlx.planning.plan import build_plan
         from torch2mlx.planning.shards import parse_size
@@ -251,6 +253,11 @@ class _Conversion:
         if gate is not None:
             with self._timed("verify"):
                 gate.prove_port()
+        if options.calibrate:
+            with self._timed("calibrate"):
+                plan = self._calibrated(plan)
+            if gate is not None:
+                gate.checkpoint, gate.outputs = self.checkpoint, plan.outputs
         room = plan.nbytes + sum(p.stat().st_size for p in self._companions().values())
         with Staging(
             self.destination,
@@ -268,7 +275,10 @@ class _Conversion:
                     report = gate.prove_result(staging.folder, files)
             manifest = self._describe(plan, port, staging, summary, tokenizer, report, notes)
             source.check(thorough=True)
-            return Conversion(staging.publish(), manifest)
+            published = staging.publish()
+        if options.calibrate:
+            shutil.rmtree(calibration_folder(self.destination), ignore_errors=True)
+        return Conversion(published, manifest)
 
     def _source_state(self) -> SourceState:
         from torch2mlx.conversion.identity import SourceState
@@ -302,6 +312,26 @@ class _Conversion:
             trust_remote_code=self.options.trust_remote_code,
             progress=self.progress,
         )
+
+    def _calibrated(self, plan: Plan) -> Plan:
+        """The plan with calibrated tensors, which the checkpoint's reader then knows too."""
+        from torch2mlx.calibration.conversion import calibrate_outputs
+
+        options = self.options
+        found = calibrate_outputs(
+            self.checkpoint,
+            plan.outputs,
+            self.destination,
+            texts=options.calibration_text,
+            tokens=options.calibration_tokens,
+            max_context=options.max_context,
+            trust_remote_code=options.trust_remote_code,
+            progress=self.progress,
+        )
+        for note in found.notes:
+            self.progress.note(note)
+        self.checkpoint = replace(self.checkpoint, source=found.source)
+        return replace(plan, outputs=found.outputs, notes=(*plan.notes, *found.notes))
 
     def _companions(self) -> Mapping[str, Path]:
         return self.checkpoint.tokenizer_files

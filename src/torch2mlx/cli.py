@@ -218,6 +218,22 @@ def convert(
     strict: Annotated[
         bool, typer.Option("--strict", help="Fail if the group size does not divide a layer.")
     ] = False,
+    calibrate: Annotated[
+        bool,
+        typer.Option(
+            "--calibrate", help="Choose the quantized values by what the model makes of text."
+        ),
+    ] = False,
+    calibration_text: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Text to calibrate with: .txt, .md, or .jsonl of texts or chats; repeatable.",
+            show_default="texts of the Python installation",
+        ),
+    ] = None,
+    calibration_tokens: Annotated[
+        int | None, typer.Option(help="Tokens to calibrate with.", show_default="16384")
+    ] = None,
     dequantize: Annotated[
         bool, typer.Option("-d", "--dequantize", help="Make a plain model of a quantized MLX one.")
     ] = False,
@@ -303,6 +319,9 @@ def convert(
         head=head,
         router=router.value if router else None,
         strict=strict,
+        calibrate=calibrate,
+        calibration_text=tuple(calibration_text or ()),
+        calibration_tokens=calibration_tokens,
         dequantize=dequantize,
         dtype=dtype.value if dtype else None,
         max_shard_size=max_shard_size,

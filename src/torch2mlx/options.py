@@ -23,7 +23,7 @@ class ConvertOptions:
     """Options of `torch2mlx.convert`, as given; `check` turns them into values.
 
     Attributes:
-        quantize: quantize at all; the next nine are refused without it.
+        quantize: quantize at all; the next ten are refused without it.
         q_bits, q_group_size, q_mode: the format (see `Scheme.resolve` for the defaults).
         recipe: one of mlx-lm's mixed recipes.
         keep: patterns of modules that stay unquantized.
@@ -31,6 +31,9 @@ class ConvertOptions:
         embedding, head: "keep" or a number of bits.
         router: "8bit", "keep" or "same" (mlx-lm's choice).
         strict: a layer that the group size does not divide is an error.
+        calibrate: choose codes, scales and biases by what the model computes with them.
+        calibration_text: files to calibrate with; None: texts of the Python installation.
+        calibration_tokens: how many tokens of text to use.
         dequantize: make a plain model of a quantized MLX folder.
         dtype: float16, bfloat16 or float32 for what is not quantized.
         max_shard_size: bound on each weight file, such as "5GB".
@@ -54,6 +57,9 @@ class ConvertOptions:
     head: str | int | None = None
     router: str | None = None
     strict: bool = False
+    calibrate: bool = False
+    calibration_text: Sequence[str] = ()
+    calibration_tokens: int | None = None
     dequantize: bool = False
     dtype: str | None = None
     max_shard_size: str | int = "5GB"
@@ -72,11 +78,22 @@ class ConvertOptions:
             "--recipe": self.recipe, "--keep": _patterns("--keep", self.keep),
             "--bits": _patterns("--bits", self.bits), "--embedding": self.embedding,
             "--head": self.head, "--router": self.router, "--strict": self.strict,
+            "--calibrate": self.calibrate,
         }  # fmt: skip
         given = [f for f, v in needs_q.items() if v is not None and v is not False and v != ()]
         if given and not self.quantize:
             raise OptionError(
                 f"{', '.join(given)} say how to quantize, but quantization is off; add -q"
+            )
+        texts = _patterns("--calibration-text", self.calibration_text)
+        if (texts or self.calibration_tokens is not None) and not self.calibrate:
+            raise OptionError(
+                "--calibration-text and --calibration-tokens say what to calibrate with, but "
+                "calibration is off; add --calibrate"
+            )
+        if self.calibration_tokens is not None and self.calibration_tokens < 64:
+            raise OptionError(
+                f"--calibration-tokens {self.calibration_tokens}: at least 64 are needed"
             )
         if self.quantize and self.dequantize:
             raise OptionError("-q and -d exclude each other: quantize or dequantize")

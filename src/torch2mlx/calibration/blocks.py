@@ -56,7 +56,7 @@ class BlockOutput:
     final: torch.Tensor
 
 
-class _Stopped(Exception):
+class _StoppedError(Exception):
     """The forward pass has got as far as it was needed."""
 
 
@@ -82,13 +82,13 @@ class Block:
 
         def stop(_module: Any, args: Any, kwargs: Any) -> None:
             entered.append(args[0] if args else kwargs["hidden_states"])
-            raise _Stopped
+            raise _StoppedError
 
         handle = self.layer.register_forward_pre_hook(stop, with_kwargs=True)
         try:
             with torch.no_grad():
                 self.decoder(input_ids=ids.to(self.device), use_cache=False)
-        except _Stopped:
+        except _StoppedError:
             pass
         finally:
             handle.remove()

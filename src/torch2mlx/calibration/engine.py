@@ -17,9 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from torch2mlx.calibration.grid import Grid
-from torch2mlx.calibration.scratch import PREFIX, Overlay, Scratch, save_step
+from torch2mlx.calibration.scratch import Overlay, Scratch, save_step
 from torch2mlx.calibration.solver import Moments, Quantized, Solver
-from torch2mlx.errors import OptionError
 from torch2mlx.planning.expressions import Source, sources_of
 from torch2mlx.planning.plan import Output, is_output_head, is_token_embedding
 from torch2mlx.planning.regions import full
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
     from torch2mlx.calibration.lockstep import Unit, Visit
     from torch2mlx.calibration.matching import RowMap
 
-__all__ = ["Calibration", "Settings", "calibrate"]
+__all__ = ["Calibration", "Settings", "calibrate", "packed_codes"]
 
 Array = np.ndarray[Any, Any]
 
@@ -51,7 +50,7 @@ class Settings:
         sweeps: see `Solver`.
     """
 
-    damping: float = 0.01
+    damping: float = 0.03
     sweeps: int = 3
 
 
@@ -128,9 +127,7 @@ def _question(
         "files": files,
         "settings": asdict(settings),
         "ids": hashlib.sha256(np.ascontiguousarray(ids, "<i8").tobytes()).hexdigest(),
-        "formats": {
-            o.name: f"{o.scheme}, {o.expr.dtype}" for o in outputs if o.scheme is not None
-        },
+        "formats": {o.name: f"{o.scheme}, {o.expr.dtype}" for o in outputs if o.scheme is not None},
         "device": str(device),
         "config": hashlib.sha256(
             json.dumps(checkpoint.config, sort_keys=True, default=str).encode()
@@ -147,7 +144,9 @@ def _found(
     for output in outputs:
         if output.scheme is not None and all(spec.name in names for spec in output.specs):
             parts = {
-                spec.name.rpartition(".")[2]: Source(PREFIX + spec.name, spec.dtype, spec.shape)
+                spec.name.rpartition(".")[2]: Source(
+                    scratch.prefix + spec.name, spec.dtype, spec.shape
+                )
                 for spec in output.specs
             }
             output = replace(output, calibrated=parts)
@@ -158,7 +157,8 @@ def _found(
     if rounded:
         notes.append(
             f"rounded to nearest, since calibration does not reach them ({len(rounded)} modules): "
-            + ", ".join(rounded[:4]) + (" ..." if len(rounded) > 4 else "")
+            + ", ".join(rounded[:4])
+            + (" ..." if len(rounded) > 4 else "")
         )
     report = scratch.reports()
     few = [name for name, entry in report.items() if entry.get("borrowed")]
@@ -225,9 +225,7 @@ class _Walk:
     @staticmethod
     def _head(wanted: Sequence[Output]) -> Output | None:
         heads = [o for o in wanted if is_output_head(o.name)]
-        return heads[0] if heads else next(
-            (o for o in wanted if is_token_embedding(o.name)), None
-        )
+        return heads[0] if heads else next((o for o in wanted if is_token_embedding(o.name)), None)
 
     def _enter(self, folder: Path) -> None:
         block, numbers = self.blocks.entrance(self.ids)
@@ -298,9 +296,7 @@ class _Walk:
 class _Layer:
     """Quantizes the matrices of one layer while batches run through it."""
 
-    def __init__(
-        self, original: Block, rows: RowMap, settings: Settings, batches: int
-    ) -> None:
+    def __init__(self, original: Block, rows: RowMap, settings: Settings, batches: int) -> None:
         from torch2mlx.calibration.blocks import Block
         from torch2mlx.calibration.lockstep import Units
 
@@ -338,9 +334,7 @@ class _Layer:
         units = [self.units] * self.batches + [self.original_units] * self.batches
         found = run_in_lockstep(runs, units, self._visit)
         self._finish()
-        return [
-            np.stack([found[self.batches + i], found[i]]) for i in range(self.batches)
-        ]
+        return [np.stack([found[self.batches + i], found[i]]) for i in range(self.batches)]
 
     def _visit(self, visit: Visit) -> None:
         import torch
@@ -371,16 +365,15 @@ class _Layer:
 
     def _quantize(self, unit: Unit, solver: Solver, borrowed: bool = False) -> None:
         weight = self.units.weight(unit)
-        owners, rows = (part[unit.start : unit.start + unit.rows]
-                        for part in self.rows.places[unit.parameter])
+        owners, rows = (
+            part[unit.start : unit.start + unit.rows] for part in self.rows.places[unit.parameter]
+        )
         for number in np.unique(owners[owners >= 0]):
             collected = self.collected[number]
             scheme = collected.output.scheme
             assert scheme is not None
             here = np.flatnonzero(owners == number)
-            found = solver.quantize(
-                weight[here], Grid(scheme, collected.output.expr.dtype)
-            )
+            found = solver.quantize(weight[here], Grid(scheme, collected.output.expr.dtype))
             weight[here] = found.values
             collected.put(rows[here], found)
             entry = self.report.setdefault(
@@ -459,7 +452,7 @@ class _Collected:
 
         dtype = self.output.expr.dtype
         grid = Grid(self.scheme, dtype)
-        parts: dict[str, torch.Tensor] = {"weight": _packed(self.codes, self.scheme.bits)}
+        parts: dict[str, torch.Tensor] = {"weight": packed_codes(self.codes, self.scheme.bits)}
         if self.scheme.affine:
             target = getattr(torch, dtype.torch_name)
             parts |= {"scales": self.scales.to(target), "biases": self.biases.to(target)}
@@ -479,7 +472,7 @@ def _family(unit: Unit) -> str:
     return re.sub(r"\.\d+\.", ".*.", unit.parameter)
 
 
-def _packed(codes: torch.Tensor, bits: int) -> torch.Tensor:
+def packed_codes(codes: torch.Tensor, bits: int) -> torch.Tensor:
     """Codes [rows, in] in 32-bit words, lowest bits first: uint32 [rows, in * bits / 32]."""
     import torch
 
@@ -490,6 +483,3 @@ def _packed(codes: torch.Tensor, bits: int) -> torch.Tensor:
     octets = words[..., None].view(np.uint8)[..., :bits]
     packed = np.ascontiguousarray(octets).reshape(len(codes), -1).view("<u4")
     return torch.from_numpy(packed.view(np.uint32))
-
-
-_ = OptionError

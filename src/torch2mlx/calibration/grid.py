@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from torch2mlx.dtypes import DType
-from torch2mlx.quantization.floats import e8m0_values, small_float_values
+from torch2mlx.quantization.floats import small_float_values
 from torch2mlx.quantization.scheme import Scheme
 
 if TYPE_CHECKING:
@@ -93,19 +93,16 @@ class Grid:
         """
         import torch
 
-        best, least = None, None
-        for steps in self._candidates(values):
+        best, *others = self._candidates(values)
+        least = self._error(values, weight, best)
+        for steps in others:
             error = self._error(values, weight, steps)
-            if best is None or least is None:
-                best, least = steps, error
-            else:
-                better = error < least
-                best = Steps(
-                    torch.where(better, steps.scale, best.scale),
-                    torch.where(better, steps.bias, best.bias),
-                )
-                least = torch.where(better, error, least)
-        assert best is not None and least is not None
+            better = error < least
+            best = Steps(
+                torch.where(better, steps.scale, best.scale),
+                torch.where(better, steps.bias, best.bias),
+            )
+            least = torch.where(better, error, least)
         if not self.scheme.affine:
             return best
         for _ in range(2):
@@ -132,9 +129,7 @@ class Grid:
             found = []
             for shrink in np.linspace(1.0, _SMALLEST_SHRINK, _SHRINKS):
                 scale = ((high - low) * (float(shrink) / self.top)).clamp_min(_SMALLEST_SCALE)
-                middle = (high + low) / 2 if False else None
-                del middle
-                found.append(self._affine(scale, low * float(shrink)))
+                found.append(self.steps(scale, low * float(shrink)))
             return found
         largest = values.abs().amax(0)
         zero = torch.zeros_like(largest)
@@ -148,7 +143,8 @@ class Grid:
         exponent = torch.ceil(torch.log2(ideal))
         return [Steps(torch.exp2(exponent + shift), zero) for shift in (0, -1, 1)]
 
-    def _affine(self, scale: torch.Tensor, bias: torch.Tensor) -> Steps:
+    def steps(self, scale: torch.Tensor, bias: torch.Tensor) -> Steps:
+        """Affine scales and biases as they are stored."""
         return Steps(_nonzero(self.stored(scale)), self.stored(bias))
 
     def _refined(self, values: torch.Tensor, weight: torch.Tensor, steps: Steps) -> Steps:
@@ -160,7 +156,7 @@ class Grid:
         spread = (w * centred.square()).sum(0)
         slope = (w * centred * (values - mean_value)).sum(0) / spread.clamp_min(1e-12)
         slope = slope.where(spread > 1e-6, steps.scale)
-        return self._affine(slope, mean_value - slope * mean_code)
+        return self.steps(slope, mean_value - slope * mean_code)
 
     def _error(self, values: torch.Tensor, weight: torch.Tensor, steps: Steps) -> torch.Tensor:
         _, rounded = self.nearest(values, steps)
@@ -204,6 +200,3 @@ class Grid:
 
 def _nonzero(scale: torch.Tensor) -> torch.Tensor:
     return scale.where(scale != 0, scale.new_tensor(_SMALLEST_SCALE))
-
-
-_ = e8m0_values

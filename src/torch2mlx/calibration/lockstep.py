@@ -88,9 +88,7 @@ class Units:
             numbered = _NUMBERED_EXPERT.search(name)
             if parameter.dim() == 3:
                 rows = parameter.shape[1]
-                found += [
-                    Unit(i, order, name, i * rows, rows) for i in range(parameter.shape[0])
-                ]
+                found += [Unit(i, order, name, i * rows, rows) for i in range(parameter.shape[0])]
             elif numbered:
                 found.append(Unit(int(numbered[1]), order, name, 0, parameter.shape[0]))
         return found
@@ -175,7 +173,7 @@ class _Cancelled(BaseException):
     """Ends the thread of a pass that is no longer needed."""
 
 
-class _Watch(TorchFunctionMode):  # type: ignore[misc]
+class _Watch(TorchFunctionMode):
     """Tells a pass of each product with a matrix, just before it is computed."""
 
     def __init__(self, owner: _Pass) -> None:

@@ -41,9 +41,7 @@ class RowMap:
     places: Mapping[str, tuple[Array, Array]]
 
 
-def match_rows(
-    module: torch.nn.Module, outputs: Sequence[Output], reader: Reader
-) -> RowMap:
+def match_rows(module: torch.nn.Module, outputs: Sequence[Output], reader: Reader) -> RowMap:
     """Find the rows of written matrices in the parameters of a PyTorch module.
 
     Args:

@@ -8,6 +8,7 @@ A layer's folder gets its name once everything in it is written.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping
@@ -27,8 +28,9 @@ __all__ = ["PREFIX", "Overlay", "Scratch"]
 
 Array = np.ndarray[Any, Any]
 
-PREFIX = "calibrated:"
-"""Before the names of calibrated tensors, which are those of the written ones."""
+PREFIX = "calibrated"
+"""With the digest of the calibration and a colon before the names of calibrated tensors, which
+are otherwise those of the written ones: other calibrations are other sources."""
 
 
 class Scratch:
@@ -43,6 +45,7 @@ class Scratch:
         self.folder = folder
         path = folder / "settings.json"
         text = json.dumps(settings, sort_keys=True, indent=1)
+        self.prefix = f"{PREFIX}-{hashlib.sha256(text.encode()).hexdigest()[:16]}:"
         if not path.exists() or path.read_text(encoding="utf-8") != text:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
@@ -82,9 +85,7 @@ class Scratch:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def save_step(
-    folder: Path, tensors: Mapping[str, torch.Tensor], report: Mapping[str, Any]
-) -> None:
+def save_step(folder: Path, tensors: Mapping[str, torch.Tensor], report: Mapping[str, Any]) -> None:
     """Write the tensors and notes of one step."""
     from safetensors.torch import save_file
 
@@ -116,12 +117,12 @@ class Overlay(TensorSource):
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Array:
         if name.startswith(PREFIX):
-            return self._calibrated.read(name.removeprefix(PREFIX), start, stop)
+            return self._calibrated.read(name.partition(":")[2], start, stop)
         return self._source.read(name, start, stop)
 
     def read_flat(self, name: str, start: int, stop: int) -> Array:
         if name.startswith(PREFIX):
-            return self._calibrated.read_flat(name.removeprefix(PREFIX), start, stop)
+            return self._calibrated.read_flat(name.partition(":")[2], start, stop)
         return self._source.read_flat(name, start, stop)
 
     @property

@@ -80,7 +80,7 @@ class Solver:
         sweeps: rounds of least squares and coordinate descent.
     """
 
-    def __init__(self, moments: Moments, damping: float = 0.01, sweeps: int = 3) -> None:
+    def __init__(self, moments: Moments, damping: float = 0.03, sweeps: int = 3) -> None:
         import torch
 
         self.sweeps = sweeps
@@ -179,7 +179,7 @@ class Solver:
         found_scales = torch.stack([s.scale for s in steps])
         found_biases = torch.stack([s.bias for s in steps])
         hessian = self.hessian
-        ones = torch.block_diag(*[hessian.new_ones(size, 1)] * groups)
+        ones = torch.eye(groups, device=hessian.device).repeat_interleave(size, 0)
         sums = hessian @ ones  # [in, groups]
         constant = ones.T @ sums
         chunk = max(1, _CHUNK // (4 * (2 * groups) ** 2 * 3))
@@ -215,7 +215,7 @@ class Solver:
             scale, level = solved[:, :groups].T, solved[:, groups:].T
             found_scales[:, part] = scale
             found_biases[:, part] = level - scale * middle
-        return [grid._affine(s, b) for s, b in zip(found_scales, found_biases, strict=True)]
+        return [grid.steps(s, b) for s, b in zip(found_scales, found_biases, strict=True)]
 
     def _values(self, codes: torch.Tensor, steps: list[Steps], grid: Grid) -> torch.Tensor:
         import torch

@@ -66,13 +66,13 @@ class Part:
 
 
 def parts_of(output: Output, shard: ShardPlan) -> list[Part]:
-    """What of an output is in a shard: one part, or up to three where a stored grid is kept."""
+    """What of an output is in a shard: one part, or up to three where the quantized tensors exist already."""
     here = {spec.name: spec for spec in output.specs if spec.name in shard.offsets}
     module = output.name.removesuffix("weight")
-    if output.packed is not None:
+    if output.parts is not None:
         return [
-            _plain(module + suffix, getattr(output.packed, suffix), shard)
-            for suffix in ("weight", "scales", "biases")
+            _plain(module + suffix, expr, shard)
+            for suffix, expr in output.parts.items()
             if module + suffix in here
         ]
     if not here:

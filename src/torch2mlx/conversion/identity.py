@@ -130,8 +130,8 @@ def plan_digest(plan: Plan) -> str:
 
     digest = hashlib.sha256()
     for output in plan.outputs:
-        packed = "" if output.packed is None else _hash(*parts(output.packed))
-        digest.update(_hash(output.name, of(output.expr), repr(output.scheme), packed).encode())
+        ready = "" if output.parts is None else of(tuple(output.parts.values()))
+        digest.update(_hash(output.name, of(output.expr), repr(output.scheme), ready).encode())
     for shard in plan.shards:
         digest.update(shard.file.encode() + shard.header)
     return digest.hexdigest()

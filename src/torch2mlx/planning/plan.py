@@ -62,6 +62,16 @@ class Output:
         """Path of the module that owns the parameter."""
         return self.name.rpartition(".")[0]
 
+    @property
+    def parts(self) -> Mapping[str, Expr] | None:
+        """Expressions of the tensors as they are written, by the suffix of their name, where
+        they exist before the conversion: calibrated, or taken over from a stored grid.
+        """
+        if self.calibrated is not None or self.packed is None:
+            return self.calibrated
+        packed = self.packed
+        return {"weight": packed.weight, "scales": packed.scales, "biases": packed.biases}
+
 
 @dataclass(frozen=True)
 class Plan:

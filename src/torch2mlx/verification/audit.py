@@ -6,7 +6,7 @@ undone on bit patterns, casts are repeated by torch, quantized values are decode
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod, sqrt
 from pathlib import Path
@@ -148,7 +148,9 @@ class _Comparison:
 
     def _quantized(self, scheme: Scheme) -> None:
         output = self.output
-        self.kind = "repacked" if output.packed else "quantized"
+        self.kind = (
+            "calibrated" if output.calibrated else "repacked" if output.packed else "quantized"
+        )
         numbers = as_numbers(_before_casts(output.expr) if output.packed else output.expr)
         specs = {spec.name.rpartition(".")[2]: spec for spec in output.specs}
         stored = specs["scales"].dtype
@@ -159,15 +161,28 @@ class _Comparison:
                 part: self.written.rows(spec.name, before, prod(shape[:-1]))
                 for part, spec in specs.items()
             }
+            if output.calibrated:
+                self._same_parts(parts, output.calibrated, region, _rows(before, shape))
             found = dequantize_rows(parts, stored, scheme).reshape(shape)
             if output.packed:
                 bounds = np.zeros_like(found)
-            elif self.rounded:
+            elif self.rounded and not output.calibrated:
                 bounds = rounding_bounds(parts, stored, scheme).reshape(shape)
             else:
                 bounds = np.full_like(found, np.inf)
             for piece in self._pieces(numbers, region, found, bounds):
                 self._within(piece, _rows(before, shape))
+
+    def _same_parts(
+        self, parts: Mapping[str, Array], exprs: Mapping[str, Expr], region: Region, rows: str
+    ) -> None:
+        """Check that codes, scales and biases are bit for bit those of the calibration."""
+        for part, expr in exprs.items():
+            expected = expr.read((*region[:-1], range(expr.shape[-1])), self.reader)
+            if not self.detail and not _same_bits(expected.reshape(parts[part].shape), parts[part]):
+                self.detail = (
+                    f"{self.output.module}.{part}, {rows}: not the values that calibration found"
+                )
 
     def _pieces(self, expr: Expr, region: Region, *values: Array) -> Iterator[_Piece]:
         """The parts of a block by where they come from, with what the source says."""

@@ -11,7 +11,15 @@ from typing import Any, Literal
 __all__ = ["AuditReport", "Kind", "TensorCheck"]
 
 Kind = Literal[
-    "exact", "cast", "function", "quantized", "repacked", "tied", "missing", "unexpected"
+    "exact",
+    "cast",
+    "function",
+    "quantized",
+    "calibrated",
+    "repacked",
+    "tied",
+    "missing",
+    "unexpected",
 ]
 
 
@@ -24,7 +32,8 @@ class TensorCheck:
         nbytes: as written.
         kind: "exact": the source's bits, moved; "cast": its values, rounded to another dtype;
             "function": its values after other functions, within their roundoff; "quantized":
-            within the error of rounding to nearest; "repacked": quantized, and equal to the
+            within the error of rounding to nearest; "calibrated": quantized, with the codes,
+            scales and biases that calibration found; "repacked": quantized, and equal to the
             source in float32; "tied": dropped, and equal to the tensor that replaces it;
             "missing", "unexpected": in the plan or the files alone.
         ok: the comparison passed.

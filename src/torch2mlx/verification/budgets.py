@@ -131,8 +131,8 @@ def measure_budgets(
 def _by_weight(audited: AuditReport) -> list[Budget]:
     """Errors of the weights themselves, for models too large to run whole."""
     found = []
-    for name, kind in (("dtype", "cast"), ("quantization", "quantized")):
-        errors = [check.rms for check in audited.checks if check.kind == kind]
+    for name, kinds in (("dtype", ("cast",)), ("quantization", ("quantized", "calibrated"))):
+        errors = [check.rms for check in audited.checks if check.kind in kinds]
         if errors:
             figures = {"largest_weight_rms": max(errors), "mean_weight_rms": float(np.mean(errors))}
             found.append(Budget(name, figures, note="relative to each tensor's own norm"))

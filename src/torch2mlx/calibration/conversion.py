@@ -1,0 +1,101 @@
+"""Calibration as a stage of a conversion: from options and a plan to calibrated outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from torch2mlx.calibration.engine import Calibration, Settings, calibrate
+from torch2mlx.calibration.texts import calibration_ids, installed_texts, read_texts
+from torch2mlx.errors import OptionError
+from torch2mlx.planning.plan import Output
+from torch2mlx.progress import Progress
+from torch2mlx.sources.base import Checkpoint
+
+__all__ = ["DEFAULT_TOKENS", "calibrate_outputs", "calibration_folder"]
+
+Array = np.ndarray[Any, Any]
+
+DEFAULT_TOKENS = 16384
+_WINDOW = 512
+
+
+def calibration_folder(destination: Path) -> Path:
+    """Where a conversion's calibration keeps its work, beside the destination."""
+    return destination.parent / f".{destination.name}.calibration"
+
+
+def calibrate_outputs(
+    checkpoint: Checkpoint,
+    outputs: Sequence[Output],
+    destination: Path,
+    *,
+    texts: Sequence[str] = (),
+    tokens: int | None = None,
+    max_context: int | None = None,
+    trust_remote_code: bool = False,
+    progress: Progress,
+) -> Calibration:
+    """Calibrate every quantized output of a plan.
+
+    Args:
+        checkpoint: the source.
+        outputs: of the plan.
+        destination: of the conversion.
+        texts: files; none: the texts of the Python installation.
+        tokens: to calibrate with.
+        max_context: longest sequence to run.
+        trust_remote_code: allow the checkpoint's own code.
+        progress: listener.
+
+    Raises:
+        OptionError: the checkpoint has no tokenizer, or the texts are too short.
+        UnsupportedError: layers of this model cannot be run on their own.
+    """
+    length = min(_WINDOW, max_context or _WINDOW, _context(checkpoint.config))
+    ids = _ids(checkpoint, texts, tokens or DEFAULT_TOKENS, length, trust_remote_code)
+    wanted = sum(o.expr.nbytes for o in outputs if o.scheme is not None and o.packed is None)
+    with progress.stage(f"Calibrating with {ids.size:,} tokens", wanted) as advance:
+        return calibrate(
+            checkpoint,
+            outputs,
+            ids,
+            calibration_folder(destination),
+            settings=Settings(),
+            trust_remote_code=trust_remote_code,
+            progress=advance,
+        )
+
+
+def _ids(
+    checkpoint: Checkpoint, texts: Sequence[str], tokens: int, length: int, trust: bool
+) -> Array:
+    from torch2mlx.packaging.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(checkpoint.tokenizer_source, trust)
+    if not texts:
+        return calibration_ids(tokenizer, installed_texts(), tokens, length)
+    documents = []
+    for path, (text, chats) in zip(texts, read_texts(texts), strict=True):
+        if chats and not getattr(tokenizer, "chat_template", None):
+            raise OptionError(
+                f"{path}: holds chats, but the checkpoint's tokenizer has no chat template; give "
+                "plain text"
+            )
+        rendered = [tokenizer.apply_chat_template(chat, tokenize=False) for chat in chats]
+        documents.append("\n\n".join([text, *rendered] if text else rendered))
+    return calibration_ids(tokenizer, [d for d in documents if d], tokens, length)
+
+
+def _context(config: Mapping[str, Any]) -> int:
+    """The longest sequence that the config allows."""
+    from torch2mlx.verification.layers import text_part
+
+    for part in (text_part(config), config):
+        for key in ("max_position_embeddings", "n_positions", "max_sequence_length"):
+            if isinstance(part.get(key), int):
+                return int(part[key])
+    return _WINDOW

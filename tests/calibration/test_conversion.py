@@ -1,0 +1,106 @@
+"""Calibration through the command line: the written folder, compared with PyTorch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from torch2mlx.calibration import engine
+from torch2mlx.calibration.conversion import calibration_folder
+
+TOKENS = ("--calibration-tokens", "256", "--quiet")
+
+
+def perplexing_text(folder: Path) -> Path:
+    path = folder / "text.txt"
+    path.write_text("the sun rises and the stars go out over the hills of the north " * 60)
+    return path
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    return perplexing_text(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("llama", ("--q-bits", "3", "--q-group-size", "32")),
+        (
+            "qwen3_moe",
+            (
+                "--q-mode",
+                "mxfp4",
+            ),
+        ),
+    ],
+)
+def test_a_calibrated_folder_passes_the_gate(
+    checkpoint, run_cli, tmp_path: Path, text: Path, name: str, options: tuple[str, ...]
+) -> None:
+    run = run_cli(
+        "convert", checkpoint(name), tmp_path / "out", "-q", *options, "--calibrate",
+        "--calibration-text", text, *TOKENS,
+    )  # fmt: skip
+    assert run.code == 0, run.message
+    manifest = json.loads((tmp_path / "out" / "torch2mlx.json").read_text())
+    checks = manifest["verification"]["audit"]["counts"]
+    assert checks["calibrated"] >= 20
+    assert not calibration_folder(tmp_path / "out").exists()
+
+
+def test_a_killed_run_goes_on_and_gives_the_same_bytes(
+    checkpoint, run_cli, tmp_path: Path, text: Path, read_weights, monkeypatch
+) -> None:
+    command = ("-q", "--q-bits", "4", "--calibrate", "--calibration-text", text, *TOKENS)
+    source = checkpoint("llama_tied")
+    assert run_cli("convert", source, tmp_path / "whole", *command, "--no-verify").code == 0
+    layers = []
+    original = engine._Walk._layer
+
+    def killed(self, index, *rest):
+        if index == 2 and len(layers) == 2:
+            raise KeyboardInterrupt
+        layers.append(index)
+        return original(self, index, *rest)
+
+    monkeypatch.setattr(engine._Walk, "_layer", killed)
+    assert run_cli("convert", source, tmp_path / "killed", *command, "--no-verify").code != 0
+    assert not (tmp_path / "killed").exists()
+    layers.append(-1)
+    assert run_cli("convert", source, tmp_path / "killed", *command, "--no-verify").code == 0
+    assert layers == [0, 1, -1, 2]
+    whole, killed_run = read_weights(tmp_path / "whole"), read_weights(tmp_path / "killed")
+    assert whole == killed_run
+
+
+def test_calibration_text_without_calibration_is_refused(run_cli, checkpoint, tmp_path) -> None:
+    run = run_cli("convert", checkpoint("llama"), tmp_path / "o", "-q", "--calibration-text", "x")
+    assert run.code == 2
+    assert "--calibrate" in run.message
+
+
+def test_a_short_text_is_refused(run_cli, checkpoint, tmp_path) -> None:
+    path = tmp_path / "short.txt"
+    path.write_text("too short")
+    run = run_cli(
+        "convert", checkpoint("llama"), tmp_path / "o", "-q", "--calibrate",
+        "--calibration-text", path, "--no-verify", "--quiet",
+    )  # fmt: skip
+    assert run.code == 2
+    assert "less than 256 tokens" in run.message
+
+
+def test_the_installed_texts_are_the_same_each_time() -> None:
+    from torch2mlx.calibration.texts import calibration_ids, installed_texts
+
+    class Bytes:
+        def __call__(self, text: str):
+            return type("Encoding", (), {"input_ids": list(text.encode())})
+
+    first, again = (calibration_ids(Bytes(), installed_texts(), 4096, 128) for _ in range(2))
+    assert first.shape == (32, 128)
+    np.testing.assert_array_equal(first, again)
