@@ -197,6 +197,34 @@ def test_results_registered_without_names_become_dicts() -> None:
     assert 'return {"last": x + 1, "states": (x, x * 2)}' in source
 
 
+class Codebook(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.entries = nn.Embedding(5, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.entries(torch.cdist(x, self.entries.weight).argmin(1))
+
+
+def test_the_weight_of_a_layer_is_also_read_as_such(tmp_path: Path) -> None:
+    made = compile_module(nn.Sequential(Codebook()), tmp_path / "out", (torch.randn(7, 4),))
+    assert "self.entries.weight" in (made.folder / "model.py").read_text()
+
+
+class Table(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("table", torch.linspace(0, 1, 4, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.table.sin().to(x.dtype)
+
+
+def test_double_precision_is_stored_in_single(tmp_path: Path) -> None:
+    made = compile_module(Table(), tmp_path / "out", (torch.randn(2, 4),))
+    assert mx.load(str(made.folder / "model.safetensors"))["table"].dtype == mx.float32
+
+
 class Counter(nn.Module):
     def __init__(self) -> None:
         super().__init__()

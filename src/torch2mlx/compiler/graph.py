@@ -29,6 +29,7 @@ __all__ = [
     "Weight",
     "build_graph",
     "references",
+    "single_precision",
     "standing_names",
     "verify",
 ]
@@ -302,7 +303,7 @@ class _Reader:
                 old = weights.get(name)
                 aliases = (*(old.aliases if old else ()), *([target] if target != name else []))
                 kind = old.kind if old else kinds[spec.kind]
-                weights[name] = Weight(name, self.type(node.meta["val"]), kind, aliases)
+                weights[name] = Weight(name, self.computed(node.meta["val"]), kind, aliases)
                 self.refs[node] = Ref(name)
             else:
                 self.reasons.append(f"input {spec.arg.name}: {spec.kind.name} is not supported")
@@ -346,15 +347,19 @@ class _Reader:
         return TensorType(value.dtype, tuple(self.integer(s) for s in value.shape))
 
     def computed(self, value: torch.Tensor) -> TensorType:
-        """Type of an intermediate result; the parity gate decides whether single is enough."""
-        return replace(self.type(value), dtype=_single(value.dtype))
+        """Type of a weight or intermediate result, which the caller does not see.
+
+        The comparison with PyTorch decides whether single precision is enough.
+        """
+        return replace(self.type(value), dtype=single_precision(value.dtype))
 
     def refuse_double(self, name: str, value: Any) -> None:
         """A result keeps its type, and MLX computes in double precision on the CPU only."""
         dtype = getattr(value, "dtype", None)
-        if dtype is not None and _single(dtype) != dtype:
+        if dtype is not None and single_precision(dtype) != dtype:
             self.reasons.append(
-                f"output {name}: dtype={dtype}: MLX does not compute in it; return {_single(dtype)}"
+                f"output {name}: dtype={dtype}: MLX does not compute in it; return "
+                f"{single_precision(dtype)}"
             )
 
     def integer(self, value: Any) -> int:
@@ -451,7 +456,7 @@ class _Reader:
         if isinstance(value, list | tuple):
             items = [self.argument(v) for v in value]
             return tuple(items) if isinstance(value, tuple) else list(items)
-        return _single(value) if isinstance(value, torch.dtype) else value
+        return single_precision(value) if isinstance(value, torch.dtype) else value
 
     def origin(self, node: Any) -> Origin:
         stack = node.meta.get("nn_module_stack") or {}
@@ -466,7 +471,7 @@ class _Reader:
         return Origin(tuple(frames), file, line)
 
 
-def _single(dtype: torch.dtype) -> torch.dtype:
+def single_precision(dtype: torch.dtype) -> torch.dtype:
     """Single precision for double; other types as they are."""
     import torch
 

@@ -13,7 +13,7 @@ from torch2mlx.compiler.codegen.tree import method_name
 from torch2mlx.compiler.dimensions import dimension_names
 from torch2mlx.compiler.entry_points import CompiledEntry, EntryPoint, check_methods
 from torch2mlx.compiler.export import export_module
-from torch2mlx.compiler.graph import build_graph, standing_names
+from torch2mlx.compiler.graph import build_graph, single_precision, standing_names
 from torch2mlx.compiler.parity import Agreement, call_model, check_parity, mlx_array
 from torch2mlx.compiler.passes import optimized
 from torch2mlx.compiler.program import build_programs
@@ -323,6 +323,7 @@ def _write_weights(file: Path, made: Compilation, module: torch.nn.Module) -> No
     arrays = {}
     for name, stored in made.generated.weights.items():
         tensor = tensors[stored.source]
+        tensor = tensor.to(single_precision(tensor.dtype))
         arrays[name] = mlx_array(tensor if stored.axes is None else tensor.permute(stored.axes))
     mx.save_safetensors(str(file), arrays, metadata={"format": "mlx"})
 

@@ -118,7 +118,8 @@ class ModuleTree:
         for depth, key in enumerate(self.keys(path)):
             if depth >= skipped:
                 text += f"[{key}]" if slot.is_list else f".{key}"
-            slot = slot.children[key]
+            # A layer brings its own weights, which are no places of the tree.
+            slot = Slot() if isinstance(slot.content, Layer) else slot.children[key]
         return text
 
     def lengths(self, path: str) -> dict[str, int]:
