@@ -66,7 +66,7 @@ class Part:
 
 
 def parts_of(output: Output, shard: ShardPlan) -> list[Part]:
-    """What of an output is in a shard: one part, or up to three where the quantized tensors exist already."""
+    """What of an output is in a shard: one part, or up to three that are quantized already."""
     here = {spec.name: spec for spec in output.specs if spec.name in shard.offsets}
     module = output.name.removesuffix("weight")
     if output.parts is not None:
