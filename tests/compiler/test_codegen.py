@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections import OrderedDict
@@ -66,6 +67,20 @@ def test_generated_source_is_the_golden_one(golden_models: ModuleType, name: str
         file.write_text(source, encoding="utf-8")
     assert source == file.read_text(encoding="utf-8"), f"set {REFRESH}=1 to accept the new source"
     assert max(map(len, source.splitlines())) <= 100
+
+
+def test_the_documentation_shows_golden_code() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "generated-code.md").read_text(encoding="utf-8")
+    sources = [f.read_text(encoding="utf-8") for f in GOLDEN.glob("*.py")]
+    sources.append(Path(__file__).with_name("golden_models.py").read_text(encoding="utf-8"))
+    classes = [
+        c
+        for block in re.findall(r"```python\n(class .*?)```", text, re.S)
+        for c in re.split(r"\n\n\n", block.strip())
+    ]
+    assert len(classes) == 8
+    for shown in classes:
+        assert any(shown in source for source in sources), shown
 
 
 @pytest.mark.parametrize("name", ["MLP", "CNN", "Transformer"])
@@ -346,3 +361,74 @@ def test_a_first_layer_that_reads_another_variable_joins_the_loop() -> None:
     assert rolled(lines, {"self.layers": 2}) == loop
     kept = ["h = self.layers[0](x, h)", "h = self.layers[1](h, h)"]
     assert rolled(kept, {"self.layers": 2}) == kept
+
+
+class Noisy(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.randn_like(x)
+
+
+class Sampler(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(4))
+        self.layers = nn.ModuleList(Noisy() for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x * self.scale)
+        return x
+
+
+def test_a_key_makes_random_numbers_repeatable(tmp_path: Path) -> None:
+    from torch2mlx.compiler.parity.running import import_model
+
+    source = compile_source(Sampler(), (torch.zeros(2, 4),)).generated.source
+    assert "def __call__(self, x, key=None):" in source
+    (tmp_path / "model.py").write_text(source, encoding="utf-8")
+    model = import_model(tmp_path).Sampler()
+    model.scale = mx.ones(4)
+    x, key = mx.zeros((2, 4)), mx.random.key(1)
+    assert mx.array_equal(model(x, key), model(x, key))
+    assert not mx.array_equal(model(x, key), model(x, mx.random.key(2)))
+    assert not mx.array_equal(model(x), model(x))
+    # Each draw has a key of its own.
+    keys = mx.random.split(key, 3)
+    expected = sum((mx.random.normal((2, 4), key=k) for k in keys), x)
+    assert mx.allclose(model(x, key), expected)
+
+
+class Head(nn.Module):
+    def __init__(self, weight: nn.Parameter) -> None:
+        super().__init__()
+        self.decoder = nn.Linear(64, 11)
+        self.decoder.weight = weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.decoder(x)
+
+
+class TiedElsewhere(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(11, 64)
+        self.linear = nn.Linear(64, 64)
+        self.head = Head(self.tokens.weight)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(self.linear(self.tokens(ids))) + self.linear.weight.mean()
+
+
+def test_weights_that_other_code_reads_may_be_quantized(tmp_path: Path) -> None:
+    from mlx.nn.layers.quantized import quantize
+
+    from torch2mlx.compiler.parity.running import import_model
+
+    torch.manual_seed(0)
+    module, ids = TiedElsewhere().eval(), torch.tensor([[1, 2, 3]])
+    folder = compile_module(module, tmp_path / "out", (ids,)).folder
+    model = import_model(folder).load(folder)
+    quantize(model, group_size=32, bits=8)
+    expected = mx.array(module(ids).detach().numpy())
+    error = mx.linalg.norm(model(mx.array(ids.numpy())) - expected) / mx.linalg.norm(expected)
+    assert 0 < float(error) < 0.02

@@ -34,6 +34,7 @@ class Program:
         steps: in an order of execution; each is needed for an output or a state.
         outputs: for every leaf of the graph's `out_spec` a Value, a number or None.
         states: buffer → its new value.
+        keys: of random draws, one each, which the caller may give.
     """
 
     graph: Graph
@@ -42,6 +43,7 @@ class Program:
     steps: tuple[Step, ...]
     outputs: tuple[Any, ...]
     states: Mapping[str, Value]
+    keys: tuple[Value, ...] = ()
 
     @property
     def layers(self) -> dict[str, Layer]:

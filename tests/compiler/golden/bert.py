@@ -31,6 +31,7 @@ class BertSelfAttention(nn.Module):
         attn_output = mx.fast.scaled_dot_product_attention(
             query_layer, key_layer, value_layer, scale=8**-0.5, mask=attention_mask
         )
+        # modeling_bert.py:192
         attn_output = zero_masked_rows(attn_output, attention_mask)
         return attn_output.swapaxes(1, 2).reshape(batch, length, -1)
 

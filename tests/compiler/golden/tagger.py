@@ -34,6 +34,7 @@ class LSTM(nn.Module):
         """input [7, 2, 8] → [7, 2, 32]."""
         h_zeros = mx.zeros([4, 2, 16], mx.float32)
         result = h_zeros[0]
+        # rnn.py:1164
         result, _, _ = lstm_layer(
             input,
             result,

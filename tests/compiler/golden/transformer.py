@@ -22,6 +22,7 @@ class Attention(nn.Module):
         qkv = self.qkv(x).reshape(batch, length, 3, 2, 4)
         q, k, v = mx.unstack(qkv.transpose(2, 0, 3, 1, 4), axis=0)
         y = mx.fast.scaled_dot_product_attention(q, k, v, scale=0.5, mask=mask)
+        # golden_models.py:57
         y = zero_masked_rows(y, mask)
         return self.out(y.swapaxes(1, 2).reshape(batch, length, 8))
 

@@ -231,7 +231,7 @@ class _Flow:
                 seen.add(id(value))
                 block.inputs.append(value)
         if is_root:
-            block.inputs = list(self.program.inputs.values())
+            block.inputs = [*self.program.inputs.values(), *self.program.keys]
             block.outputs = list(values_in(self.program.outputs))
         else:
             block.outputs = [

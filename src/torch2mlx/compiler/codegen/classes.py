@@ -194,7 +194,12 @@ class ClassWriter:
             names = [local[i.name] for i in program.graph.inputs]
             parameters = [a.name for a in given]
             unpack = [line for a in given for line in a.unpack]
-            documented = list(zip(names, block.inputs, strict=True))
+            documented = list(zip(names, block.inputs, strict=False))
+            if program.keys:
+                key = "key" if "key" not in parameters else "random_key"
+                unpack += _split(key, len(program.keys))
+                names += _keys(key, len(program.keys))
+                parameters.append(f"{key}=None")
 
             def result(write: Any) -> str:
                 return result_source(program.graph.out_spec, program.outputs, write)
@@ -257,6 +262,17 @@ class ClassWriter:
         for key, child in slot.children.items():
             items[int(key)] = self._constructor(child)
         return Items(tuple(items))
+
+
+def _keys(key: str, count: int) -> list[str]:
+    """Source of the key of every random draw."""
+    return [key] if count == 1 else [f"{key}s[{i}]" for i in range(count)]
+
+
+def _split(key: str, count: int) -> list[str]:
+    """Statements that make them; without a key MLX draws from its global state."""
+    split = f"{key}s = [None] * {count} if {key} is None else mx.random.split({key}, {count})"
+    return [split] if count > 1 else []
 
 
 def _layer(layer: Layer) -> Piece:

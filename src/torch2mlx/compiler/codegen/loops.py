@@ -12,7 +12,7 @@ import re
 
 __all__ = ["rolled"]
 
-_INDEX = re.compile(r"(self(?:\.\w+|\[\d+\](?=\.))*\.\w+)\[(\d+)\]")
+_INDEX = re.compile(r"(self(?:\.\w+|\[\d+\](?=\.))*\.\w+|\b(?:random_)?keys)\[(\d+)\]")
 _LONGEST_BODY = 12
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from torch2mlx.compiler.builder import Call, Value
@@ -20,6 +21,7 @@ from torch2mlx.compiler.codegen.names import Names
 from torch2mlx.compiler.codegen.statements import Nesting
 from torch2mlx.compiler.codegen.tree import ModuleTree, local_name
 from torch2mlx.compiler.layers import LayerUse
+from torch2mlx.compiler.runtime.weights import weight_of
 
 __all__ = ["Callee", "MethodWriter", "Places"]
 
@@ -55,6 +57,19 @@ class Places:
     weights: Mapping[int, str]
     callee: Callable[[Block], Callee]
     names: Names
+
+
+def _annotated(lines: list[str], origins: Mapping[str, str]) -> list[str]:
+    """Statements with comments before them, each once in a row."""
+    result: list[str] = []
+    last = ""
+    for line in lines:
+        comment = origins.get(line, "")
+        if comment and comment != last:
+            result.append(comment)
+        last = comment or last
+        result.append(line)
+    return result
 
 
 class MethodWriter:
@@ -117,6 +132,7 @@ class MethodWriter:
         """The statements, and an item that makes one of them too long."""
         lines: list[str] = []
         texts: dict[int, str] = {}
+        origins: dict[str, str] = {}
         for index, item in enumerate(self.block.items):
             text = self._call(item)
             texts[index] = text[0]
@@ -137,6 +153,7 @@ class MethodWriter:
             else:
                 comma = "," if len(names) == 1 and self._several(item) else ""
                 lines.append(f"{', '.join(names)}{comma} = {text[0]}")
+            origins[lines[-1]] = self._origin(index)
             long = self._longest(lines[-1], index, texts)
             if long is not None:
                 return lines, long
@@ -152,8 +169,16 @@ class MethodWriter:
             last.append(f"return {returned}")
         if self.pretty:
             lines = rolled(lines, self.places.tree.lengths(self.block.path), "\n".join(last))
+            lines = _annotated(lines, origins)
         lines += last
         return lines, self._longest(f"return {returned}", len(self.block.items), texts)
+
+    def _origin(self, index: int) -> str:
+        """A comment that names the line of the original, where MLX has no function for it."""
+        items = [self.block.items[i] for i in (index, *self.nesting.inside(index))]
+        composed = any(isinstance(i.what, Call) and is_runtime(i.what.function) for i in items)
+        file, line = self.block.items[index].place
+        return f"# {Path(file).name}:{line}" if composed and file else ""
 
     def _longest(self, line: str, index: int, texts: Mapping[int, str]) -> int | None:
         """What to take out of a statement that is too long."""
@@ -236,11 +261,20 @@ class MethodWriter:
             return self.bound[id(value)]
         name = self.places.weights.get(id(value))
         if name is not None and within(name, self.block.path):
-            return self.places.tree.access(name, self.block.path), ATOM
+            return self._weight(name), ATOM
         if value.call is None and not value.name:
             array = value.array
             return f"mx.array({literal(array.tolist())}, {literal(array.dtype)})", ATOM
         raise KeyError(f"a value of {self.block.path or 'the root'} is used before it is made")
+
+    def _weight(self, name: str) -> str:
+        """Source of a weight; of one that may be quantized, of what it stands for."""
+        owner, _, leaf = name.rpartition(".")
+        layer = self.places.tree.layer(owner)
+        if leaf != "weight" or layer is None or layer.class_name not in ("Linear", "Embedding"):
+            return self.places.tree.access(name, self.block.path)
+        self.printer.runtime[weight_of.__name__] = weight_of
+        return f"{weight_of.__name__}({self.places.tree.access(owner, self.block.path)})"
 
     def _layer(self, use: LayerUse) -> str:
         text = self.places.tree.access(use.layer.path, self.block.path)

@@ -136,6 +136,13 @@ class ModuleTree:
         visit(self.slot(path), "self")
         return found
 
+    def layer(self, path: str) -> Layer | None:
+        """The layer at a path, if one is there."""
+        slot: Slot | None = self.root
+        for key in self.keys(path) if path else []:
+            slot = slot.children.get(key) if slot is not None else None
+        return slot.content if slot is not None and isinstance(slot.content, Layer) else None
+
     def slot(self, path: str) -> Slot:
         """The place of a path."""
         slot = self.root

@@ -86,7 +86,6 @@ _ARGUMENTS = {
     "InstanceNorm": ("channels",),
     "BatchNorm": ("channels",),
     "GroupNorm": ("groups", "channels"),
-    "PReLU": ("channels",),
     **{f"{kind}Pool{n}d": ("kernel", "stride") for kind in ("Max", "Avg") for n in (1, 2, 3)},
     **{
         f"{kind}{n}d": ("in_channels", "out_channels", "kernel")

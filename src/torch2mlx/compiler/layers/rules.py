@@ -110,10 +110,6 @@ def _transposed(dims: int) -> Rule:
     return rule
 
 
-def _prelu(given: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> Built | None:
-    return "PReLU", tuple(shapes["weight"]), {}, {}, True
-
-
 def _instance_norm(given: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> Built | None:
     if "weight" not in shapes or "bias" not in shapes or "running_mean" in shapes:
         return None
@@ -142,7 +138,6 @@ RULES: dict[str, Rule] = {
     "aten::_native_batch_norm_legit_no_training": _batch_norm,
     "aten::group_norm": _group_norm,
     "aten::instance_norm": _instance_norm,
-    "aten::prelu": _prelu,
     "aten::conv_transpose1d": _transposed(1),
     "aten::conv_transpose2d": _transposed(2),
     "aten::conv_transpose3d": _transposed(3),

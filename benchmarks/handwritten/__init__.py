@@ -1,0 +1,1 @@
+"""Models written by hand in plain MLX, with the parameter names of transformers."""
