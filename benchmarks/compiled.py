@@ -207,7 +207,8 @@ def compile_7b() -> None:
     lines = made.generated.source.count("\n")
     print(
         f"Llama, {parameters:.1f}B parameters, {config.num_hidden_layers} layers, no data: "
-        f"{seconds:.0f} s ({busy:.0f} s of processor time), peak {peak / 2**20:.2f} GB ({before / 2**20:.2f} GB after imports), "
+        f"{seconds:.0f} s ({busy:.0f} s of processor time), "
+        f"peak {peak / 2**20:.2f} GB ({before / 2**20:.2f} GB after imports), "
         f"{lines} lines"
     )
 
