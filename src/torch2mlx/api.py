@@ -185,8 +185,7 @@ def convert(
         example_inputs, example_kwargs, dynamic_shapes, example, tuple(dynamic), entry_points
     )
     if is_program(source):
-        with listener.stage("Compiling and comparing with PyTorch"):
-            compiled = convert_program(source, destination, asked, examples)
+        compiled = convert_program(source, destination, asked, examples, listener)
         for note in compiled.notes:
             listener.note(note)
         return compiled
@@ -195,6 +194,8 @@ def convert(
             f"{source}: a checkpoint takes no example; to compile a module, name what builds it: "
             "package.module:factory"
         )
+    if asked.weights is not None:
+        raise OptionError(f"{source}: is a checkpoint itself; --weights belongs to a module")
     assert isinstance(source, str | Path)
     checkpoint = _open(source, asked.revision, asked.trust_remote_code)
     with closing(checkpoint.source):

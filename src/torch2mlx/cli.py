@@ -281,6 +281,14 @@ def convert(
     wait: Annotated[
         bool, typer.Option("--wait", help="Wait for another run for the same DST to end.")
     ] = False,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            help="A checkpoint with the weights of a module, whose factory then takes no memory "
+            "for them.",
+            show_default=False,
+        ),
+    ] = None,
     entry: Annotated[
         list[str] | None,
         typer.Option(
@@ -332,6 +340,7 @@ def convert(
         revision=revision,
         restart=restart,
         wait=wait,
+        weights=weights,
         example=example,
         dynamic=tuple(dynamic or ()),
         entry_points=tuple(entry) if entry else None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from torch2mlx.errors import OptionError
@@ -44,6 +45,7 @@ class ConvertOptions:
         revision: branch, tag or commit of a hub id.
         restart: discard what an earlier run left that was begun from something else.
         wait: wait for another run for the same destination.
+        weights: of a module: a checkpoint with the values of its weights.
     """
 
     quantize: bool = False
@@ -70,6 +72,7 @@ class ConvertOptions:
     revision: str | None = None
     restart: bool = False
     wait: bool = False
+    weights: str | Path | None = None
 
     def check(self) -> None:
         """Raise OptionError for contradictions, before any file is opened."""

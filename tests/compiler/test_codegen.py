@@ -88,6 +88,7 @@ def test_folder_runs_with_mlx_alone(golden_models: ModuleType, name: str, tmp_pa
     module, args, shapes = compiled(golden_models, name)
     made = compile_module(module, tmp_path / "out", args, dynamic_shapes=shapes)
     assert made.folder == tmp_path / "out"
+    assert made.agreement is not None
     assert made.agreement.worst <= 1e-4
     if shapes:
         assert made.agreement.cases[2:] == ("batch=3, length=7", "batch=2, length=4")
@@ -115,7 +116,10 @@ mx.save_safetensors("../result.safetensors", {"result": result})
     result = torch.tensor(mx.load(str(tmp_path / "result.safetensors"))["result"].tolist())
     assert torch.allclose(result, expected, atol=1e-5)
     files = {p.name for p in made.folder.iterdir() if p.is_file()}
-    assert files == {"model.py", "model.safetensors", "config.json", "README.md"}
+    assert files == {
+        "model.py", "model.safetensors", "model.safetensors.index.json", "config.json",
+        "torch2mlx.json", "README.md",
+    }  # fmt: skip
     json.loads((made.folder / "config.json").read_text())
 
 

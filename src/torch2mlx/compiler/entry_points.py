@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from torch2mlx.errors import OptionError
@@ -35,6 +35,17 @@ class EntryPoint:
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     dynamic_shapes: Any = None
 
+    def cast(self, dtype: torch.dtype) -> EntryPoint:
+        """The same with floating-point tensors in another dtype."""
+        import torch
+        from torch.utils import _pytree as pytree
+
+        def other(value: torch.Tensor) -> torch.Tensor:
+            return value.to(dtype) if value.is_floating_point() else value
+
+        args, kwargs = pytree.tree_map_only(torch.Tensor, other, (self.args, dict(self.kwargs)))
+        return replace(self, args=args, kwargs=kwargs)
+
 
 @dataclass(frozen=True, eq=False)
 class CompiledEntry:
@@ -42,12 +53,14 @@ class CompiledEntry:
 
     Attributes:
         point: what was compiled.
+        original: the same as the user gave it, where it was compiled in another dtype.
         exported: torch's program.
         graph: as data.
         program: lowered.
     """
 
     point: EntryPoint
+    original: EntryPoint
     exported: ExportedProgram
     graph: Graph
     program: Program
@@ -59,17 +72,23 @@ class CompiledEntry:
     @property
     def flat(self) -> list[Any]:
         """Leaves of the example."""
-        return self._flattened()[0]
+        return self._flattened(self.point)[0]
+
+    @property
+    def original_flat(self) -> list[Any]:
+        """Leaves of the example as the user gave it."""
+        return self._flattened(self.original)[0]
 
     @property
     def spec(self) -> Any:
         """Their pytree: (args, kwargs)."""
-        return self._flattened()[1]
+        return self._flattened(self.point)[1]
 
-    def _flattened(self) -> tuple[list[Any], Any]:
+    @staticmethod
+    def _flattened(point: EntryPoint) -> tuple[list[Any], Any]:
         from torch.utils import _pytree as pytree
 
-        return pytree.tree_flatten((tuple(self.point.args), dict(self.point.kwargs)))
+        return pytree.tree_flatten((tuple(point.args), dict(point.kwargs)))
 
 
 def check_methods(module: torch.nn.Module, methods: Sequence[str]) -> None:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch2mlx.compiler.meta import fake_inputs, fake_weights
 from torch2mlx.errors import CompileError
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ def export_module(
     kwargs: Mapping[str, Any] | None = None,
     dynamic_shapes: Any = None,
     method: str = "forward",
+    dtype: torch.dtype | None = None,
 ) -> ExportedProgram:
     """The program of a module's method: functional, composites (linear, sdpa, norms) kept.
 
@@ -36,27 +38,28 @@ def export_module(
         kwargs: example of the keyword inputs.
         dynamic_shapes: as for `torch.export.export`.
         method: to export.
+        dtype: as if all floating-point weights were of it; None: as they are.
 
     Raises:
         CompileError: with every reason that torch gives, and the user's line of each.
     """
     import torch
 
-    arguments = dict(kwargs or {})
+    given, arguments = fake_inputs((tuple(args), dict(kwargs or {})))
     try:
-        with torch.no_grad(), _as_forward(module, method):
+        with torch.no_grad(), fake_weights(module, dtype), _as_forward(module, method):
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
                 program = torch.export.export(
-                    module, tuple(args), arguments, dynamic_shapes=dynamic_shapes, strict=False
+                    module, given, arguments, dynamic_shapes=dynamic_shapes, strict=False
                 )
             functional: ExportedProgram = program.run_decompositions({})
     except Exception as error:
         ranges = _violated_ranges(str(error))
         if ranges:
             raise CompileError(type(module).__name__, ranges) from error
-        with _as_forward(module, method):
-            reasons = _all_reasons(module, tuple(args), arguments, dynamic_shapes)
+        with fake_weights(module, dtype), _as_forward(module, method):
+            reasons = _all_reasons(module, given, arguments, dynamic_shapes)
         first = _reason(error)
         if not any(first.split(":")[0] in reason for reason in reasons):
             reasons.insert(0, first)

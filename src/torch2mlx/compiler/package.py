@@ -1,26 +1,26 @@
-"""A module as a folder: code, weights, and the proof that they equal the original."""
+"""From a module to code, weights and the proof that they equal the original."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch2mlx.compiler.codegen import GeneratedModel, generate
-from torch2mlx.compiler.codegen.tree import method_name
 from torch2mlx.compiler.dimensions import dimension_names
 from torch2mlx.compiler.entry_points import CompiledEntry, EntryPoint, check_methods
 from torch2mlx.compiler.export import export_module
-from torch2mlx.compiler.graph import build_graph, single_precision, standing_names
-from torch2mlx.compiler.parity import Agreement, call_model, check_parity, mlx_array
+from torch2mlx.compiler.graph import build_graph, standing_names
 from torch2mlx.compiler.passes import optimized
 from torch2mlx.compiler.program import build_programs
-from torch2mlx.compiler.quantize import Quantized, quantize_folder
+from torch2mlx.compiler.publish import CompiledModule, publish
+from torch2mlx.compiler.weights import check_names, checkpoint_state, module_state
 from torch2mlx.errors import CompileError, OptionError
+from torch2mlx.options import ConvertOptions
 from torch2mlx.packaging.staging import Staging
-from torch2mlx.quantization.recipe import QuantOptions
+from torch2mlx.progress import Progress, Silent
+from torch2mlx.sources.base import Checkpoint
 
 if TYPE_CHECKING:
     import torch
@@ -74,25 +74,6 @@ class Compilation:
         return sum(len(entry.graph.nodes) for entry in self.entries)
 
 
-@dataclass(frozen=True)
-class CompiledModule:
-    """A published folder.
-
-    Attributes:
-        folder: where it is.
-        class_name: of the root in its model.py.
-        operators: number of ATen calls that were lowered.
-        agreement: what was compared with PyTorch.
-        quantized: what quantization did afterwards, or None.
-    """
-
-    folder: Path
-    class_name: str
-    operators: int
-    agreement: Agreement
-    quantized: Quantized | None = None
-
-
 def compile_source(
     module: torch.nn.Module,
     example_inputs: Sequence[Any],
@@ -108,35 +89,50 @@ def compile_source(
     return compile_entries(module, [point])
 
 
-def compile_entries(module: torch.nn.Module, points: Sequence[EntryPoint]) -> Compilation:
+def compile_entries(
+    module: torch.nn.Module, points: Sequence[EntryPoint], dtype: str | None = None
+) -> Compilation:
     """Export, lower and generate methods of one module, without reading a weight.
+
+    Args:
+        module: may be on the meta device.
+        points: methods and their examples.
+        dtype: that all floating-point weights and inputs are to have; None: their own.
 
     Raises:
         CompileError: with every reason of every method at once.
         OptionError: the module has no method of a name.
     """
+    import torch
+
     check_methods(module, [p.method for p in points])
     name = type(module).__qualname__.rpartition(".")[2]
     exported: list[ExportedProgram] = []
     reasons: list[str] = []
-    for p in points:
+    kind = getattr(torch, dtype) if dtype else None
+    cast = [p if kind is None else p.cast(kind) for p in points]
+    for p in cast:
         try:
-            exported.append(export_module(module, p.args, p.kwargs, p.dynamic_shapes, p.method))
+            exported.append(
+                export_module(module, p.args, p.kwargs, p.dynamic_shapes, p.method, kind)
+            )
         except CompileError as error:
             reasons += error.reasons
     if reasons:
         raise CompileError(name, list(dict.fromkeys(reasons)))
-    return _lower(list(zip(points, exported, strict=True)), module, name)
+    return _lower(list(zip(cast, points, exported, strict=True)), module, name)
 
 
 def _lower(
-    exported: Sequence[tuple[EntryPoint, ExportedProgram]], module: torch.nn.Module, name: str
+    exported: Sequence[tuple[EntryPoint, EntryPoint, ExportedProgram]],
+    module: torch.nn.Module,
+    name: str,
 ) -> Compilation:
-    standing = standing_names([program for _, program in exported], tied_names(module))
+    standing = standing_names([program for *_, program in exported], tied_names(module))
     constants: dict[str, torch.Tensor] = {}
     graphs: list[Graph] = []
     reasons: list[str] = []
-    for point, program in exported:
+    for point, _, program in exported:
         names = {**standing, **_constant_names(program, point.method, constants)}
         try:
             dims = dimension_names(program, point.dynamic_shapes)
@@ -147,8 +143,8 @@ def _lower(
         raise CompileError(name, list(dict.fromkeys(reasons)))
     programs = [optimized(program) for program in build_programs(graphs)]
     entries = tuple(
-        CompiledEntry(*pair, graph, program)
-        for pair, graph, program in zip(exported, graphs, programs, strict=True)
+        CompiledEntry(*parts, graph, program)
+        for parts, graph, program in zip(exported, graphs, programs, strict=True)
     )
     return Compilation(entries, generate(*programs), constants)
 
@@ -181,46 +177,81 @@ def compile_module(
     example_inputs: Sequence[Any] = (),
     example_kwargs: Mapping[str, Any] | None = None,
     dynamic_shapes: Any = None,
-    seed: int = 0,
-    quantize: QuantOptions | None = None,
+    *,
     entry_points: Sequence[EntryPoint] = (),
+    weights: Checkpoint | None = None,
+    options: ConvertOptions | None = None,
+    progress: Progress | None = None,
+    location: str = "",
+    seed: int = 0,
 ) -> CompiledModule:
     """Write a module's MLX code and weights, compared with PyTorch before they appear.
 
     Args:
-        module: with its weights; compiled as it stands, so call `eval()` first.
+        module: compiled as it stands, so call `eval()` first.
         destination: folder to create.
         example_inputs: positional arguments of `forward`.
         example_kwargs: keyword arguments of `forward`.
         dynamic_shapes: as for `torch.export.export`; other extents are fixed.
-        seed: of the fresh inputs.
-        quantize: quantize the layers after the comparison.
         entry_points: methods to compile, in place of `forward` and its example.
+        weights: where the values of parameters and persistent buffers are; None: in the module.
+        options: dtype, quantization, shards, memory, verification.
+        progress: listener.
+        location: what the user calls the module, for the manifest.
+        seed: of the fresh inputs.
 
     Raises:
         CompileError: with all reasons why the module has no exact counterpart in MLX.
         DestinationError: the destination exists or cannot be written.
+        NumericError: NaN, Inf or overflow in a parameter.
         ParityError: an output differs from PyTorch's; nothing is published.
+        PlanError: the checkpoint's names or shapes are not the module's.
     """
+    options = options or ConvertOptions()
+    points = list(entry_points) or [
+        EntryPoint("forward", tuple(example_inputs), example_kwargs or {}, dynamic_shapes)
+    ]
+    with Staging(destination, wait=options.wait) as staging:
+        if weights is None:
+            _require_data(module)
+        else:
+            check_names(module, weights)  # before the longer work of compiling
+        made = compile_entries(module, points, options.dtype)
+        if weights is None:
+            name = location or f"{type(module).__module__}.{type(module).__qualname__}"
+            state = module_state(module, made.constants, name, "module")
+        else:
+            state = checkpoint_state(module, made.constants, weights)
+        return publish(
+            staging,
+            made.generated,
+            made.entries,
+            state,
+            module,
+            options,
+            progress or Silent(),
+            seed,
+        )
+
+
+def _require_data(module: torch.nn.Module) -> None:
     on_meta = [n for n, p in module.state_dict().items() if p.device.type == "meta"]
     if on_meta:
         raise OptionError(
             f"{type(module).__name__}: {len(on_meta)} weights have no data (e.g. {on_meta[0]} is "
-            "on the meta device); load them first, or call compile_source for the code alone"
+            "on the meta device); name a checkpoint with --weights (weights=... in Python), or "
+            "call compile_source for the code alone"
         )
-    points = list(entry_points) or [
-        EntryPoint("forward", tuple(example_inputs), example_kwargs or {}, dynamic_shapes)
-    ]
-    with Staging(destination) as staging:
-        made = compile_entries(module, points)
-        return _publish(staging, made, module, seed, quantize)
 
 
 def compile_exported(
     program: ExportedProgram,
     destination: str | Path,
+    *,
+    options: ConvertOptions | None = None,
+    progress: Progress | None = None,
+    location: str = "an exported program",
     seed: int = 0,
-    quantize: QuantOptions | None = None,
 ) -> CompiledModule:
     """Write the MLX code and weights of what `torch.export` made, on its own example.
 
@@ -228,42 +259,23 @@ def compile_exported(
         CompileError, DestinationError, ParityError: as `compile_module`.
     """
     assert program.example_inputs is not None
+    options = options or ConvertOptions()
     args, kwargs = program.example_inputs
-    with Staging(destination) as staging:
+    with Staging(destination, wait=options.wait) as staging:
         module = program.module()
         point = EntryPoint("forward", tuple(args), kwargs)
-        made = _lower([(point, program.run_decompositions({}))], module, _root_name(program))
-        return _publish(staging, made, module, seed, quantize)
-
-
-def _publish(
-    staging: Staging,
-    made: Compilation,
-    module: torch.nn.Module,
-    seed: int,
-    quantize: QuantOptions | None,
-) -> CompiledModule:
-    folder, generated = staging.folder, made.generated
-    _write(folder, made, module)
-    agreement = check_parity(folder, generated, made.entries, module, seed)
-    quantized = None
-    if quantize is not None:
-        quantized = quantize_folder(
-            folder, generated.class_name, quantize, lambda model: _examples(model, made)
+        made = _lower([(point, point, program.run_decompositions({}))], module, _root_name(program))
+        state = module_state(module, made.constants, location, "exported program")
+        return publish(
+            staging,
+            made.generated,
+            made.entries,
+            state,
+            module,
+            options,
+            progress or Silent(),
+            seed,
         )
-    (folder / "README.md").write_text(_readme(made, agreement, quantized), encoding="utf-8")
-    return CompiledModule(
-        staging.publish(), generated.class_name, made.operators, agreement, quantized
-    )
-
-
-def _examples(model: Any, made: Compilation) -> list[Any]:
-    """Outputs of a model on the example of every method."""
-    outputs = []
-    for entry in made.entries:
-        point, arguments = entry.point, made.generated.methods[entry.method]
-        outputs += call_model(model, entry.method, arguments, point.args, point.kwargs)
-    return outputs
 
 
 def _root_name(program: ExportedProgram) -> str:
@@ -289,71 +301,3 @@ def tied_names(module: torch.nn.Module) -> dict[str, str]:
         if first.setdefault(id(tensor), name) != name:
             tied[name] = first[id(tensor)]
     return tied
-
-
-def _write(folder: Path, made: Compilation, module: torch.nn.Module) -> None:
-    generated = made.generated
-    (folder / "model.py").write_text(generated.source, encoding="utf-8")
-    config: dict[str, Any] = {"model_class": generated.class_name}
-    if len(made.entries) == 1:
-        config["inputs"] = _inputs(made.entries[0])
-    else:
-        config["methods"] = {method_name(e.method): _inputs(e) for e in made.entries}
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    _write_weights(folder / "model.safetensors", made, module)
-
-
-def _inputs(entry: CompiledEntry) -> list[dict[str, Any]]:
-    return [
-        {
-            "name": i.name,
-            "dtype": str(i.type.dtype).removeprefix("torch."),
-            "shape": [n if type(n) is int else repr(n) for n in i.type.shape],
-        }
-        for i in entry.graph.inputs
-    ]
-
-
-def _write_weights(file: Path, made: Compilation, module: torch.nn.Module) -> None:
-    import mlx.core as mx
-
-    tensors: dict[str, Any] = dict(made.constants)
-    tensors |= dict(module.named_buffers(remove_duplicate=False))
-    tensors |= dict(module.named_parameters(remove_duplicate=False))
-    arrays = {}
-    for name, stored in made.generated.weights.items():
-        tensor = tensors[stored.source]
-        tensor = tensor.to(single_precision(tensor.dtype))
-        arrays[name] = mlx_array(tensor if stored.axes is None else tensor.permute(stored.axes))
-    mx.save_safetensors(str(file), arrays, metadata={"format": "mlx"})
-
-
-def _readme(made: Compilation, agreement: Agreement, quantized: Quantized | None) -> str:
-    generated = made.generated
-    calls = []
-    for method, arguments in generated.methods.items():
-        call = "" if method == "forward" else f".{method_name(method)}"
-        calls.append(f"outputs = model{call}({', '.join(a.name for a in arguments)})")
-    shapes = [f"- `{i.name}`: {i.type}" for e in made.entries for i in e.graph.inputs]
-    stored = ""
-    if quantized is not None:
-        stored = (
-            f"\nThen quantized to {quantized.assignment.base}, which moves the outputs by "
-            f"{quantized.drift:.1e} on the example.\n"
-        )
-    newline = "\n"
-    return f"""# {generated.class_name} for MLX
-
-```python
-from model import load
-
-model = load(".")
-{newline.join(calls)}
-```
-
-Inputs:
-{newline.join(dict.fromkeys(shapes))}
-
-Compared with PyTorch on: {"; ".join(agreement.cases)}. Largest relative L2 error
-{agreement.worst:.1e}, limit {agreement.limit:.0e}.
-{stored}"""

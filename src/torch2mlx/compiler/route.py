@@ -6,27 +6,36 @@ import importlib
 import re
 import sys
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch2mlx.compiler.dimensions import parse_dynamic
 from torch2mlx.compiler.entry_points import EntryPoint, check_methods
+from torch2mlx.compiler.meta import parameters_on_meta
 from torch2mlx.errors import OptionError, SourceError, UnsupportedError
 from torch2mlx.options import ConvertOptions
+from torch2mlx.planning.plan import FLOAT_DTYPES
+from torch2mlx.progress import Progress, Silent
 
 if TYPE_CHECKING:
     import torch
 
-    from torch2mlx.compiler.package import CompiledModule
+    from torch2mlx.compiler.publish import CompiledModule
+    from torch2mlx.sources.base import Checkpoint
 
 __all__ = ["Compiled", "Example", "convert_program", "is_program"]
 
 _FACTORY = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
-_QUANTIZATION = frozenset(
-    "quantize q_bits q_group_size q_mode recipe keep bits embedding head router strict".split()
-)
+_REFUSED = {
+    "calibrate": "--calibrate: belongs to ports of language models; leave it out",
+    "dequantize": "-d: a module has no quantized layers of MLX; leave it out",
+    "max_context": "--max-context: belongs to ports of language models; bound an extent with "
+    "--dynamic x:1=length:2..4096",
+    "restart": "--restart: a compiled module starts from the beginning anyway; leave it out",
+}
 
 
 @dataclass(frozen=True)
@@ -66,8 +75,10 @@ class Compiled:
         model_class: name of the root class in its model.py.
         operators: number of ATen calls that were lowered.
         cases: inputs on which it was compared with PyTorch.
-        error: largest relative L2 error there, before quantization.
-        limit: that it had to keep.
+        error: largest relative L2 error there, before quantization; None: not compared.
+        limit: that it had to keep, by the coarsest dtype.
+        total_size: bytes of the weights.
+        bits_per_weight: measured on the files.
         quantization: the entry of config.json, or None.
         drift: relative L2 distance that quantization added on the example, or None.
         notes: what a user should know.
@@ -77,8 +88,10 @@ class Compiled:
     model_class: str
     operators: int
     cases: tuple[str, ...]
-    error: float
-    limit: float
+    error: float | None
+    limit: float | None
+    total_size: int
+    bits_per_weight: float
     quantization: Mapping[str, Any] | None = None
     drift: float | None = None
     notes: tuple[str, ...] = ()
@@ -111,7 +124,11 @@ def _is_torchscript(path: Path) -> bool:
 
 
 def convert_program(
-    source: Any, destination: str | Path, options: ConvertOptions, example: Example
+    source: Any,
+    destination: str | Path,
+    options: ConvertOptions,
+    example: Example,
+    progress: Progress | None = None,
 ) -> Compiled:
     """Compile a program, compare it with PyTorch, and publish its folder.
 
@@ -119,8 +136,10 @@ def convert_program(
         source: `nn.Module`, `ExportedProgram`, path of a `.pt2` file, or
             "package.module:factory" (a class, a function without arguments, or a module).
         destination: folder to create.
-        options: only quantization applies.
+        options: `options.weights` names a checkpoint with the values of a module's weights; a
+            factory is then called with its parameters on the meta device.
         example: a module needs one; an exported program brings its own.
+        progress: listener.
 
     Raises:
         OptionError: an option that does not apply, no example, or one that does not fit.
@@ -129,70 +148,117 @@ def convert_program(
         ParityError: the result differs from PyTorch's; nothing is published.
     """
     _check_options(options)
+    listener = progress or Silent()
+    location = str(source) if isinstance(source, str | Path) else ""
     if isinstance(source, str | Path) and Path(source).suffix == ".pt2":
         source = load_exported(Path(source))
     elif isinstance(source, str | Path) and _is_torchscript(Path(source)):
         raise _torchscript(f"{source}: a TorchScript archive")
     elif isinstance(source, str):
         _require_example(source, example)
-        source = load_factory(source)
+        source = load_factory(source, on_meta=options.weights is not None)
     import torch
     from torch.export import ExportedProgram
 
     if isinstance(source, torch.jit.ScriptModule | torch.jit.ScriptFunction):
         raise _torchscript(type(source).__name__)
     if isinstance(source, ExportedProgram):
-        if example.given:
-            raise OptionError(
-                "an exported program brings its own example and dynamic shapes; leave out "
-                "example inputs and dynamic shapes, or convert the module itself"
-            )
-        return _compile(source, destination, options, ())
+        return _compile_exported(source, destination, options, example, listener, location)
     if not isinstance(source, torch.nn.Module):
         raise OptionError(
             f"convert(): {type(source).__name__} is no source; give an nn.Module, an "
             "ExportedProgram, 'package.module:factory' or the path of a checkpoint"
         )
     _require_example(type(source).__name__, example)
-    return _compile(source, destination, options, read_entry_points(source, example))
+    from torch2mlx.compiler.package import compile_module
+
+    points = read_entry_points(source, example)
+    with _open_weights(options) as weights:
+        return _result(
+            compile_module(
+                source,
+                destination,
+                entry_points=points,
+                weights=weights,
+                options=options,
+                progress=listener,
+                location=location,
+            )
+        )
 
 
-def _compile(
-    source: Any,
+@contextmanager
+def _open_weights(options: ConvertOptions) -> Iterator[Checkpoint | None]:
+    if options.weights is None:
+        yield None
+        return
+    from torch2mlx.sources import open_checkpoint
+
+    checkpoint = open_checkpoint(options.weights, revision=options.revision, needs_config=False)
+    with closing(checkpoint.source):
+        yield checkpoint
+
+
+def _compile_exported(
+    program: Any,
     destination: str | Path,
     options: ConvertOptions,
-    points: Sequence[EntryPoint],
+    example: Example,
+    progress: Progress,
+    location: str,
 ) -> Compiled:
-    from torch2mlx.compiler.package import compile_exported, compile_module
+    from torch2mlx.compiler.package import compile_exported
 
-    quantize = options.quant_options()
-    made: CompiledModule
-    if not points:
-        made = compile_exported(source, destination, quantize=quantize)
-    else:
-        made = compile_module(source, destination, entry_points=points, quantize=quantize)
-    quantized = made.quantized
+    if example.given:
+        raise OptionError(
+            "an exported program brings its own example and dynamic shapes; leave out "
+            "example inputs and dynamic shapes, or convert the module itself"
+        )
+    refused = {"--dtype": options.dtype, "--weights": options.weights}
+    given = [flag for flag, value in refused.items() if value is not None]
+    if given:
+        raise OptionError(
+            f"{', '.join(given)}: an exported program has the dtypes and weights that it was "
+            "exported with; change the module and export it again, or convert the module itself"
+        )
+    return _result(
+        compile_exported(
+            program,
+            destination,
+            options=options,
+            progress=progress,
+            location=location or "an exported program",
+        )
+    )
+
+
+def _result(made: CompiledModule) -> Compiled:
+    agreement, quantized = made.agreement, made.quantized
+    weights = made.manifest.weights
     return Compiled(
         made.folder,
         made.class_name,
         made.operators,
-        made.agreement.cases,
-        made.agreement.worst,
-        made.agreement.limit,
+        agreement.cases if agreement else (),
+        agreement.worst if agreement else None,
+        agreement.limit if agreement else None,
+        int(weights["total_size"]),
+        weights["bits_per_weight"],
         quantized.assignment.to_config() if quantized else None,
         quantized.drift if quantized else None,
-        quantized.assignment.notes if quantized else (),
+        tuple(made.manifest.plan["notes"]),
     )
 
 
 def _check_options(options: ConvertOptions) -> None:
-    refused = sorted(set(options.to_dict()) - _QUANTIZATION)
+    default = ConvertOptions()
+    refused = [t for n, t in _REFUSED.items() if getattr(options, n) != getattr(default, n)]
+    if options.revision is not None and options.weights is None:
+        refused.append("--revision: belongs to a hub id in --weights; leave it out")
+    if options.dtype is not None and options.dtype not in FLOAT_DTYPES:
+        refused.append(f"--dtype {options.dtype}: choose one of {', '.join(FLOAT_DTYPES)}")
     if refused:
-        flags = ", ".join("--no-verify" if n == "verify" else f"--{n}" for n in refused)
-        raise OptionError(
-            f"{flags.replace('_', '-')}: not for modules, which are compiled as they stand and "
-            "always compared with PyTorch; leave it out (for another dtype, cast the module)"
-        )
+        raise OptionError("; ".join(refused))
 
 
 def _torchscript(subject: str) -> UnsupportedError:
@@ -212,10 +278,15 @@ def _require_example(name: str, example: Example) -> None:
         )
 
 
-def load_factory(name: str) -> Any:
+def load_factory(name: str, on_meta: bool = False) -> Any:
     """The module that "package.module:factory" makes, in inference mode.
 
     The working directory is searched first, as `python -m` does.
+
+    Args:
+        name: of the factory.
+        on_meta: keep its parameters on the meta device, where they take no memory; buffers are
+            made as ever.
 
     Raises:
         SourceError: it cannot be imported, found or called, or makes something else.
@@ -246,11 +317,13 @@ def load_factory(name: str) -> Any:
         if not callable(found):
             raise SourceError(f"{name}: a {type(found).__name__}, not a function or an nn.Module")
         try:
-            found = found()
+            with parameters_on_meta() if on_meta else nullcontext():
+                found = found()
         except Exception as error:
+            meta = ", called with its parameters on the meta device," if on_meta else ""
             raise SourceError(
-                f"{name}() fails: {type(error).__name__}: {error}; a factory takes no arguments "
-                "and returns the module with its weights"
+                f"{name}(){meta} fails: {type(error).__name__}: {error}; a factory takes no "
+                "arguments and returns the module with its weights"
             ) from error
     if not isinstance(found, torch.nn.Module):
         raise SourceError(f"{name}() returns a {type(found).__name__}, not an nn.Module")

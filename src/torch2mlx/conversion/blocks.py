@@ -32,12 +32,14 @@ class Part:
         scheme: how they are quantized on the way, or None.
         places: for each tensor that is written, by suffix ("" where nothing is quantized), its
             offset in the file and the bytes of one row.
+        finite: NaN and Inf are errors.
     """
 
     name: str
     expr: Expr
     scheme: Scheme | None
     places: Mapping[str, tuple[int, int]]
+    finite: bool = True
 
     def pieces(self, before: int, region: Region, reader: Reader) -> list[tuple[int, Array]]:
         """[(file offset, values)] of one region, which has `before` rows before it.
@@ -46,7 +48,8 @@ class Part:
             NumericError: NaN, Inf or overflow; names tensor and rows.
         """
         values = np.ascontiguousarray(self.expr.read(region, reader))
-        _check_finite(values, self.name, self.expr, region, reader)
+        if self.finite:
+            _check_finite(values, self.name, self.expr, region, reader)
         found: Mapping[str, Array] = {"": values}
         if self.scheme is not None:
             from torch2mlx.quantization.kernel import quantize_rows
@@ -78,7 +81,7 @@ def parts_of(output: Output, shard: ShardPlan) -> list[Part]:
     if not here:
         return []
     if output.scheme is None:
-        return [_plain(output.name, output.expr, shard)]
+        return [_plain(output.name, output.expr, shard, output.finite)]
     places = {
         name.removeprefix(module): (shard.offsets[name], spec.shape[-1] * spec.dtype.itemsize)
         for name, spec in here.items()
@@ -86,9 +89,9 @@ def parts_of(output: Output, shard: ShardPlan) -> list[Part]:
     return [Part(output.name, output.expr, output.scheme, places)]
 
 
-def _plain(name: str, expr: Expr, shard: ShardPlan) -> Part:
+def _plain(name: str, expr: Expr, shard: ShardPlan, finite: bool = True) -> Part:
     row = (expr.shape[-1] if expr.shape else 1) * expr.dtype.itemsize
-    return Part(name, expr, None, {"": (shard.offsets[name], row)})
+    return Part(name, expr, None, {"": (shard.offsets[name], row)}, finite)
 
 
 def row_regions(shape: tuple[int, ...], row_bytes: int, block: int) -> Iterator[tuple[int, Region]]:

@@ -28,7 +28,9 @@ __all__ = [
     "SourceRecord",
     "build_manifest",
     "library_versions",
+    "plan_record",
     "read_manifest",
+    "weight_record",
 ]
 
 SCHEMA_VERSION = 1
@@ -146,25 +148,35 @@ def build_manifest(
             files={name: source_record(path) for name, path in sorted(names.items())},
         ),
         options=options,
-        plan={
-            "port": port_module,
-            "tensors": sum(len(output.specs) for output in plan.outputs),
-            "dtype": plan.dtype.torch_name if plan.dtype else None,
-            "dropped": dict(plan.dropped),
-            "schemes": {o.module: o.scheme.to_config() for o in plan.outputs if o.scheme},
-            "reasons": dict(plan.assignment.reasons) if plan.assignment else {},
-            "notes": list(notes),
-        },
-        weights={
-            "total_size": summary.total_size,
-            "total_parameters": summary.total_parameters,
-            "bits_per_weight": summary.bits_per_weight,
-        },
+        plan=plan_record(plan, port_module, notes),
+        weights=weight_record(summary),
         outputs=output_records(folder, known),
         verification=dict(parity) if parity is not None else {"skipped": True},
         tokenizer=tokenizer,
         measured=measured,
     )
+
+
+def plan_record(plan: Plan, port_module: str, notes: Sequence[str]) -> dict[str, Any]:
+    """What a manifest says of a plan."""
+    return {
+        "port": port_module,
+        "tensors": sum(len(output.specs) for output in plan.outputs),
+        "dtype": plan.dtype.torch_name if plan.dtype else None,
+        "dropped": dict(plan.dropped),
+        "schemes": {o.module: o.scheme.to_config() for o in plan.outputs if o.scheme},
+        "reasons": dict(plan.assignment.reasons) if plan.assignment else {},
+        "notes": list(notes),
+    }
+
+
+def weight_record(summary: WeightSummary) -> dict[str, float]:
+    """What a manifest says of the weight files."""
+    return {
+        "total_size": summary.total_size,
+        "total_parameters": summary.total_parameters,
+        "bits_per_weight": summary.bits_per_weight,
+    }
 
 
 def _relative(path: Path, folder: Path) -> str:

@@ -30,6 +30,7 @@ __all__ = [
     "choose_dtype",
     "is_output_head",
     "is_token_embedding",
+    "output_specs",
 ]
 
 DEFAULT_SHARD_SIZE = 5 * 10**9  # bytes
@@ -48,6 +49,7 @@ class Output:
         calibrated: expressions of the tensors that calibration found, by the suffix of their
             name, or None.
         specs: the tensors written: one, or weight, scales and (affine) biases.
+        finite: NaN and Inf are errors; not so in the masks that modules keep as buffers.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Output:
     packed: Packed | None
     specs: tuple[TensorSpec, ...]
     calibrated: Mapping[str, Expr] | None = None
+    finite: bool = True
 
     @property
     def module(self) -> str:
@@ -188,7 +191,9 @@ def build_plan(
             scheme = assignment.schemes[target.module]
         packed = grids.of(expr, scheme)
         final = _in_final_dtype(expr, chosen, port, target)
-        outputs.append(Output(name, final, scheme, packed, _specs(name, final, scheme, packed)))
+        outputs.append(
+            Output(name, final, scheme, packed, output_specs(name, final, scheme, packed))
+        )
     repacked = sum(output.packed is not None for output in outputs)
     if repacked:
         notes.append(f"{repacked} tensors take over their stored grid without loss")
@@ -268,9 +273,10 @@ def _in_final_dtype(expr: Expr, chosen: DType | None, port: Port, target: Target
     return cast(expr, chosen)
 
 
-def _specs(
+def output_specs(
     name: str, expr: Expr, scheme: Scheme | None, packed: Packed | None
 ) -> tuple[TensorSpec, ...]:
+    """The tensors that a parameter is written as."""
     if scheme is None:
         return (TensorSpec(name, expr.dtype, expr.shape),)
     module = name.removesuffix("weight")

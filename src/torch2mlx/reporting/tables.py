@@ -104,8 +104,15 @@ def _(result: Compiled) -> None:
     table = _grid()
     table.add_row("written", str(result.destination))
     table.add_row("model", f"{result.model_class} in model.py")
-    table.add_row("compared on", "; ".join(result.cases))
-    table.add_row("relative L2", f"{_number(result.error)} (limit {_number(result.limit)})")
+    table.add_row(
+        "weights",
+        f"{format_bytes(result.total_size)}, {result.bits_per_weight:.3g} bits a weight",
+    )
+    if result.error is None or result.limit is None:
+        table.add_row("compared on", "nothing (--no-verify)")
+    else:
+        table.add_row("compared on", "; ".join(result.cases))
+        table.add_row("relative L2", f"{_number(result.error)} (limit {_number(result.limit)})")
     if result.drift is not None:
         table.add_row("quantization", f"moves the outputs by {_number(result.drift)}")
     Console(highlight=False).print(table)

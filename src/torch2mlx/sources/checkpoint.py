@@ -24,6 +24,7 @@ def open_checkpoint(
     revision: str | None = None,
     trust_remote_code: bool = False,
     accept_config: Callable[[dict[str, Any]], None] | None = None,
+    needs_config: bool = True,
 ) -> Checkpoint:
     """Open a folder, a weight file or a hub id; headers are read and checked, tensors are not.
 
@@ -33,6 +34,8 @@ def open_checkpoint(
         trust_remote_code: also take the checkpoint's Python files along; nothing runs them here.
         accept_config: called with config.json before weights of a hub id are downloaded; what
             it raises is passed on.
+        needs_config: a config.json must say which model the weights belong to; otherwise none
+            is read.
 
     Raises:
         SourceError: nothing there, damaged, ambiguous, or not a checkpoint; the message says which
@@ -43,12 +46,12 @@ def open_checkpoint(
     if not path.exists():
         if path.is_symlink():
             raise SourceError(f"{location}: a link to {path.readlink()}, which does not exist")
-        return _open_hub(str(location), revision, trust_remote_code, accept_config)
+        return _open_hub(str(location), revision, trust_remote_code, accept_config, needs_config)
     if revision is not None:
         raise SourceError(f"{location}: is a local path; a revision belongs to a hub id")
     if path.is_dir():
-        return _open_folder(str(location), path, trust_remote_code)
-    return _open_file(str(location), path.parent, path.name, trust_remote_code)
+        return _open_folder(str(location), path, trust_remote_code, needs_config)
+    return _open_file(str(location), path.parent, path.name, trust_remote_code, needs_config)
 
 
 def _open_hub(
@@ -56,6 +59,7 @@ def _open_hub(
     revision: str | None,
     trust_remote_code: bool,
     accept_config: Callable[[dict[str, Any]], None] | None,
+    needs_config: bool,
 ) -> Checkpoint:
     from torch2mlx.sources.hub import download, parse_hub_location
 
@@ -66,15 +70,17 @@ def _open_hub(
         )
     folder = download(on_hub, revision, trust_remote_code, accept_config)
     if on_hub.file is not None:
-        return _open_file(location, folder, on_hub.file, trust_remote_code)
-    return _open_folder(location, folder, trust_remote_code)
+        return _open_file(location, folder, on_hub.file, trust_remote_code, needs_config)
+    return _open_folder(location, folder, trust_remote_code, needs_config)
 
 
-def _open_file(location: str, folder: Path, name: str, trust_remote_code: bool) -> Checkpoint:
+def _open_file(
+    location: str, folder: Path, name: str, trust_remote_code: bool, needs_config: bool
+) -> Checkpoint:
     chosen = choose_file(
         str(folder), name, _file_names(folder), lambda other: read_json_object(folder / other)
     )
-    return _open(location, folder, chosen, trust_remote_code)
+    return _open(location, folder, chosen, trust_remote_code, needs_config)
 
 
 def _file_names(folder: Path) -> list[str]:
@@ -84,21 +90,25 @@ def _file_names(folder: Path) -> list[str]:
         raise unreadable(folder, error) from error
 
 
-def _open_folder(location: str, folder: Path, trust_remote_code: bool) -> Checkpoint:
+def _open_folder(
+    location: str, folder: Path, trust_remote_code: bool, needs_config: bool
+) -> Checkpoint:
     chosen = choose_weights(
         str(folder), _file_names(folder), lambda name: read_json_object(folder / name)
     )
-    return _open(location, folder, chosen, trust_remote_code)
+    return _open(location, folder, chosen, trust_remote_code, needs_config)
 
 
-def _open(location: str, folder: Path, chosen: WeightFiles, trust_remote_code: bool) -> Checkpoint:
+def _open(
+    location: str, folder: Path, chosen: WeightFiles, trust_remote_code: bool, needs_config: bool
+) -> Checkpoint:
     files = [folder / name for name in chosen.files]
     _require_inside(folder, files, chosen.index)
     if chosen.kind == "gguf":
         from torch2mlx.sources.gguf import open_gguf
 
         return open_gguf(location, folder, files, chosen.notes)
-    config = read_config(folder)
+    config = read_config(folder) if needs_config else {}
     notes = list(chosen.notes)
     source: TensorSource
     if chosen.kind == "torch":

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch2mlx.compiler.codegen import GeneratedModel
@@ -14,7 +13,7 @@ from torch2mlx.compiler.entry_points import CompiledEntry
 from torch2mlx.compiler.parity.distance import relative_error
 from torch2mlx.compiler.parity.inputs import STEPS, fresh_inputs, other_sizes
 from torch2mlx.compiler.parity.localize import first_difference
-from torch2mlx.compiler.parity.running import call_model, import_model
+from torch2mlx.compiler.parity.running import call_model
 from torch2mlx.errors import ParityError
 
 if TYPE_CHECKING:
@@ -43,7 +42,7 @@ class Agreement:
 
 
 def check_parity(
-    folder: Path,
+    model: Any,
     generated: GeneratedModel,
     entries: Sequence[CompiledEntry],
     module: torch.nn.Module,
@@ -54,8 +53,8 @@ def check_parity(
     Buffers that the module changes go on from one case to the next, in both.
 
     Args:
-        folder: with the generated files.
-        generated: what is in them.
+        model: an instance of the generated class, with its weights.
+        generated: its code.
         entries: each method, with its example.
         module: the original; its buffers stay as they are.
         seed: of the fresh inputs.
@@ -63,13 +62,13 @@ def check_parity(
     Raises:
         ParityError: an output or a buffer differs; the text names the first module that does.
     """
-    return _Check(folder, generated, entries, module).run(seed)
+    return _Check(model, generated, entries, module).run(seed)
 
 
 class _Check:
     def __init__(
         self,
-        folder: Path,
+        model: Any,
         generated: GeneratedModel,
         entries: Sequence[CompiledEntry],
         module: torch.nn.Module,
@@ -78,7 +77,9 @@ class _Check:
         self.buffers = list(dict.fromkeys(n for e in entries for n in e.graph.states))
         # Running it may change its buffers, which belong to the user.
         self.module = copy.deepcopy(module) if self.buffers else module
-        self.model = import_model(folder).load(str(folder))
+        self.model = model
+        # Compiled in another dtype, values are compared and not their types.
+        self.rounded = any(e.point is not e.original for e in entries)
         types = [w.type for e in entries for w in e.graph.weights]
         types += [i.type for e in entries for i in e.graph.inputs]
         names = {str(t.dtype).removeprefix("torch.") for t in types}
@@ -141,7 +142,10 @@ class _Check:
         import torch
         from torch.utils import _pytree as pytree
 
-        copies = [v.clone() if isinstance(v, torch.Tensor) else v for v in flat]
+        copies = [
+            v.to(own.dtype, copy=True) if isinstance(v, torch.Tensor) else v
+            for v, own in zip(flat, entry.original_flat, strict=True)
+        ]
         args, kwargs = pytree.tree_unflatten(copies, entry.spec)
         # The module itself is called for `forward`, so that its hooks run.
         call = self.module if entry.method == "forward" else getattr(self.module, entry.method)
@@ -178,7 +182,7 @@ class _Check:
         pairs += [(f"buffer {n}", *state[n]) for n in self.buffers]
         worst = 0.0
         for label, want, got in pairs:
-            distance = relative_error(want, got)
+            distance = relative_error(want, got, self.rounded)
             if not distance <= self.limit:
                 self._restore(before)
                 where = first_difference(

@@ -1,0 +1,99 @@
+"""Modules without the memory of their weights: built on meta, traced on fake tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["fake_inputs", "fake_weights", "parameters_on_meta"]
+
+
+@contextmanager
+def parameters_on_meta() -> Iterator[None]:
+    """Modules that are built meanwhile have their parameters on the meta device.
+
+    Buffers keep their values: what is computed in a constructor is in no checkpoint.  A tensor
+    is moved when it becomes a parameter, before anything is written to it.
+    """
+    import torch
+    from torch.nn.parameter import is_lazy
+    from torch.utils.weak import WeakTensorKeyDictionary
+
+    original = torch.nn.Module.register_parameter
+    moved = WeakTensorKeyDictionary()  # one tensor under two names stays one
+
+    def register(module: torch.nn.Module, name: str, param: Any) -> None:
+        original(module, name, param)
+        if param is None or param.device.type == "meta" or is_lazy(param):
+            return
+        if param not in moved:
+            moved[param] = torch.nn.Parameter(param.to("meta"), param.requires_grad)
+        module._parameters[name] = moved[param]
+
+    torch.nn.Module.register_parameter = register  # type: ignore[method-assign,assignment]
+    try:
+        yield
+    finally:
+        torch.nn.Module.register_parameter = original  # type: ignore[method-assign]
+
+
+@contextmanager
+def fake_weights(module: torch.nn.Module, dtype: torch.dtype | None = None) -> Iterator[None]:
+    """While it lasts, weights without data are fake tensors on the CPU.
+
+    What `forward` makes itself is then on the same device.
+
+    Args:
+        module: is changed in place, and put back.
+        dtype: of all floating-point parameters and buffers, which are then fake; None: as they
+            are.
+    """
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    fakes: dict[int, Any] = {}
+    replaced: list[tuple[dict[str, Any], str, Any]] = []
+
+    def fake(tensor: torch.Tensor) -> torch.Tensor:
+        other = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+        if id(tensor) not in fakes:
+            made: torch.Tensor = torch.empty(tensor.shape, dtype=other, device="cpu")
+            if isinstance(tensor, torch.nn.Parameter):
+                made = torch.nn.Parameter(made, tensor.requires_grad and made.is_floating_point())
+            fakes[id(tensor)] = made
+        found: torch.Tensor = fakes[id(tensor)]
+        return found
+
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            for inner in module.modules():
+                holders: list[dict[str, Any]] = [inner._parameters, inner._buffers]
+                for held in holders:
+                    for name, tensor in held.items():
+                        if tensor is None:
+                            continue
+                        cast = dtype is not None and tensor.is_floating_point()
+                        if tensor.device.type == "meta" or (cast and tensor.dtype != dtype):
+                            replaced.append((held, name, tensor))
+                            held[name] = fake(tensor)
+        yield
+    finally:
+        for held, name, tensor in replaced:
+            held[name] = tensor
+
+
+def fake_inputs(value: Any) -> Any:
+    """Arguments whose tensors on the meta device are zeros on the CPU."""
+    import torch
+    from torch.utils import _pytree as pytree
+
+    def real(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.device.type != "meta":
+            return tensor
+        return torch.zeros(tensor.shape, dtype=tensor.dtype)
+
+    return pytree.tree_map_only(torch.Tensor, real, value)

@@ -1,0 +1,345 @@
+"""The folder of a generated model: code, weights, config, manifest, and the proof."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch2mlx.compiler.codegen import GeneratedModel
+from torch2mlx.compiler.codegen.tree import method_name
+from torch2mlx.compiler.entry_points import CompiledEntry
+from torch2mlx.compiler.loading import with_loader
+from torch2mlx.compiler.parity import Agreement, call_model, check_parity, import_model
+from torch2mlx.compiler.quantize import Quantized, assign, check_quantized
+from torch2mlx.compiler.weights import WeightState, plan_weights, weight_expressions
+from torch2mlx.conversion.executor import execute
+from torch2mlx.conversion.identity import SourceState
+from torch2mlx.errors import ParityError
+from torch2mlx.options import ConvertOptions
+from torch2mlx.packaging.files import output_records, source_record
+from torch2mlx.packaging.index import WeightSummary, write_index
+from torch2mlx.packaging.manifest import Manifest, SourceRecord, plan_record, weight_record
+from torch2mlx.packaging.staging import Staging
+from torch2mlx.planning.plan import Plan
+from torch2mlx.planning.regions import full
+from torch2mlx.planning.shards import parse_size
+from torch2mlx.progress import Progress
+from torch2mlx.verification.audit import audit
+from torch2mlx.verification.reference import to_torch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import torch
+
+__all__ = ["CompiledModule", "publish", "weights_of"]
+
+
+@dataclass(frozen=True)
+class CompiledModule:
+    """A published folder.
+
+    Attributes:
+        folder: where it is.
+        class_name: of the root in its model.py.
+        operators: number of ATen calls that were lowered.
+        agreement: what was compared with PyTorch; None: nothing.
+        quantized: what quantization did, or None.
+        manifest: what torch2mlx.json says.
+    """
+
+    folder: Path
+    class_name: str
+    operators: int
+    agreement: Agreement | None
+    quantized: Quantized | None
+    manifest: Manifest
+
+
+def publish(
+    staging: Staging,
+    generated: GeneratedModel,
+    entries: Sequence[CompiledEntry],
+    weights: WeightState,
+    module: torch.nn.Module,
+    options: ConvertOptions,
+    progress: Progress,
+    seed: int = 0,
+) -> CompiledModule:
+    """Write everything, compare with PyTorch, and give the folder its name.
+
+    Args:
+        staging: entered.
+        generated: code and list of weights.
+        entries: each method, with its example.
+        weights: values of the weights.
+        module: the original, for the comparison; given the values of `weights` meanwhile if it
+            has none.
+        options: dtype, quantization, shards, memory, verification.
+        progress: listener.
+        seed: of the fresh inputs.
+
+    Raises:
+        NumericError: NaN, Inf or overflow in a parameter.
+        OptionError: options that do not fit the model.
+        ParityError: an output or a tensor differs; nothing is published.
+    """
+    return _Publication(staging, generated, entries, weights, module, options, progress).run(seed)
+
+
+class _Publication:
+    def __init__(
+        self,
+        staging: Staging,
+        generated: GeneratedModel,
+        entries: Sequence[CompiledEntry],
+        weights: WeightState,
+        module: torch.nn.Module,
+        options: ConvertOptions,
+        progress: Progress,
+    ) -> None:
+        self.staging, self.folder = staging, staging.folder
+        self.generated, self.entries, self.weights = generated, entries, weights
+        self.module, self.options, self.progress = module, options, progress
+        self.source = SourceState.take(weights.source.files)
+        self.measured: dict[str, float] = {}
+
+    def run(self, seed: int) -> CompiledModule:
+        generated, folder = self.generated, self.folder
+        _write(folder / "model.py", generated.source)
+        plan = self._plan()
+        self.staging.require_room(plan.nbytes)
+        sharded, quantized = len(plan.shards) > 1, plan.assignment is not None
+        name = generated.class_name
+        _write(
+            folder / "model.py",
+            with_loader(generated.source, name, sharded=sharded, quantized=quantized),
+        )
+        _write(folder / "config.json", json.dumps(self._config(plan), indent=2) + "\n")
+        with self._timed("convert"), self.progress.stage("Writing weights", plan.nbytes) as advance:
+            files = execute(
+                plan,
+                self.weights.source,
+                folder,
+                memory_limit=parse_size(self.options.memory_limit),
+                progress=advance,
+                check=self.source.check,
+            )
+        schemes = {o.module: o.scheme for o in plan.outputs if o.scheme is not None}
+        summary = write_index(folder, {path: scheme.bits for path, scheme in schemes.items()})
+        agreement, proof, done = None, None, None
+        if self.options.verify:
+            with self._timed("verify"), self.progress.stage("Comparing with PyTorch"):
+                proof = self._audit(plan, files)
+                agreement, done = self._compare(plan, seed)
+        elif plan.assignment is not None:
+            done = Quantized(plan.assignment, None)
+        _write(folder / "README.md", self._readme(agreement, done))
+        manifest = self._manifest(plan, summary, agreement, proof)
+        self.source.check(thorough=True)
+        operators = sum(len(entry.graph.nodes) for entry in self.entries)
+        return CompiledModule(self.staging.publish(), name, operators, agreement, done, manifest)
+
+    def _plan(self) -> Plan:
+        weights = {w.name: w for entry in self.entries for w in entry.graph.weights}
+        stored = self.generated.weights
+        quantize = self.options.quant_options()
+        assignment = None
+        if quantize is not None:
+            assignment = assign(
+                getattr(import_model(self.folder), self.generated.class_name)(), quantize
+            )
+        kinds = {name: weights[s.source].kind for name, s in stored.items()}
+        return plan_weights(
+            weight_expressions(self.generated, weights, self.weights.tensors),
+            assignment=assignment,
+            unchecked={name for name, kind in kinds.items() if kind != "parameter"},
+            max_shard_size=parse_size(self.options.max_shard_size),
+            notes=self.weights.notes,
+        )
+
+    def _audit(self, plan: Plan, files: Sequence[Path]) -> dict[str, Any]:
+        """Every written tensor against its source; ParityError for one that differs."""
+        report = audit(plan.outputs, files, self.weights.source)
+        failure = report.first_failure
+        if failure is not None:
+            raise ParityError(f"audit: {failure.detail}; nothing was written")
+        return report.to_dict()
+
+    def _compare(self, plan: Plan, seed: int) -> tuple[Agreement, Quantized | None]:
+        """Both models on the same inputs, unquantized; then what quantization changed."""
+        folder, name = self.folder, self.generated.class_name
+        if plan.assignment is None:
+            model = import_model(folder).load(str(folder))
+        else:
+            model = self._unquantized(plan)
+        before = self._examples(model)
+        with weights_of(self.module, self.weights):
+            agreement = check_parity(model, self.generated, self.entries, self.module, seed)
+        if plan.assignment is None:
+            return agreement, None
+        done = check_quantized(folder, name, plan.assignment, before, self._examples)
+        return agreement, done
+
+    def _unquantized(self, plan: Plan) -> Any:
+        from torch2mlx.dtypes import to_mx
+
+        model = getattr(import_model(self.folder), self.generated.class_name)()
+        values = []
+        for output in plan.outputs:
+            bits = output.expr.read(full(output.expr.shape), self.weights.source)
+            values.append((output.name, to_mx(bits, output.expr.dtype)))
+        model.load_weights(values)
+        model.eval()
+        return model
+
+    def _examples(self, model: Any) -> list[Any]:
+        """Outputs of a model on the example of every method; buffers stay as they are."""
+        from mlx.utils import tree_flatten
+
+        before = tree_flatten(model.parameters())
+        outputs = []
+        for entry in self.entries:
+            arguments = self.generated.methods[entry.method]
+            outputs += call_model(
+                model, entry.method, arguments, entry.point.args, entry.point.kwargs
+            )
+        model.load_weights(before)
+        return outputs
+
+    def _config(self, plan: Plan) -> dict[str, Any]:
+        config: dict[str, Any] = {"model_class": self.generated.class_name}
+        if len(self.entries) == 1:
+            config["inputs"] = _inputs(self.entries[0])
+        else:
+            config["methods"] = {method_name(e.method): _inputs(e) for e in self.entries}
+        if plan.quantization is not None:
+            config["quantization"] = dict(plan.quantization)
+        return config
+
+    def _manifest(
+        self,
+        plan: Plan,
+        summary: WeightSummary,
+        agreement: Agreement | None,
+        proof: Mapping[str, Any] | None,
+    ) -> Manifest:
+        weights = self.weights
+        verification: dict[str, Any] = {"skipped": True}
+        if agreement is not None:
+            verification = {
+                "passed": True,
+                "cases": list(agreement.cases),
+                "error": agreement.worst,
+                "limit": agreement.limit,
+                "audit": proof,
+            }
+        manifest = Manifest(
+            source=SourceRecord(
+                location=weights.location,
+                kind=weights.kind,
+                files={path.name: source_record(path) for path in weights.source.files},
+            ),
+            options=self.options.to_dict(),
+            plan=plan_record(plan, "generated", plan.notes),
+            weights=weight_record(summary),
+            outputs=output_records(self.folder, {}),
+            verification=verification,
+            measured=self.measured,
+        )
+        manifest.write(self.folder)
+        return manifest
+
+    def _readme(self, agreement: Agreement | None, quantized: Quantized | None) -> str:
+        generated = self.generated
+        calls = []
+        for method, arguments in generated.methods.items():
+            call = "" if method == "forward" else f".{method_name(method)}"
+            calls.append(f"outputs = model{call}({', '.join(a.name for a in arguments)})")
+        shapes = [f"- `{i.name}`: {i.type}" for e in self.entries for i in e.graph.inputs]
+        text = "Not compared with PyTorch (`--no-verify`).\n"
+        if agreement is not None:
+            text = (
+                f"Compared with PyTorch on: {'; '.join(agreement.cases)}. Largest relative L2 "
+                f"error\n{agreement.worst:.1e}, limit {agreement.limit:.0e}.\n"
+            )
+        if quantized is not None:
+            moved = ""
+            if quantized.drift is not None:
+                moved = f", which moves the outputs by {quantized.drift:.1e} on the example"
+            text += f"\nThen quantized to {quantized.assignment.base}{moved}.\n"
+        newline = "\n"
+        return f"""# {generated.class_name} for MLX
+
+```python
+from model import load
+
+model = load(".")
+{newline.join(calls)}
+```
+
+Inputs:
+{newline.join(dict.fromkeys(shapes))}
+
+{text}"""
+
+    @contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.measured[f"{name}_wall_s"] = round(time.perf_counter() - start, 3)
+
+
+@contextmanager
+def weights_of(module: torch.nn.Module, weights: WeightState) -> Iterator[None]:
+    """While it lasts, the module holds the values of `weights`, in its own dtypes.
+
+    A module that holds them anyway is left alone.
+    """
+    import torch
+
+    if not weights.source.files:
+        yield
+        return
+    replaced = []
+    made: dict[int, torch.Tensor] = {}
+    for path, inner in module.named_modules():
+        for held in (inner._parameters, inner._buffers):
+            for name, tensor in held.items():
+                expr = weights.tensors.get(f"{path}.{name}" if path else name)
+                if tensor is None or expr is None:
+                    continue
+                replaced.append((held, name, tensor))
+                if id(tensor) not in made:
+                    bits = expr.read(full(expr.shape), weights.source)
+                    value = to_torch(bits, expr.dtype).to(tensor.dtype)
+                    if isinstance(tensor, torch.nn.Parameter):
+                        value = torch.nn.Parameter(value, requires_grad=False)
+                    made[id(tensor)] = value
+    for held, name, tensor in replaced:
+        held[name] = made[id(tensor)]
+    try:
+        yield
+    finally:
+        for held, name, tensor in replaced:
+            held[name] = tensor
+
+
+def _inputs(entry: CompiledEntry) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": i.name,
+            "dtype": str(i.type.dtype).removeprefix("torch."),
+            "shape": [n if type(n) is int else repr(n) for n in i.type.shape],
+        }
+        for i in entry.graph.inputs
+    ]
+
+
+def _write(file: Path, text: str) -> None:
+    file.write_text(text, encoding="utf-8")

@@ -1,0 +1,201 @@
+"""Weights of a generated model as a plan, whose expressions are read from wherever they lie."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch2mlx.compiler.codegen import GeneratedModel
+from torch2mlx.compiler.graph import Weight
+from torch2mlx.dtypes import dtype_from_torch
+from torch2mlx.errors import PlanError
+from torch2mlx.planning.expressions import Expr, Source, Transpose, cast
+from torch2mlx.planning.plan import DEFAULT_SHARD_SIZE, Output, Plan, output_specs
+from torch2mlx.planning.shards import plan_shards
+from torch2mlx.sources.base import Checkpoint, TensorSource
+from torch2mlx.sources.in_memory import JoinedSource, MemorySource
+
+if TYPE_CHECKING:
+    import torch
+
+    from torch2mlx.quantization.recipe import Assignment
+
+__all__ = [
+    "WeightState",
+    "check_names",
+    "checkpoint_state",
+    "module_state",
+    "plan_weights",
+    "weight_expressions",
+]
+
+
+@dataclass(frozen=True)
+class WeightState:
+    """The values of a module's weights, by its own names.
+
+    Attributes:
+        tensors: as expressions over `source`.
+        source: where they are read.
+        location, kind: for the manifest.
+        folder: of its files.
+        notes: what a user should know.
+    """
+
+    tensors: Mapping[str, Expr]
+    source: TensorSource
+    location: str
+    kind: str
+    folder: Path = field(default_factory=Path)
+    notes: tuple[str, ...] = ()
+
+
+def named_tensors(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters and buffers under all of their names."""
+    return {
+        **dict(module.named_buffers(remove_duplicate=False)),
+        **dict(module.named_parameters(remove_duplicate=False)),
+    }
+
+
+def module_state(
+    module: torch.nn.Module, constants: Mapping[str, torch.Tensor], location: str, kind: str
+) -> WeightState:
+    """The weights that a module holds, and constants of its program; nothing is copied.
+
+    Raises:
+        SourceError: weights without data, or of a type that MLX lacks; names all.
+    """
+    source = MemorySource({**constants, **named_tensors(module)})
+    return WeightState(_sources(source), source, location, kind)
+
+
+def checkpoint_state(
+    module: torch.nn.Module, constants: Mapping[str, torch.Tensor], checkpoint: Checkpoint
+) -> WeightState:
+    """The weights of a module as a checkpoint has them; what no checkpoint holds (constants,
+    buffers that are not persistent) comes from the module.
+
+    Args:
+        module: its parameters need no data.
+        constants: of its program.
+        checkpoint: tensors under the names of `module.state_dict()`.
+
+    Raises:
+        PlanError: names that are missing, unexpected or of another shape, all at once.
+        SourceError: what only the module can hold has no data either.
+    """
+    check_names(module, checkpoint)
+    own = module.state_dict(keep_vars=True)
+    tied = {id(own[name]): name for name in own if name in checkpoint.state}
+    inside: dict[str, torch.Tensor] = {}
+    tensors: dict[str, Expr] = {}
+    for name, tensor in {**constants, **named_tensors(module)}.items():
+        stored = name if name in own and name in checkpoint.state else tied.get(id(tensor))
+        if stored is None:
+            inside[f"{name} (made by the module)"] = tensor
+        else:
+            tensors[name] = checkpoint.state[stored]
+    memory = MemorySource(inside)
+    tensors |= {
+        name.removesuffix(" (made by the module)"): expr for name, expr in _sources(memory).items()
+    }
+    return WeightState(
+        tensors,
+        JoinedSource(checkpoint.source, memory),
+        checkpoint.location,
+        checkpoint.kind,
+        checkpoint.folder,
+        checkpoint.notes,
+    )
+
+
+def _sources(source: TensorSource) -> dict[str, Expr]:
+    return {n: Source(n, info.dtype, info.shape) for n, info in source.tensors.items()}
+
+
+def check_names(module: torch.nn.Module, checkpoint: Checkpoint) -> None:
+    """Raise PlanError unless a checkpoint has exactly the tensors of a module."""
+    own, state = module.state_dict(keep_vars=True), checkpoint.state
+    stored = {id(own[name]) for name in own if name in state}
+    problems = [
+        f"missing: {name} {list(tensor.shape)}"
+        for name, tensor in own.items()
+        if name not in state and id(tensor) not in stored
+    ]
+    problems += [
+        f"unexpected: {name} {list(state[name].shape)}" for name in state if name not in own
+    ]
+    problems += [
+        f"{name}: expected {list(tensor.shape)}, found {list(state[name].shape)}"
+        for name, tensor in own.items()
+        if name in state and tuple(tensor.shape) != tuple(state[name].shape)
+    ]
+    if problems:
+        listing = "".join(f"\n  - {problem}" for problem in problems)
+        raise PlanError(
+            f"{checkpoint.location}: not the weights of {type(module).__name__} (names and shapes "
+            f"must be those of its state_dict()):{listing}"
+        )
+
+
+def weight_expressions(
+    generated: GeneratedModel, weights: Mapping[str, Weight], state: Mapping[str, Expr]
+) -> dict[str, Expr]:
+    """What each tensor of a generated model is made of.
+
+    Args:
+        generated: knows the source of each, and the order of its axes.
+        weights: of its graphs, by name; the values get the dtype that the graph computes with.
+        state: the module's tensors.
+    """
+    found = {}
+    for name, stored in generated.weights.items():
+        expr = state[stored.source]
+        if stored.axes is not None:
+            expr = Transpose(expr, stored.axes)
+        # Casts come last, where overflow is told from NaN.
+        found[name] = cast(expr, dtype_from_torch(weights[stored.source].type.dtype))
+    return found
+
+
+def plan_weights(
+    expressions: Mapping[str, Expr],
+    *,
+    assignment: Assignment | None = None,
+    unchecked: Collection[str] = (),
+    max_shard_size: int = DEFAULT_SHARD_SIZE,
+    config: Mapping[str, Any] | None = None,
+    notes: Sequence[str] = (),
+) -> Plan:
+    """The plan that writes a generated model's weights.
+
+    Args:
+        expressions: parameter path → its values in the final dtype.
+        assignment: how layers are quantized, by path; None: not at all.
+        unchecked: paths that may hold NaN and Inf, as masks do.
+        max_shard_size: bytes a file may have at most, its header included.
+        config: of the model, for the record.
+        notes: what a user should know.
+
+    Raises:
+        PlanError: a tensor exceeds the shard size.
+    """
+    outputs = []
+    for name, expr in expressions.items():
+        owner, _, leaf = name.rpartition(".")
+        scheme = assignment.schemes.get(owner) if assignment and leaf == "weight" else None
+        specs = output_specs(name, expr, scheme, None)
+        outputs.append(Output(name, expr, scheme, None, specs, finite=name not in unchecked))
+    return Plan(
+        outputs=tuple(outputs),
+        shards=tuple(plan_shards((o.specs for o in outputs), max_shard_size)),
+        dtype=None,
+        config=config or {},
+        quantization=assignment.to_config() if assignment else None,
+        assignment=assignment,
+        dropped={},
+        notes=(*notes, *(assignment.notes if assignment else ())),
+    )
