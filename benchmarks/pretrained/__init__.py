@@ -1,0 +1,1 @@
+"""Pretrained models that installable packages carry, each with a task that has an answer."""
