@@ -16,7 +16,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch2mlx.errors import DestinationError, OptionError, SourceError, Torch2MLXError
+from torch2mlx.errors import (
+    DestinationError,
+    OptionError,
+    SourceError,
+    Torch2MLXError,
+    UnsupportedError,
+)
 from torch2mlx.inspection import Inspection, inspect_checkpoint
 from torch2mlx.options import ConvertOptions
 from torch2mlx.progress import Progress, Silent
@@ -205,10 +211,15 @@ def convert(
 
 def _open(source: str | Path, revision: str | None, trust_remote_code: bool) -> Checkpoint:
     from torch2mlx.architectures.port import load_port
+    from torch2mlx.routing import may_generate
     from torch2mlx.sources import open_checkpoint
 
-    def accept(config: dict[str, Any]) -> None:
-        load_port(config)  # before gigabytes are downloaded
+    def accept(config: dict[str, Any]) -> None:  # before gigabytes are downloaded
+        try:
+            load_port(config)
+        except UnsupportedError:
+            if not may_generate(config):
+                raise
 
     return open_checkpoint(
         source, revision=revision, trust_remote_code=trust_remote_code, accept_config=accept
@@ -228,32 +239,16 @@ class _Conversion:
         self.measured: dict[str, float] = {}
 
     def run(self) -> Conversion:
-        from torch2mlx.architectures.bounds import check_counts
-        from torch2mlx.architectures.port import load_port
         from torch2mlx.calibration.conversion import calibration_folder
         from torch2mlx.packaging.staging import Staging
-        from torch2mlx.planning.plan import build_plan
-        from torch2mlx.planning.shards import parse_size
+        from torch2mlx.routing import route
 
-        options = self.options
         source = self._source_state()
-        with self._timed("plan"), self.progress.stage("Planning from headers"):
-            check_counts(self.checkpoint.config, self.checkpoint.state)
-            port = load_port(self.checkpoint.config)
-            plan = build_plan(
-                self.checkpoint,
-                port,
-                dtype=options.dtype,
-                quantize=options.quant_options(),
-                keep_grids=options.keep_grids,
-                max_shard_size=parse_size(options.max_shard_size),
-            )
-        for note in plan.notes:
-            self.progress.note(note)
-        gate = self._gate(plan, port)
-        if gate is not None:
-            with self._timed("verify"):
-                gate.prove_port()
+        checkpoint, (plan, port, gate), note = route(self.checkpoint, self._prepare)
+        self.checkpoint = checkpoint
+        for text in (*note, *plan.notes):
+            self.progress.note(text)
+        options = self.options
         if options.calibrate:
             with self._timed("calibrate"):
                 plan = self._calibrated(plan)
@@ -263,8 +258,8 @@ class _Conversion:
         with Staging(
             self.destination,
             identity=self._identity(plan, source),
-            restart=options.restart,
-            wait=options.wait,
+            restart=self.options.restart,
+            wait=self.options.wait,
         ) as staging:
             staging.require_room(room)
             with self._timed("convert"):
@@ -274,6 +269,7 @@ class _Conversion:
             if gate is not None:
                 with self._timed("verify"):
                     report = gate.prove_result(staging.folder, files)
+            notes = (*note, *notes)
             manifest = self._describe(plan, port, staging, summary, tokenizer, report, notes)
             source.check(thorough=True)
             published = staging.publish()
@@ -297,6 +293,32 @@ class _Conversion:
             self.options.to_dict(),
             library_versions(),
         )
+
+    def _prepare(self, checkpoint: Checkpoint) -> tuple[Plan, Any, Any]:
+        """Plan, port and gate, the port proven on a twin."""
+        from torch2mlx.architectures.bounds import check_counts
+        from torch2mlx.architectures.port import load_port
+        from torch2mlx.planning.plan import build_plan
+        from torch2mlx.planning.shards import parse_size
+
+        options = self.options
+        self.checkpoint = checkpoint
+        with self._timed("plan"), self.progress.stage("Planning from headers"):
+            check_counts(checkpoint.config, checkpoint.state)
+            port = load_port(checkpoint.config)
+            plan = build_plan(
+                checkpoint,
+                port,
+                dtype=options.dtype,
+                quantize=options.quant_options(),
+                keep_grids=options.keep_grids,
+                max_shard_size=parse_size(options.max_shard_size),
+            )
+        gate = self._gate(plan, port)
+        if gate is not None:
+            with self._timed("verify"):
+                gate.prove_port()
+        return plan, port, gate
 
     def _gate(self, plan: Plan, port: Any) -> Any:
         if not self.options.verify:
@@ -385,18 +407,22 @@ class _Conversion:
                 except SourceError:  # the tokenizer's own check reports it
                     tokenizer = None
             stops = find_stop_ids(
-                checkpoint.config, checkpoint.generation_config, tokenizer, port.module
+                checkpoint.config,
+                checkpoint.generation_config,
+                tokenizer,
+                None if port.model_file else port.module,
             )
             notes.extend(stops.notes)
-            write_config(
-                folder,
-                output_config(
-                    port.config,
-                    plan.quantization,
-                    eos_token_id=stops.ids,
-                    dtype=plan.dtype.torch_name if plan.dtype else None,
-                ),
+            written = output_config(
+                port.config,
+                plan.quantization,
+                eos_token_id=stops.ids,
+                dtype=plan.dtype.torch_name if plan.dtype else None,
             )
+            if port.model_file:
+                written["model_file"] = port.module
+                (folder / port.module).write_text(port.model_file, encoding="utf-8")
+            write_config(folder, written)
             if write_generation_config(folder, checkpoint.generation_config, stops.ids):
                 notes.append("generation_config.json: eos_token_id united with the other sources'")
             summary = write_index(
@@ -541,7 +567,8 @@ def generate(
         temperature: 0 takes the most likely token.
         seed: of the sampling.
         raw: do not apply the chat template.
-        trust_remote_code: allow a model file or tokenizer code in the folder to run.
+        trust_remote_code: allow a model file or tokenizer code in the folder to run.  A model
+            file that torch2mlx writes for this config.json needs no permission.
         on_text: called with each piece of text as it comes.
 
     Raises:
@@ -557,13 +584,25 @@ def generate(
     import mlx.core as mx
     from mlx_lm import load, stream_generate
     from mlx_lm.sample_utils import make_sampler
+    from mlx_lm.utils import load_model, load_tokenizer
 
     try:
-        model, tokenizer = load(
-            str(folder),
-            tokenizer_config={"trust_remote_code": trust_remote_code},
-            trust_remote_code=trust_remote_code,
-        )[:2]
+        tokenizer_config = {"trust_remote_code": trust_remote_code}
+        generated = None if trust_remote_code else _generated_port(Path(folder))
+        if generated is None:
+            model, tokenizer = load(
+                str(folder), tokenizer_config=tokenizer_config, trust_remote_code=trust_remote_code
+            )[:2]
+        else:
+            model, config = load_model(
+                Path(folder),
+                model_config={"model_file": None},
+                get_model_classes=lambda config: generated.classes,
+            )
+            stops = config.get("eos_token_id")
+            tokenizer = load_tokenizer(  # type: ignore[no-untyped-call]
+                Path(folder), tokenizer_config, eos_token_ids=stops
+            )
     except Torch2MLXError:
         raise
     except Exception as error:  # whatever a damaged folder provokes in two libraries
@@ -603,6 +642,27 @@ def generate(
         peak_memory=int(last.peak_memory * 1e9),
         finish_reason=last.finish_reason,
     )
+
+
+def _generated_port(folder: Path) -> Any:
+    """The port that torch2mlx generates for a folder's config.json, if the folder holds just that.
+
+    The folder's own file is only read, never run: a hash beside it would prove nothing of a
+    folder from elsewhere.
+    """
+    from torch2mlx.architectures.port import MODEL_FILE, load_port
+    from torch2mlx.sources.local_files import read_json_object
+
+    config = read_json_object(folder / "config.json")
+    if config.get("model_file") != MODEL_FILE:
+        return None
+    port = load_port(config)
+    if not port.is_source((folder / MODEL_FILE).read_text(encoding="utf-8")):
+        raise SourceError(
+            f"{folder / MODEL_FILE}: not what this version of torch2mlx and transformers writes "
+            "for config.json; read it, and run it with --trust-remote-code if you trust it"
+        )
+    return port
 
 
 def upload(folder: str | Path, repository: str) -> str:

@@ -20,7 +20,10 @@ from torch2mlx.architectures.tracing import trace_call
 from torch2mlx.errors import PlanError, UnsupportedError
 from torch2mlx.planning.expressions import Expr, sources_of
 
-__all__ = ["Port", "PortMapping", "Target", "load_port", "plain_port"]
+__all__ = ["MODEL_FILE", "Port", "PortMapping", "Target", "load_port", "plain_port"]
+
+MODEL_FILE = "model.py"
+"""What `model_file` in config.json says where the model was generated; mlx-lm runs that file."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,20 @@ class Port:
                 "documentation, or report the config"
             ) from error
 
+    @property
+    def model_file(self) -> str:
+        """Source of the file that a folder needs beside its weights; "" for mlx-lm's own models."""
+        return ""
+
+    def is_source(self, text: str) -> bool:
+        """Whether a model file is this port's, however it is formatted."""
+        return False
+
+    @property
+    def classes(self) -> tuple[type, type]:
+        """`Model` and `ModelArgs`."""
+        return self._model_class, type(self.args)
+
     def build(self) -> Any:
         """A fresh `mlx.nn.Module` in inference mode; its weights are lazy."""
         model = self._model_class(self.args)
@@ -133,18 +150,7 @@ class Port:
                 for no known reason, or wrong shapes; all of them in one message.
             UnsupportedError: the port's mapping cannot be planned.
         """
-        from torch2mlx.architectures.registry import rename_state
-
-        stored = state
-        state = rename_state(stored, self.config)
-        # Some ports take an unused head out of themselves here, so each call gets a fresh one.
-        self._skeleton = self.build()
-        self.__dict__.pop("targets", None)
-        sanitize = getattr(self._skeleton, "sanitize", None)
-        try:
-            outputs = trace_call(sanitize, state) if sanitize else dict(state)
-        except (KeyError, IndexError, ValueError, TypeError, AttributeError) as error:
-            raise PlanError(self._mapping_failed(state, error)) from error
+        outputs = self._outputs(state)
         problems = self._problems(outputs, state)
         if problems:
             raise PlanError(
@@ -153,8 +159,22 @@ class Port:
                 + (f"\n  ... and {len(problems) - 20} more" if len(problems) > 20 else "")
                 + "\nThe checkpoint is incomplete, of another model, or its config.json differs."
             )
-        dropped = self._dropped(outputs, stored)
+        dropped = self._dropped(outputs, state)
         return PortMapping({name: outputs[name] for name in self.targets}, dropped)
+
+    def _outputs(self, state: Mapping[str, Expr]) -> dict[str, Expr]:
+        """An expression for each parameter, as far as the checkpoint has its tensors."""
+        from torch2mlx.architectures.registry import rename_state
+
+        renamed = rename_state(state, self.config)
+        # Some ports take an unused head out of themselves here, so each call gets a fresh one.
+        self._skeleton = self.build()
+        self.__dict__.pop("targets", None)
+        sanitize = getattr(self._skeleton, "sanitize", None)
+        try:
+            return dict(trace_call(sanitize, renamed) if sanitize else renamed)
+        except (KeyError, IndexError, ValueError, TypeError, AttributeError) as error:
+            raise PlanError(self._mapping_failed(renamed, error)) from error
 
     def _dropped(self, outputs: Mapping[str, Expr], state: Mapping[str, Expr]) -> dict[str, str]:
         """Tensors that no output uses, each with the reason; an error where one has none."""
@@ -214,7 +234,7 @@ def _leaves(expr: Expr) -> list[Expr]:
 
 
 def load_port(config: dict[str, Any]) -> Port:
-    """The mlx-lm port for a config.json.
+    """The port for a config.json: mlx-lm's, or a generated one if it has a `model_file`.
 
     Args:
         config: as saved, of any transformers version.
@@ -226,6 +246,10 @@ def load_port(config: dict[str, Any]) -> Port:
     from torch2mlx.architectures.normalize import normalize_config
 
     check_sizes(config)
+    if config.get("model_file") == MODEL_FILE:
+        from torch2mlx.compiler.decoders.port import generated_port
+
+        return generated_port(config)
     normalised = normalize_config(config)
     model_class, args_class = _port_classes(normalised)
     return Port(normalised, model_class, args_class)

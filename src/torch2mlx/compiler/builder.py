@@ -13,7 +13,7 @@ from typing import Any
 
 from torch2mlx.compiler.symbolic import SymbolicInt
 
-__all__ = ["Builder", "Call", "Value"]
+__all__ = ["Builder", "Call", "Method", "Value"]
 
 
 @dataclass(eq=False)
@@ -24,7 +24,7 @@ class Value:
         array: an `mx.array` of its shape and dtype (lazy zeros while compiling, data in tests).
         call: the call that makes it; None for an input, parameter or constant.
         index: which output of the call.
-        name: of an input, parameter or constant.
+        name: of an input, parameter or constant; of another value what methods call it.
         dims: the shape with `SymbolicInt`s where an extent is dynamic; None: as `array` has it.
     """
 
@@ -52,7 +52,8 @@ class Call:
     """One function call of the program.
 
     Attributes:
-        function: an MLX function, or one of `torch2mlx.compiler.runtime`; printed by its name.
+        function: a function of MLX or mlx-lm, one of `torch2mlx.compiler.runtime`, or a `Method`;
+            printed by its name.
         args, kwargs: values, numbers, strings, dtypes, and lists or tuples of these.
         outputs: what it returns.
         sequence: it returns a sequence of arrays, even if of one only.
@@ -63,6 +64,22 @@ class Call:
     kwargs: dict[str, Any]
     outputs: tuple[Value, ...] = ()
     sequence: bool = False
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method of the first argument, which is no array (a cache); the function of a `Call`.
+
+    Attributes:
+        name: of the method.
+        infer: arrays of the shapes that it gives, from stand-ins of its arguments.
+    """
+
+    name: str
+    infer: Callable[..., Any]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.infer(*args, **kwargs)
 
 
 @dataclass

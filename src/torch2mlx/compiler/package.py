@@ -36,6 +36,8 @@ __all__ = [
     "compile_exported",
     "compile_module",
     "compile_source",
+    "dimension_names",
+    "tied_names",
 ]
 
 

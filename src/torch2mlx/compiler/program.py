@@ -149,7 +149,8 @@ class _Lowerer:
         try:
             if layer is not None:
                 source = self.value(layer.input)
-                made: Any = layer.lower(self.builder, source)
+                given = (source,) if layer.indices is None else (source, self.value(layer.indices))
+                made: Any = layer.lower(self.builder, *given)
             else:
                 function = lowering_for(node.target)
                 args = self.value(list(node.args))

@@ -52,6 +52,7 @@ class _Card:
     repository: str
     versions: Mapping[str, str]
     notes: tuple[str, ...]
+    generated: bool
 
     @classmethod
     def of(cls, manifest: Manifest, config: Mapping[str, Any]) -> _Card:
@@ -76,6 +77,7 @@ class _Card:
             repository="path/to/this/folder",
             versions=manifest.versions,
             notes=tuple(plan.get("notes", ())),
+            generated=config.get("model_file") is not None,
         )
 
 

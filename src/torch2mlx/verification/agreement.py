@@ -15,7 +15,7 @@ import numpy as np
 
 from torch2mlx.errors import PlanError
 from torch2mlx.verification import tolerance
-from torch2mlx.verification.candidate import run_candidate, to_float32
+from torch2mlx.verification.candidate import open_folder, run_candidate, to_float32
 from torch2mlx.verification.comparison import (
     compare_traces,
     may_be_gelu,
@@ -135,12 +135,10 @@ def compare_written(
     Raises:
         PlanError: mlx-lm cannot load the folder.
     """
-    from mlx_lm.utils import load_model
-
     if tokens is None:
         tokens = sample_tokens(config, 16)
     try:
-        model, written = load_model(folder, lazy=True)
+        model, written = open_folder(folder, config)
     except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
         raise PlanError(f"{folder}: mlx-lm cannot load it: {error}; convert it again") from error
     reference = build_reference(config, state, checkpoint_folder, trust_remote_code)

@@ -12,13 +12,15 @@ from torch2mlx.errors import ParityError
 from torch2mlx.verification.reference import Trace
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import mlx.core as mx
     from mlx.nn.layers.base import Module
 
     from torch2mlx.architectures.port import Port
     from torch2mlx.planning.expressions import Expr, Reader
 
-__all__ = ["build_candidate", "run_cached", "run_candidate", "to_float32"]
+__all__ = ["build_candidate", "open_folder", "run_cached", "run_candidate", "to_float32"]
 
 Array = np.ndarray[Any, Any]
 
@@ -54,6 +56,30 @@ def build_candidate(port: Port, state: Mapping[str, Expr], reader: Reader) -> Mo
         weights = model.sanitize(weights)
     model.load_weights(list(weights.items()), strict=True)
     return model
+
+
+def open_folder(folder: Path, config: Mapping[str, Any]) -> tuple[Module, dict[str, Any]]:
+    """A written folder as mlx-lm opens it, weights lazy, and its config.json.
+
+    A generated model is generated again, rather than the folder's own file run.
+
+    Args:
+        folder: the MLX folder.
+        config: of the checkpoint, or of the folder.
+    """
+    from mlx_lm.utils import load_model
+
+    from torch2mlx.architectures.port import MODEL_FILE, load_port
+
+    if config.get("model_file") != MODEL_FILE:
+        return load_model(folder, lazy=True)
+    classes = load_port(dict(config)).classes
+    return load_model(
+        folder,
+        lazy=True,
+        model_config={"model_file": None},
+        get_model_classes=lambda config: classes,
+    )
 
 
 def to_float32(model: Module) -> Module:

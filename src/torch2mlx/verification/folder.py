@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import is_dataclass
+from dataclasses import is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch2mlx.architectures.bounds import check_counts
-from torch2mlx.architectures.port import Port, load_port, plain_port
+from torch2mlx.architectures.port import MODEL_FILE, Port, load_port, plain_port
 from torch2mlx.errors import ParityError, SourceError
 from torch2mlx.packaging.tokenizer import check_tokenizer
 from torch2mlx.planning.recovered import recover_outputs
@@ -57,6 +57,9 @@ def verify_folder(
     """
     config = _read_config(folder)
     files = _weight_files(folder)
+    if config.get("model_file") == MODEL_FILE:
+        wanted = {**checkpoint.config, "model_file": MODEL_FILE}
+        checkpoint = replace(checkpoint, config=wanted)
     check_counts(checkpoint.config, checkpoint.state)
     port = load_port(checkpoint.config)
     _require_same_settings(port, config, folder)
@@ -93,6 +96,13 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise SourceError(f"{path}: expected a JSON object")
     return config
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SourceError(f"{path}: cannot be read ({error}); convert the source again") from error
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -134,6 +144,13 @@ def _require_same_settings(port: Port, config: dict[str, Any], folder: Path) -> 
     mlx-lm takes config.json as it is, so a key in a style that the port does not read (such as
     `rope_parameters`) reaches it as a default: the weights are right and the model is wrong.
     """
+    if port.model_file:
+        if port.is_source(_read_text(folder / MODEL_FILE)):
+            return
+        raise ParityError(
+            f"{folder / MODEL_FILE}: not the model that is generated for the source's config.json; "
+            "convert the source again"
+        )
     found = plain_port(config)
     if found.module != port.module:
         raise ParityError(

@@ -29,6 +29,7 @@ __all__ = [
     "build_reference",
     "build_skeleton",
     "decoder_layers",
+    "instance",
     "match_rounding",
     "quiet",
     "read_state",
@@ -172,17 +173,21 @@ def build_skeleton(config: Mapping[str, Any]) -> torch.nn.Module:
 
     settings = reference_config(config)
     with quiet(), torch.device("meta"):
-        return _instance(settings)
+        return instance(settings)
 
 
-def _instance(settings: Any) -> torch.nn.Module:
-    """A model in float32, with transformers' own initial values."""
+def instance(settings: Any, dtype: torch.dtype | None = None) -> torch.nn.Module:
+    """A model with transformers' own initial values, float32 by default.
+
+    Raises:
+        UnsupportedError: transformers has no such model, or refuses the settings.
+    """
     import torch
 
     cls = _model_class(settings)
     try:
         with quiet():
-            model = cls._from_config(settings, dtype=torch.float32)
+            model = cls._from_config(settings, dtype=dtype or torch.float32)
     except ImportError as error:
         first = str(error).strip().splitlines()[0]
         raise UnsupportedError(
@@ -221,7 +226,7 @@ def build_reference(
         allow_code(config, folder)
     settings = reference_config(config)
     if state is None:
-        return _instance(settings)
+        return instance(settings)
     cls = _model_class(settings)
     try:
         with quiet():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch2mlx.compiler.builder import Call, Value
 from torch2mlx.compiler.codegen.expressions import symbols_in
@@ -85,15 +86,16 @@ def within(name: str, path: str) -> bool:
     return not path or name.startswith(f"{path}.")
 
 
-def partition(program: Program, layers: Collection[str]) -> Block:
+def partition(program: Program, layers: Collection[str], dtype: Any = None) -> Block:
     """The call of the root module, with the calls it makes inside.
 
     Args:
         program: lowered.
         layers: paths of layers, also of those that only other programs call.
+        dtype: a module that casts to it gets a value of that dtype, if none of its inputs is one.
     """
     root = _nest(program, _dissolved(program, layers))
-    _Flow(program).fill(root)
+    _Flow(program, dtype).fill(root)
     return root
 
 
@@ -180,8 +182,9 @@ def _chained(step: Step, path: str) -> bool:
 class _Flow:
     """Finds what flows in and out of every block."""
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, dtype: Any = None) -> None:
         self.program = program
+        self.dtype = dtype
         self.end = len(program.steps)
         self.weights = {id(v): name for name, v in program.weights.items()}
         self.made: dict[int, int] = {}
@@ -230,6 +233,10 @@ class _Flow:
             if id(value) not in seen and not self._inside(value, block):
                 seen.add(id(value))
                 block.inputs.append(value)
+        if self.dtype is not None and not is_root and self._lacks_dtype(block):
+            made_before = [s.call for s in self.program.steps[: block.start]]
+            known = (v for c in reversed(made_before) for v in c.outputs if v.dtype == self.dtype)
+            block.inputs += list(known)[:1]
         if is_root:
             block.inputs = [*self.program.inputs.values(), *self.program.keys]
             block.outputs = list(values_in(self.program.outputs))
@@ -237,6 +244,15 @@ class _Flow:
             block.outputs = [
                 v for v in made if any(use >= block.stop for use in self.used.get(id(v), []))
             ]
+
+    def _lacks_dtype(self, block: Block) -> bool:
+        """Whether it casts to the model's dtype, and takes no value of it."""
+        calls = [item.what for item in block.items if isinstance(item.what, Call)]
+        given = [a for c in calls for a in (*c.args, *c.kwargs.values())]
+        if not any(isinstance(a, type(self.dtype)) and a == self.dtype for a in given):
+            return False
+        taken = [v for v in block.inputs if id(v) not in self.weights]
+        return all(v.dtype != self.dtype for v in taken)
 
     def _inside(self, value: Value, block: Block) -> bool:
         """A weight of the block's own module, or a constant that is written in place."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -74,9 +74,16 @@ class ClassWriter:
     Args:
         entries: every lowered program, and its root block from `partition`.
         tree: attributes of the generated model.
+        dtype, extents: see `Places`.
     """
 
-    def __init__(self, entries: Sequence[tuple[Program, Block]], tree: ModuleTree) -> None:
+    def __init__(
+        self,
+        entries: Sequence[tuple[Program, Block]],
+        tree: ModuleTree,
+        dtype: Any = None,
+        extents: Mapping[str, str] | None = None,
+    ) -> None:
         self.programs = {id(root): program for program, root in entries}
         self.roots = [root for _, root in entries]
         self.weights = {n: v for program, _ in entries for n, v in program.weights.items()}
@@ -90,7 +97,9 @@ class ClassWriter:
         inputs = {
             id(v): local_name(name) for program, _ in entries for name, v in program.inputs.items()
         }
-        self.places = Places(tree, weights, self._callee, Names(self.roots, inputs, weights))
+        self.imports: dict[str, str] = {}
+        names = Names(self.roots, inputs, weights)
+        self.places = Places(tree, weights, self._callee, names, dtype, extents or {})
         self._find()
 
     def _callee(self, block: Block) -> _Method:
@@ -207,7 +216,8 @@ class ClassWriter:
         writer = MethodWriter(block, self.places, names)
         body = writer.write(result)
         self.runtime |= writer.printer.runtime
-        shapes = [f"{name} {_shape(value)}" for name, value in documented]
+        self.imports |= writer.printer.imports
+        shapes = [f"{name} {_shape(value)}" for name, value in documented if value.name != "cache"]
         returned = ", ".join(_shape(v) for v in block.outputs)
         blocks = [b for b in made.blocks if self.method_of[id(b)] is method]
         lines = [f"def {method.method}({', '.join(['self', *parameters])}):"]
@@ -249,9 +259,13 @@ class ClassWriter:
             value = self.weights[content.name]
             dtype = literal(value.dtype)
             extents = _numbers(tuple(value.array.shape), "size")
-            end = ")" if dtype == "mx.float32" else f", {dtype})"
+            model = self.places.dtype
+            fixed = dtype != "mx.float32" and (model is None or value.dtype != model)
+            end = f", {dtype})" if fixed else ")"
             return Joined((Text("mx.zeros("), extents, Text(end)))
         if isinstance(content, Layer):
+            if content.module != "mlx.nn":
+                self.imports[content.class_name] = content.module
             return _layer(content)
         if isinstance(content, str):
             kind = self.by_path[content]
@@ -276,8 +290,9 @@ def _split(key: str, count: int) -> list[str]:
 
 
 def _layer(layer: Layer) -> Piece:
+    prefix = "nn." if layer.module == "mlx.nn" else ""
     return Constructor(
-        f"nn.{layer.class_name}",
+        f"{prefix}{layer.class_name}",
         tuple(_numbers(v, n) for v, n in zip(layer.args, argument_names(layer), strict=True)),
         tuple((k, _numbers(v, k), literal(usual)) for k, v, usual in all_options(layer)),
     )

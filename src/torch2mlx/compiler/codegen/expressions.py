@@ -8,7 +8,7 @@ import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch2mlx.compiler.builder import Call, Value
+from torch2mlx.compiler.builder import Call, Method, Value
 from torch2mlx.compiler.layers import LayerUse
 from torch2mlx.compiler.symbolic import SymbolicInt
 
@@ -115,14 +115,20 @@ class ExpressionPrinter:
     Args:
         value: source of a value.
         layer: source of the attribute that holds a layer.
+        dtype: source of a dtype that the caller decides; None: it is what it says.
     """
 
     def __init__(
-        self, value: Callable[[Value], Expression], layer: Callable[[LayerUse], str]
+        self,
+        value: Callable[[Value], Expression],
+        layer: Callable[[LayerUse], str],
+        dtype: Callable[[Any], str | None] = lambda _: None,
     ) -> None:
         self.value = value
         self.layer = layer
+        self.dtype = dtype
         self.runtime: dict[str, Any] = {}
+        self.imports: dict[str, str] = {}
 
     def call(self, call: Call) -> Expression:
         """Source of a call."""
@@ -131,6 +137,8 @@ class ExpressionPrinter:
             return f"{self.layer(function)}({self._arguments(args, kwargs)})", ATOM
         name = getattr(function, "__name__", "")
         module = getattr(function, "__module__", "") or ""
+        if isinstance(function, Method):
+            return self._method(function.name, args, kwargs)
         if function is operator.getitem:
             return f"{self._atom(args[0])}[{self._key(args[1])}]", ATOM
         if module in ("mlx.core", "_operator", "operator"):
@@ -148,6 +156,9 @@ class ExpressionPrinter:
             return f"nn.{name}"
         if is_runtime(function):
             self.runtime[name] = function
+            return str(name)
+        if module.startswith("mlx_lm."):
+            self.imports[name] = module
             return str(name)
         raise TypeError(f"{function!r} is neither of MLX nor of the compiler's runtime")
 
@@ -230,7 +241,7 @@ class ExpressionPrinter:
         if isinstance(value, dict):
             inner = ", ".join(f"{k!r}: {self.argument(v)}" for k, v in value.items())
             return f"{{{inner}}}"
-        return literal(value)
+        return self.dtype(value) or literal(value)
 
     def _key(self, key: Any) -> str:
         if isinstance(key, tuple) and key:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
+from typing import Any
 
 from torch2mlx.compiler.codegen.blocks import partition
 from torch2mlx.compiler.codegen.classes import ClassWriter
@@ -18,7 +19,14 @@ from torch2mlx.compiler.graph import Weight
 from torch2mlx.compiler.layers import Layer
 from torch2mlx.compiler.program import Program, values_in
 
-__all__ = ["GeneratedModel", "StoredWeight", "generate"]
+__all__ = [
+    "GeneratedClasses",
+    "GeneratedModel",
+    "StoredWeight",
+    "formatted",
+    "generate",
+    "generate_classes",
+]
 
 _LOAD = '''
 def load(folder="."):
@@ -62,25 +70,68 @@ class GeneratedModel:
     paths: Mapping[str, str]
 
 
-def generate(*programs: Program) -> GeneratedModel:
+@dataclass(frozen=True, eq=False)
+class GeneratedClasses:
+    """Programs of one module as classes.
+
+    Attributes:
+        writer: that wrote them.
+        tree: attributes of the generated model.
+        texts: source of every class, inner ones first.
+        weights: name in the weight file → where its data comes from.
+        paths: path in the original → path in the generated model, for generated classes.
+    """
+
+    writer: ClassWriter
+    tree: ModuleTree
+    texts: tuple[str, ...]
+    weights: Mapping[str, StoredWeight]
+    paths: Mapping[str, str]
+
+    @property
+    def root(self) -> str:
+        """Name of the class of the whole model."""
+        return self.writer.by_path[""].name
+
+
+def generate_classes(
+    *programs: Program, dtype: Any = None, extents: Mapping[str, str] | None = None
+) -> GeneratedClasses:
     """Write the programs of one module as classes in the shape of the original module tree.
 
     Args:
         programs: one for each method; they agree on which modules are layers
             (`build_programs`).
+        dtype: an MLX dtype that stands for whatever the model is loaded in; None: dtypes are fixed.
+        extents: dynamic extent that no input has → source of it in the root's method.
     """
     layers = {path: layer for program in programs for path, layer in program.layers.items()}
-    roots = [partition(program, layers) for program in programs]
+    roots = [partition(program, layers, dtype) for program in programs]
     functional = {w.name: w for program in programs for w in _functional(program, layers)}
     weights = {w.name: w for program in programs for w in program.graph.weights}
     paths = list(dict.fromkeys(block.path for root in roots for block in root.blocks()))
     tree = ModuleTree(paths, layers, list(functional.values()), list(weights))
-    writer = ClassWriter(list(zip(programs, roots, strict=True)), tree)
-    classes = writer.write()
-    name = writer.by_path[""].name
-    imports, runtime = runtime_source(writer.runtime)
+    writer = ClassWriter(list(zip(programs, roots, strict=True)), tree, dtype, extents)
+    return GeneratedClasses(
+        writer,
+        tree,
+        tuple(writer.write()),
+        _weights(list(weights), layers, tree, list(functional)),
+        {path: tree.name(path) if path else "" for path in paths},
+    )
+
+
+def generate(*programs: Program) -> GeneratedModel:
+    """Write the programs of one module as a file of classes with a `load` function.
+
+    Args:
+        programs: see `generate_classes`.
+    """
+    made = generate_classes(*programs)
+    name = made.root
+    imports, runtime = runtime_source(made.writer.runtime)
     tuples = {k: v for p in programs for k, v in named_tuples(p.graph.out_spec).items()}
-    body = "\n\n\n".join([*(_named_tuple(k, fields) for k, fields in tuples.items()), *classes])
+    body = "\n\n\n".join([*(_named_tuple(k, fields) for k, fields in tuples.items()), *made.texts])
     standard = {*imports, "from pathlib import Path"}
     if "math." in body:
         standard.add("import math")
@@ -103,8 +154,8 @@ def generate(*programs: Program) -> GeneratedModel:
         formatted(text),
         name,
         {p.graph.method: tuple(arguments(p.graph)) for p in programs},
-        _weights(list(weights), layers, tree, list(functional)),
-        {path: tree.name(path) if path else "" for path in paths},
+        made.weights,
+        made.paths,
     )
 
 

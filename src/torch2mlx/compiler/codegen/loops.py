@@ -12,7 +12,9 @@ import re
 
 __all__ = ["rolled"]
 
-_INDEX = re.compile(r"(self(?:\.\w+|\[\d+\](?=\.))*\.\w+|\b(?:random_)?keys)\[(\d+)\]")
+_INDEX = re.compile(
+    r"(self(?:\.\w+|\[\d+\](?=\.))*\.\w+|(?<![\w.])(?:cache|(?:random_)?keys))\[(\d+)\]"
+)
 _LONGEST_BODY = 12
 
 
@@ -31,7 +33,8 @@ def rolled(lines: list[str], lengths: dict[str, int] | None = None, after: str =
         best: tuple[int, int, str] | None = None
         for size in range(1, min(_LONGEST_BODY, (len(lines) - start) // 2) + 1):
             body = "\n".join(lines[start : start + size])
-            for owner in dict.fromkeys(name for name, _ in _INDEX.findall(body)):
+            owners = dict.fromkeys(name for name, _ in _INDEX.findall(body))
+            for owner in sorted(owners, key=lambda name: name == "cache"):
                 count = _repetitions(lines, start, size, owner)
                 if count > 1 and (best is None or count * size > best[0] * best[1]):
                     best = (count, size, owner)
@@ -40,7 +43,7 @@ def rolled(lines: list[str], lengths: dict[str, int] | None = None, after: str =
             start += 1
             continue
         count, size, owner = best
-        result += _loop(lines[start : start + size], owner, count, (lengths or {}).get(owner, -1))
+        result += _loop(lines[start : start + size], owner, count, lengths or {})
         start += count * size
     return result
 
@@ -119,7 +122,7 @@ def _repetitions(lines: list[str], start: int, size: int, owner: str) -> int:
     return count
 
 
-def _loop(body: list[str], owner: str, count: int, length: int) -> list[str]:
+def _loop(body: list[str], owner: str, count: int, lengths: dict[str, int]) -> list[str]:
     text = "\n".join(body)
     first = next(int(n) for name, n in _INDEX.findall(text) if name == owner)
     owners = {name for name, n in _INDEX.findall(text) if int(n) == first}
@@ -129,8 +132,15 @@ def _loop(body: list[str], owner: str, count: int, length: int) -> list[str]:
         inner = [line.replace(f"{owner}[{first}]", variable) for line in body]
         part = f"{owner}[{first}:{first + count}]"
         if first == 0:
-            part = owner if count == length else f"{owner}[:{count}]"
+            part = owner if count == lengths.get(owner) else f"{owner}[:{count}]"
         header = f"for {variable} in {part}:"
+    elif owners == {owner, "cache"} and count == lengths.get(owner) and not first:
+        variable = _singular(owner.rpartition(".")[2], words)
+        inner = [
+            line.replace(f"{owner}[{first}]", variable).replace(f"cache[{first}]", "layer_cache")
+            for line in body
+        ]
+        header = f"for {variable}, layer_cache in zip({owner}, cache):"
     else:
         variable = "i" if "i" not in words else "index"
         inner = body

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -51,12 +52,24 @@ class Places:
         weights: id of a value → name of the weight.
         callee: how a block's class wants to be called.
         names: what the original calls values.
+        dtype: stands for whatever dtype the model is loaded in; None: dtypes are fixed.
+        extents: dynamic extent that no input has → source of it in the root.
     """
 
     tree: ModuleTree
     weights: Mapping[int, str]
     callee: Callable[[Block], Callee]
     names: Names
+    dtype: Any = None
+    extents: Mapping[str, str] = field(default_factory=dict)
+
+
+def _is_part_of_input(item: Item) -> bool:
+    """Whether it takes an entry of an argument, as in `cache[0]`: written where it is used."""
+    if not isinstance(item.what, Call) or item.what.function is not operator.getitem:
+        return False
+    source, key = item.what.args
+    return source.call is None and bool(source.name) and type(key) is int and source.ndim == 1
 
 
 def _annotated(lines: list[str], origins: Mapping[str, str]) -> list[str]:
@@ -90,8 +103,12 @@ class MethodWriter:
         self.places = places
         self.pretty = pretty
         self.inputs = inputs
-        self.printer = ExpressionPrinter(self._value, self._layer)
+        self.printer = ExpressionPrinter(self._value, self._layer, self._dtype)
+        self.own_dtype = ""
+        self.dtypes = {id(v): v.dtype for item in block.items for v in item.outputs}
         self.taken = {"self", "mx", "nn", "math", *block.symbols}
+        if places.dtype is not None:
+            self.taken.add("dtype")
         for item in block.items:
             if isinstance(item.what, Call) and is_runtime(item.what.function):
                 self.taken.add(item.what.function.__name__)
@@ -136,7 +153,7 @@ class MethodWriter:
         for index, item in enumerate(self.block.items):
             text = self._call(item)
             texts[index] = text[0]
-            if index in self.nesting.inlined:
+            if index in self.nesting.inlined or _is_part_of_input(item):
                 self.bound[id(item.outputs[0])] = text
                 continue
             names = []
@@ -195,6 +212,8 @@ class MethodWriter:
         derived: list[str] = []
         for name in self.block.symbols:
             if name not in known:
+                if name in self.places.extents and not self.block.path:
+                    derived.append(f"{name} = {self.places.extents[name]}")
                 continue
             position, axis, template = known[name]
             if template == "{}" and axis not in found.get(position, {}):
@@ -211,7 +230,26 @@ class MethodWriter:
                 lines.append(f"{', '.join(names[i] for i in range(count))} = {text}.shape{part}")
             else:
                 lines += [f"{name} = {text}.shape[{axis}]" for axis, name in names.items()]
-        return lines + derived
+        lines = lines + derived
+        if self.own_dtype:
+            lines.append(f"dtype = {self.own_dtype}.dtype")
+        return lines
+
+    def _dtype(self, value: Any) -> str | None:
+        """Source of the dtype that the model is loaded in."""
+        import mlx.core as mx
+
+        model = self.places.dtype
+        if model is None or not isinstance(value, mx.Dtype) or value != model:
+            return None
+        for given, name in zip(self.block.inputs, self.inputs, strict=True):
+            if given.dtype == value and id(given) not in self.places.weights:
+                self.own_dtype = name
+                return "dtype"
+        for name, holder in self.holders.items():
+            if holder in self.dtypes and self.dtypes[holder] == value:
+                return f"{name}.dtype"
+        raise KeyError(f"{self.block.path or 'the root'} casts to the model's dtype, and has none")
 
     def _several(self, item: Item) -> bool:
         """Whether a call with one output returns it in a tuple."""

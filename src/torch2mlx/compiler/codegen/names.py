@@ -86,7 +86,9 @@ class Names:
         names = [""] * len(block.inputs)
         for position, value in enumerate(block.inputs):
             weight = self.weights.get(id(value))
-            if weight:
+            if value.name == "cache":
+                names[position] = unused("cache", names)
+            elif weight:
                 names[position] = unused(local_name(weight.rpartition(".")[2]), names)
         for parameter, variable in _arguments(item, block.path, given).items():
             renamed = source.aliases(*item.place).get(variable)

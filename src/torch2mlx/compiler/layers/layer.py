@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 from torch2mlx.compiler.graph import Node
@@ -27,6 +28,7 @@ class Layer:
         args, kwargs: of its constructor.
         axes: parameter → order of the axes of torch's tensor in MLX's layout.
         dtype: of its parameters, as torch names it.
+        module: where the class is.
     """
 
     path: str
@@ -35,13 +37,14 @@ class Layer:
     kwargs: tuple[tuple[str, Any], ...] = ()
     axes: tuple[tuple[str, tuple[int, ...]], ...] = ()
     dtype: str = "float32"
+    module: str = "mlx.nn"
 
     def build(self) -> Any:
         """The layer, its weights never evaluated."""
         import mlx.core as mx
-        import mlx.nn as nn
 
-        layer = getattr(nn, self.class_name)(*self.args, **dict(self.kwargs))
+        make = getattr(import_module(self.module), self.class_name)
+        layer = make(*self.args, **dict(self.kwargs))
         layer.eval()
         layer.set_dtype(getattr(mx, self.dtype))
         return layer
@@ -62,6 +65,7 @@ class LayerUse:
 _CONVOLUTION = {"stride": 1, "padding": 0, "dilation": 1}
 _OPTIONS: dict[str, dict[str, Any]] = {
     "Linear": {"bias": True},
+    "SwitchLinear": {"bias": True},
     "LayerNorm": {"eps": 1e-5, "bias": True},
     "RMSNorm": {"eps": 1e-5},
     "BatchNorm": {"eps": 1e-5},
@@ -80,6 +84,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 
 _ARGUMENTS = {
     "Linear": ("inputs", "outputs"),
+    "SwitchLinear": ("inputs", "outputs", "experts"),
     "Embedding": ("count", "dims"),
     "LayerNorm": ("dims",),
     "RMSNorm": ("dims",),

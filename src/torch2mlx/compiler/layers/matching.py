@@ -21,15 +21,27 @@ __all__ = ["find_layers"]
 
 @dataclass(frozen=True)
 class _Match:
-    """A use of a layer; `arrange` moves channels last before and back after it."""
+    """A use of a layer.
+
+    Attributes:
+        use: the layer.
+        input: what it is applied to.
+        channels_last: the input's channels move last before and back after it.
+        indices: which of a layer's experts, for each row [rows, 1 or k, width] of the input.
+    """
 
     use: LayerUse
     input: Ref
     channels_last: bool = False
+    indices: Ref | None = None
 
-    def lower(self, b: Builder, value: Value) -> Value:
+    def lower(self, b: Builder, value: Value, indices: Value | None = None) -> Value:
         import mlx.core as mx
 
+        if indices is not None:
+            value = b.call(mx.expand_dims, value, -2)
+            chosen: Value = b.call(mx.squeeze, b.call(self.use, value, indices), -2)
+            return chosen
         if not self.channels_last:
             result: Value = b.call(self.use, value)
             return result
@@ -154,7 +166,8 @@ def _match(node: Node, graph: Graph) -> _Match | None:
     dtypes = {weights[ref.name].type.dtype for ref in named.values()}
     if len(dtypes) != 1:
         return None
-    source = given.get("input", given.get("indices"))
+    chosen = given["indices"] if "x" in given else None
+    source = given.get("input", given.get("x", given.get("indices")))
     if not isinstance(source, Ref):
         return None
     built = rule(given, shapes)
@@ -162,5 +175,6 @@ def _match(node: Node, graph: Graph) -> _Match | None:
         return None
     class_name, args, kwargs, axes, channels_last = built
     dtype = str(dtypes.pop()).removeprefix("torch.")
-    layer = Layer(path, class_name, args, tuple(kwargs.items()), tuple(axes.items()), dtype)
-    return _Match(LayerUse(layer), source, channels_last)
+    module = "mlx.nn" if chosen is None else "mlx_lm.models.switch_layers"
+    layer = Layer(path, class_name, args, tuple(kwargs.items()), tuple(axes.items()), dtype, module)
+    return _Match(LayerUse(layer), source, channels_last, chosen)

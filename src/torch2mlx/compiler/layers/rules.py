@@ -118,6 +118,15 @@ def _instance_norm(given: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...
     return "InstanceNorm", args, {**kwargs, "affine": True}, {}, True
 
 
+def _switch_linear(given: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> Built | None:
+    experts, outputs, inputs = shapes["weight"]
+    axes: dict[str, tuple[int, ...]] = {}
+    if given["transposed"]:
+        outputs, inputs, axes = inputs, outputs, {"weight": (0, 2, 1)}
+    kwargs = {} if "bias" in shapes else {"bias": False}
+    return "SwitchLinear", (inputs, outputs, experts), kwargs, axes, False
+
+
 def each(value: Any, dims: int) -> list[int]:
     """One number an axis: torch repeats a single one."""
     items = [value] if isinstance(value, int) else list(value)
@@ -144,4 +153,5 @@ RULES: dict[str, Rule] = {
     "aten::conv1d": _convolution(1),
     "aten::conv2d": _convolution(2),
     "aten::conv3d": _convolution(3),
+    "torch2mlx::switch_linear": _switch_linear,
 }

@@ -1,0 +1,118 @@
+"""What the operators of a decoder are in terms of mlx-lm."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import mlx.core as mx
+from mlx_lm.models.base import scaled_dot_product_attention
+
+from torch2mlx.compiler.builder import Builder, Method, Value
+from torch2mlx.compiler.decoders.operators import operators
+from torch2mlx.compiler.lowering.registry import LoweringError, lowering
+from torch2mlx.compiler.runtime import decoding
+
+__all__: list[str] = []
+
+ops = operators()
+
+
+class _Abstract:
+    """A function of the runtime that, while compiling, gives an array of the right shape."""
+
+    def __init__(self, function: Callable[..., Any], infer: Callable[..., Any]) -> None:
+        self.__module__ = function.__module__
+        self.__name__ = self.__qualname__ = function.__name__
+        self.infer = infer
+
+    def __call__(self, *args: Any) -> Any:
+        return self.infer(*args)
+
+
+_positions = _Abstract(decoding.positions, lambda _, shape: mx.zeros(shape, mx.int64))
+
+
+@lowering(ops.layer_cache.default)
+def lower_layer_cache(b: Builder, cache: Value, layer: int) -> Value:
+    """layer_cache(Tensor cache, int layer) -> Tensor."""
+    made: Value = b.call(operator.getitem, cache, layer)
+    made.name = "cache"
+    return made
+
+
+@lowering(ops.positions.default)
+def lower_positions(b: Builder, ids: Value, cache: Value) -> Value:
+    """positions(Tensor ids, Tensor cache) -> Tensor."""
+    made: Value = b.call(_positions, cache, tuple(ids.shape))
+    return made
+
+
+@lowering(ops.fetch.default)
+def lower_fetch(b: Builder, keys: Value, values: Value, cache: Value, total: int) -> Any:
+    """fetch(Tensor keys, Tensor values, Tensor cache, SymInt total) -> (Tensor, Tensor)."""
+
+    def infer(_: Any, *new: mx.array) -> tuple[mx.array, ...]:
+        return tuple(mx.zeros((*x.shape[:2], int(total), x.shape[3]), x.dtype) for x in new)
+
+    return b.call(Method("update_and_fetch", infer), cache, keys, values)
+
+
+@lowering(ops.layer_mask.default)
+def lower_layer_mask(
+    b: Builder,
+    cache: Value,
+    batch: int,
+    length: int,
+    total: int,
+    window: int,
+    chunk: int,
+    array: bool,
+) -> Value:
+    """layer_mask(Tensor cache, SymInt batch, SymInt length, SymInt total, int window, ...)."""
+
+    def infer(*_: Any, **__: Any) -> mx.array:
+        return mx.zeros((int(batch), 1, int(length), int(total)), mx.bool_)
+
+    if chunk:
+        made: Value = b.call(_Abstract(decoding.chunk_mask, infer), cache, length, chunk)
+    elif array and window:
+        raise LoweringError("a mask with a sliding window in a model that attends by itself")
+    elif array:
+        made = b.call(_Abstract(decoding.visible_keys, infer), cache, length)
+    else:
+        size = window or None
+        method = Method("make_mask", infer)
+        made = b.call(method, cache, length, return_array=False, window_size=size)
+    # It may be None or "causal", and its keys may be fewer: nobody reads an extent off it.
+    made.dims = (batch, 1, length, int(total))
+    return made
+
+
+@lowering(ops.attention.default)
+def lower_attention(
+    b: Builder,
+    queries: Value,
+    keys: Value,
+    values: Value,
+    mask: Value | None,
+    cache: Value | None,
+    sinks: Value | None,
+    scale: float,
+    softcap: float,
+) -> Value:
+    """attention(Tensor queries, Tensor keys, Tensor values, Tensor? mask, ...) -> Tensor."""
+    given: dict[str, Any] = {"scale": scale, "mask": mask}
+    if softcap:
+        if sinks is not None:
+            raise LoweringError("attention with both a soft cap and sinks")
+        function: Any = decoding.softcapped_attention
+        given["softcap"] = softcap
+    else:
+        function = scaled_dot_product_attention
+        given["cache"] = cache
+        if sinks is not None:
+            given["sinks"] = sinks
+    made: Value = b.call(function, queries, keys, values, **given)
+    return made

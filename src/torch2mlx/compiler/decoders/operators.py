@@ -1,0 +1,102 @@
+"""Operators that stand for what a decoder keeps between calls; they exist only in programs.
+
+A traced program has one `cache` input, whose extent is the number of tokens seen so far, these
+ones included, and the first four operators.  `placement` puts the others in their place, which
+take the cache of one layer.  None of them computes in PyTorch.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["NAMESPACE", "define", "operators"]
+
+NAMESPACE = "torch2mlx"
+
+_SCHEMAS = (
+    "positions(Tensor ids, Tensor cache) -> Tensor",
+    "mask(Tensor cache, SymInt batch, SymInt length, int window, int chunk) -> Tensor",
+    "update(Tensor keys, Tensor values, Tensor cache, int layer) -> (Tensor, Tensor)",
+    "attention(Tensor queries, Tensor keys, Tensor values, Tensor? mask, Tensor? cache, "
+    "Tensor? sinks, float scale, float softcap) -> Tensor",
+    "layer_cache(Tensor cache, int layer) -> Tensor",
+    "layer_mask(Tensor cache, SymInt batch, SymInt length, SymInt total, int window, int chunk, "
+    "bool array) -> Tensor",
+    "fetch(Tensor keys, Tensor values, Tensor cache, SymInt total) -> (Tensor, Tensor)",
+    "switch_linear(Tensor x, Tensor weight, Tensor? bias, Tensor indices, bool transposed)"
+    " -> Tensor",
+)
+
+
+def _positions(ids: Tensor, cache: Tensor) -> Tensor:
+    return torch.empty_like(ids)
+
+
+def _mask(cache: Tensor, batch: int, length: int, window: int, chunk: int) -> Tensor:
+    return cache.new_empty((batch, 1, length, cache.shape[0]), dtype=torch.bool)
+
+
+def _update(keys: Tensor, values: Tensor, cache: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+    total = cache.shape[0]
+    made = [x.new_empty((*x.shape[:2], total, x.shape[3])) for x in (keys, values)]
+    return made[0], made[1]
+
+
+def _attention(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    mask: Tensor | None,
+    cache: Tensor | None,
+    sinks: Tensor | None,
+    scale: float,
+    softcap: float,
+) -> Tensor:
+    return queries.new_empty((*queries.shape[:3], values.shape[3]))
+
+
+def _layer_cache(cache: Tensor, layer: int) -> Tensor:
+    return cache.new_empty(())
+
+
+def _layer_mask(
+    cache: Tensor, batch: int, length: int, total: int, window: int, chunk: int, array: bool
+) -> Tensor:
+    return cache.new_empty((batch, 1, length, total), dtype=torch.bool)
+
+
+def _fetch(keys: Tensor, values: Tensor, cache: Tensor, total: int) -> tuple[Tensor, Tensor]:
+    made = [x.new_empty((*x.shape[:2], total, x.shape[3])) for x in (keys, values)]
+    return made[0], made[1]
+
+
+def _switch_linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, indices: Tensor, transposed: bool
+) -> Tensor:
+    return x.new_empty((*indices.shape, weight.shape[2 if transposed else 1]))
+
+
+_FAKES: tuple[Any, ...] = (
+    *(_positions, _mask, _update, _attention),
+    *(_layer_cache, _layer_mask, _fetch, _switch_linear),
+)
+
+
+@cache
+def define() -> Any:
+    """Register the operators with PyTorch, once a process."""
+    library: Any = torch.library.Library(NAMESPACE, "DEF")  # type: ignore[no-untyped-call]
+    for schema, fake in zip(_SCHEMAS, _FAKES, strict=True):
+        library.define(schema)
+        torch.library.register_fake(f"{NAMESPACE}::{schema.partition('(')[0]}", fake, lib=library)
+    return library
+
+
+def operators() -> Any:
+    """The namespace `torch.ops.torch2mlx`, its operators defined."""
+    define()
+    return torch.ops.torch2mlx

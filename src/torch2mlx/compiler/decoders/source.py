@@ -1,0 +1,166 @@
+"""The model file of a decoder: classes as mlx-lm's own models have them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import torch
+
+from torch2mlx.compiler.codegen.file import (
+    GeneratedClasses,
+    StoredWeight,
+    formatted,
+    generate_classes,
+)
+from torch2mlx.compiler.codegen.runtime_source import runtime_source
+from torch2mlx.compiler.decoders import lowering as _lowering  # noqa: F401  (registers)
+from torch2mlx.compiler.decoders.placement import CacheSlot, Placed, place
+from torch2mlx.compiler.decoders.skeleton import Skeleton
+from torch2mlx.compiler.decoders.tracing import trace
+from torch2mlx.compiler.dimensions import dimension_names
+from torch2mlx.compiler.graph import build_graph
+from torch2mlx.compiler.package import tied_names
+from torch2mlx.compiler.passes import optimized
+from torch2mlx.compiler.program import build_program
+from torch2mlx.compiler.runtime import decoding
+from torch2mlx.errors import CompileError
+
+__all__ = ["GeneratedDecoder", "generate_decoder"]
+
+_MODEL = '''
+@dataclass
+class ModelArgs(BaseModelArgs):
+    model_type: str = {model_type!r}
+    num_hidden_layers: int = {depth}
+    vocab_size: int = {vocabulary}
+
+
+class Model({root}):
+    def __init__(self, args):
+        super().__init__()
+        self.args = args
+        self.model_type = args.model_type
+
+    def __call__(self, inputs, cache=None):
+        """Logits [batch, length, vocabulary] of token ids [batch, length]."""
+        if cache is None:
+            cache = self.make_cache()
+        return super().__call__(inputs, cache)
+
+    @property
+    def layers(self):
+        return {layers}
+
+    def make_cache(self):
+        {caches}
+'''
+
+
+@dataclass(frozen=True)
+class GeneratedDecoder:
+    """A model file, and what its weights are.
+
+    Attributes:
+        source: of model.py.
+        weights: name in the weight file → the original's parameter or buffer, and its axes.
+        constants: buffers of the original that no checkpoint holds.
+        slots: what the list of caches keeps.
+        operators: number of nodes that were lowered.
+    """
+
+    source: str
+    weights: Mapping[str, StoredWeight]
+    constants: Mapping[str, torch.Tensor]
+    slots: tuple[CacheSlot, ...]
+    operators: int
+
+
+def generate_decoder(skeleton: Skeleton) -> GeneratedDecoder:
+    """Write the model of a skeleton, no weight read.
+
+    Raises:
+        CompileError: with every reason why it has no exact counterpart.
+    """
+    model = skeleton.model
+    exported = trace(model)
+    names = {
+        symbol: "total" if name.startswith("cache") else name
+        for symbol, name in dimension_names(exported, None).items()
+    }
+    graph = build_graph(exported, type(model).__name__, tied_names(model), names)
+    placed = place(graph)
+    program = optimized(build_program(placed.graph))
+    total = "visible_keys(cache[0], input_ids.shape[1]).shape[-1]"
+    classes = generate_classes(program, dtype=mx.bfloat16, extents={"total": total})
+    weights = {
+        name: StoredWeight(placed.renamed.get(stored.source, stored.source), stored.axes)
+        for name, stored in classes.weights.items()
+    }
+    lifted = {n: t for n, t in exported.constants.items() if isinstance(t, torch.Tensor)}
+    constants = {**lifted, **skeleton.constants}
+    used = {stored.source for stored in weights.values()}
+    unknown = [n for n in used & set(constants) if constants[n].device.type == "meta"]
+    if unknown:
+        raise CompileError(
+            type(model).__name__,
+            [f"{name}: a tensor that the model keeps outside of its buffers" for name in unknown],
+        )
+    text = model_file(classes, placed, model.config)
+    return GeneratedDecoder(text, weights, constants, placed.slots, len(placed.graph.nodes))
+
+
+def model_file(classes: GeneratedClasses, placed: Placed, config: Any) -> str:
+    """Source of model.py."""
+    writer = classes.writer
+    imports: dict[str, set[str]] = {"mlx_lm.models.base": {"BaseModelArgs"}}
+    for name, module in writer.imports.items():
+        imports.setdefault(module, set()).add(name)
+    for slot in placed.slots:
+        imports.setdefault("mlx_lm.models.cache", set()).add(_cache(slot).partition("(")[0])
+    runtime = dict(writer.runtime)
+    if any("visible_keys(" in text for text in classes.texts):
+        runtime["visible_keys"] = decoding.visible_keys
+    imported, definitions = runtime_source(runtime)
+    standard = {*imported, "from dataclasses import dataclass"}
+    body = "\n\n\n".join(filter(None, [definitions, *classes.texts]))
+    if "math." in body:
+        standard.add("import math")
+    layers = classes.tree.access(placed.layers, "")
+    text = config.get_text_config()
+    model = _MODEL.format(
+        model_type=config.model_type,
+        depth=text.num_hidden_layers,
+        vocabulary=text.vocab_size,
+        root=classes.root,
+        layers=layers,
+        caches=_caches(placed.slots, layers),
+    )
+    header = [
+        f'"""{classes.root} for mlx-lm; written by torch2mlx from its PyTorch source."""',
+        "",
+        *sorted(standard),
+        "",
+        "import mlx.core as mx",
+        "import mlx.nn as nn",
+        *(f"from {m} import {', '.join(sorted(names))}" for m, names in sorted(imports.items())),
+    ]
+    return formatted("\n".join(header) + f"\n\n\n{body}\n\n{model}")
+
+
+def _cache(slot: CacheSlot) -> str:
+    return f"RotatingKVCache(max_size={slot.window})" if slot.window else "KVCache()"
+
+
+def _caches(slots: tuple[CacheSlot, ...], layers: str) -> str:
+    """Statements that make the list of caches."""
+    kinds = {_cache(slot) for slot in slots}
+    if len(kinds) == 1:
+        return f"return [{kinds.pop()} for _ in {layers}]"
+    windows = ", ".join(str(slot.window or None) for slot in slots)
+    return (
+        f"windows = [{windows}]\n"
+        "        return [RotatingKVCache(max_size=w) if w else KVCache() for w in windows]"
+    )

@@ -1,0 +1,66 @@
+"""Which port a checkpoint takes: the hand-written one, or a generated one where that is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from torch2mlx.architectures.port import MODEL_FILE
+from torch2mlx.errors import ParityError, PlanError, Torch2MLXError, UnsupportedError
+from torch2mlx.sources.base import Checkpoint
+
+__all__ = ["may_generate", "route"]
+
+_Prepared = TypeVar("_Prepared")
+
+
+def may_generate(config: Mapping[str, Any]) -> bool:
+    """Whether transformers has a causal language model that a port could be generated from."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    from torch2mlx.verification.reference import reference_config
+
+    try:
+        return type(reference_config(config)) in MODEL_FOR_CAUSAL_LM_MAPPING
+    except UnsupportedError:
+        return False
+
+
+def route(
+    checkpoint: Checkpoint, prepare: Callable[[Checkpoint], _Prepared]
+) -> tuple[Checkpoint, _Prepared, tuple[str, ...]]:
+    """Prepare a conversion through the first port that is proven.
+
+    Args:
+        checkpoint: to be converted.
+        prepare: plans it and proves the port on a tiny twin; raises where that fails.
+
+    Returns:
+        the checkpoint, its config naming a model file if one is generated; what was prepared;
+        and what a user should know of the choice.
+
+    Raises:
+        Torch2MLXError: neither port is right; the text says why not.
+    """
+    # What file a checkpoint wants to be run plays no part: its code is never run for this.
+    config = {k: v for k, v in checkpoint.config.items() if k != "model_file"}
+    checkpoint = replace(checkpoint, config=config)
+    try:
+        return checkpoint, prepare(checkpoint), ()
+    except (UnsupportedError, PlanError, ParityError) as refused:
+        if checkpoint.kind == "mlx" or not may_generate(config):
+            raise
+        generated = replace(checkpoint, config={**config, "model_file": MODEL_FILE})
+        try:
+            prepared = prepare(generated)
+        except Torch2MLXError as error:
+            raise type(refused)(
+                f"{refused}\nA port generated from transformers' source is no way out: {error}"
+            ) from error
+        reason = str(refused).strip().splitlines()[0]
+        note = (
+            f"the model file was generated from transformers' source, because mlx-lm's own port "
+            f"does not do: {reason}"
+        )
+        return generated, prepared, (note,)

@@ -1,0 +1,197 @@
+"""Generated models against PyTorch, through the gate's own twin, and against mlx-lm's ports."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from torch2mlx.api import _generated_port
+from torch2mlx.architectures.port import MODEL_FILE, load_port
+from torch2mlx.verification.twin import run_twin
+
+LLAMA = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 200,
+}
+HEADS = {**LLAMA, "head_dim": 16}
+GPT = {"n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 200, "n_positions": 128}
+EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 32}
+
+WITHOUT_PORT: dict[str, dict[str, Any]] = {
+    "opt": {
+        "hidden_size": 64,
+        "word_embed_proj_dim": 64,
+        "ffn_dim": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "vocab_size": 200,
+        "max_position_embeddings": 128,
+    },
+    "gpt_neo": {
+        "hidden_size": 64,
+        "num_layers": 2,
+        "attention_types": [[["global", "local"], 1]],
+        "num_heads": 4,
+        "vocab_size": 200,
+        "window_size": 16,
+        "max_position_embeddings": 128,
+    },
+    "bloom": {"hidden_size": 64, "n_layer": 2, "n_head": 4, "vocab_size": 200},
+    "falcon": {**LLAMA},
+    "mpt": {"d_model": 64, "n_layers": 2, "n_heads": 4, "vocab_size": 200, "max_seq_len": 128},
+    "codegen": {**GPT, "rotary_dim": 8},
+    "gptj": {**GPT, "rotary_dim": 8},
+    "xglm": {
+        "d_model": 64,
+        "ffn_dim": 96,
+        "num_layers": 2,
+        "attention_heads": 4,
+        "vocab_size": 200,
+        "max_position_embeddings": 128,
+    },
+    "biogpt": {**LLAMA, "max_position_embeddings": 128},
+}
+WITH_PORT: dict[str, dict[str, Any]] = {
+    "mistral": {**LLAMA, "sliding_window": 16},
+    "qwen2": {**LLAMA, "use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1},
+    "qwen3": HEADS,
+    "gemma2": {**HEADS, "sliding_window": 16},
+    "gemma3_text": {**HEADS, "sliding_window": 16, "num_hidden_layers": 7},
+    "phi3": {**LLAMA, "pad_token_id": 0},
+    "gpt_bigcode": GPT,
+    "gpt_neox": LLAMA,
+    "gpt_oss": {**HEADS, "sliding_window": 16, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "mixtral": {**LLAMA, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "qwen3_moe": {**HEADS, **EXPERTS, "num_experts": 4},
+    "deepseek_v3": {
+        **LLAMA,
+        "num_key_value_heads": 4,
+        **EXPERTS,
+        "n_routed_experts": 8,
+        "n_group": 2,
+        "topk_group": 1,
+        "q_lora_rank": 24,
+        "kv_lora_rank": 16,
+        "qk_rope_head_dim": 8,
+        "qk_nope_head_dim": 16,
+        "v_head_dim": 16,
+        "first_k_dense_replace": 1,
+    },
+}
+
+
+def config_of(model_type: str, values: dict[str, Any]) -> dict[str, Any]:
+    """As saved, with the wish for a generated model."""
+    config = CONFIG_MAPPING[model_type](**values).to_dict()
+    return {**config, "model_type": model_type, "model_file": MODEL_FILE}
+
+
+def twin_agrees(model_type: str, values: dict[str, Any]) -> None:
+    found = run_twin(config_of(model_type, values))
+    assert found.passed, found
+
+
+def test_a_window_is_kept_in_one_piece_and_token_by_token() -> None:
+    twin_agrees("mistral", WITH_PORT["mistral"])
+
+
+def test_a_model_that_attends_by_itself() -> None:
+    twin_agrees("bloom", WITHOUT_PORT["bloom"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", [*WITHOUT_PORT, *WITH_PORT])
+def test_generated_model_equals_pytorch(model_type: str) -> None:
+    twin_agrees(model_type, {**WITHOUT_PORT, **WITH_PORT}[model_type])
+
+
+def test_llama_equals_the_hand_written_port_and_reads_like_it() -> None:
+    import mlx.core as mx
+    from mlx.utils import tree_flatten
+
+    config = config_of("llama", LLAMA)
+    generated: Any = load_port(config)
+    by_hand = load_port({k: v for k, v in config.items() if k != "model_file"})
+    theirs, ours = by_hand.build(), generated.build()
+    own: Any = tree_flatten(ours.parameters())
+    given = dict(tree_flatten(theirs.parameters()))  # type: ignore[arg-type]
+    frequencies = generated._decoder.constants["model.rotary_emb.inv_freq"]
+    given["model.rotary_emb.inv_freq"] = mx.array(frequencies.numpy())
+    assert {n for n, _ in own} <= set(given)
+    ours.load_weights([(n, given[n]) for n, _ in own], strict=True)
+    ids = mx.array(np.random.default_rng(0).integers(0, 200, (2, 11)))
+    expected, found = theirs(ids), ours(ids)
+    assert np.allclose(np.array(found), np.array(expected), atol=1e-5)
+    source = generated.model_file
+    assert source.count("class LlamaDecoderLayer") == 1
+    assert "cache.update_and_fetch(" in source
+    assert "mx.fast.rms_norm" in source
+    assert "torch" not in source.replace("torch2mlx", "").replace("PyTorch", "")
+
+
+def test_layers_with_a_window_get_rotating_caches() -> None:
+    model = load_port(config_of("gemma2", WITH_PORT["gemma2"])).build()
+    kinds = [type(c).__name__ for c in model.make_cache()]
+    assert kinds == ["RotatingKVCache", "KVCache"]
+
+
+def test_padded_rows_give_what_they_give_alone() -> None:
+    import mlx.core as mx
+    from mlx_lm.models.cache import BatchKVCache
+
+    model = load_port(config_of("qwen3", WITH_PORT["qwen3"])).build()
+    tokens = [[5, 6, 7, 8, 9], [11, 12]]
+    padded = mx.array([[5, 6, 7, 8, 9], [0, 0, 0, 11, 12]])
+    together = model(padded, cache=[BatchKVCache([0, 3]) for _ in model.layers])
+    for row, ids in enumerate(tokens):
+        alone = model(mx.array([ids]))
+        assert np.allclose(np.array(together[row, -len(ids) :]), np.array(alone[0]), atol=1e-5)
+
+
+def test_experts_are_layers_that_quantize() -> None:
+    import mlx.nn as nn
+
+    model = load_port(config_of("mixtral", {**WITH_PORT["mixtral"]})).build()
+    nn.quantize(model, group_size=32)
+    kinds = {type(m).__name__ for _, m in model.named_modules()}
+    assert "QuantizedSwitchLinear" in kinds
+    assert "SwitchLinear" not in kinds
+
+
+def test_a_changed_model_file_is_not_ours() -> None:
+    port: Any = load_port(config_of("llama", LLAMA))
+    source = port.model_file
+    assert port.is_source(source + "\n\n\n")
+    assert not port.is_source(source + "\nimport os\n")
+    assert not port.is_source("not python at all")
+
+
+def test_a_model_without_port_is_converted_and_loads_in_mlx_lm(tmp_path: Path) -> None:
+    import mlx.core as mx
+    import torch
+    from mlx_lm.utils import load_model
+
+    import torch2mlx
+    from torch2mlx.verification.reference import build_reference
+
+    config = config_of("opt", WITHOUT_PORT["opt"])
+    del config["model_file"]
+    reference: Any = build_reference(config)
+    reference.save_pretrained(tmp_path / "opt")
+    made: Any = torch2mlx.convert(tmp_path / "opt", tmp_path / "mlx")
+    assert made.manifest.plan["port"] == MODEL_FILE
+    assert any("generated" in note for note in made.manifest.plan["notes"])
+    model, _ = load_model(tmp_path / "mlx", trust_remote_code=True)
+    assert _generated_port(tmp_path / "mlx") is not None
+    ids = np.random.default_rng(0).integers(5, 200, (1, 12))
+    with torch.no_grad():
+        expected = reference(torch.from_numpy(ids)).logits.numpy()
+    assert np.allclose(np.array(model(mx.array(ids))), expected, atol=1e-4)
