@@ -28,6 +28,15 @@ class SymbolicInt(int):
 
     __hash__ = int.__hash__
 
+    def __float__(self) -> float:
+        """Refused: the number would stay that of the example."""
+        raise TypeError(f"a fraction depends on the extent {self.expression}")
+
+    def __truediv__(self, other: Any) -> Any:
+        return float(self)
+
+    __rtruediv__ = __truediv__
+
     def __neg__(self) -> SymbolicInt:
         return SymbolicInt(-int(self), f"(-{self.expression})")
 

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import torch
-from table import FLOATS, INTEGERS, Tolerance, call, case, refused
+from table import FLOATS, INTEGERS, Sample, call, case, refused
 
 aten = torch.ops.aten
 
-ACCUMULATION = "sums of products in another order"
-LOOSE = {
-    torch.float32: Tolerance(1e-4, 1e-4),
-    torch.float16: Tolerance(1e-2, 5e-2),
-    torch.bfloat16: Tolerance(5e-2, 4e-1),
-    torch.complex64: Tolerance(1e-4, 1e-4),
+ACCUMULATION = "both add up in float32, in another order, and round the sum to the type once"
+SUMS: dict[torch.dtype, float] = {
+    torch.float32: 8,
+    torch.float16: 2,
+    torch.bfloat16: 2,
+    torch.complex64: 8,
 }
 case(
     aten.addmm.default,
-    aten.baddbmm.default,
     aten.addmv.default,
     aten.matmul.default,
     aten.mm.default,
@@ -24,13 +23,18 @@ case(
     aten.mv.default,
     aten.dot.default,
     aten.addbmm.default,
-    tolerance=LOOSE,
+    roundings=SUMS,
     reason=ACCUMULATION,
 )
 case(
+    aten.baddbmm.default,
+    roundings={**SUMS, torch.float16: 3, torch.bfloat16: 3},
+    reason="as addmm, and torch rounds the product once more before it is scaled",
+)
+case(
     aten.addr.default,
-    tolerance=LOOSE,
-    reason="torch rounds each of the two products to the half type",
+    roundings=SUMS,
+    reason="torch rounds each of the two products to the type",
     fails=[refused("a product of bools that is added", dtypes=(torch.bool,))],
 )
 case(
@@ -40,13 +44,13 @@ case(
         call("b...d,ed->b...e", [t(2, 3, 4, 5), t(6, 5)]),
         call("ii->i", [t(3, 3)]),
     ],
-    tolerance=LOOSE,
+    roundings=SUMS,
     reason=ACCUMULATION,
     fails=[refused("MLX contracts floats only", dtypes=INTEGERS)],
 )
 case(
     aten.inner.default,
-    tolerance=LOOSE,
+    roundings=SUMS,
     reason=ACCUMULATION,
     fails=[
         refused(
@@ -58,7 +62,7 @@ case(
 )
 case(
     aten.tensordot.default,
-    tolerance=LOOSE,
+    roundings=SUMS,
     reason=ACCUMULATION,
     fails=[
         refused("MLX contracts floats only", dtypes=INTEGERS),
@@ -77,12 +81,60 @@ case(
     samples=lambda t: [call(t(2, 3), t(3, 4)), call(t(2, 2, 3), t(3)), call(t(3), t(3))],
     dtypes=(*FLOATS, torch.int64),
 )
+
+
+def crossed(sample: Sample) -> torch.Tensor:
+    """|a₂b₃| + |a₃b₂| and so on."""
+    x, y = torch.broadcast_tensors(*(t.abs().float() for t in sample.args[:2]))
+    dim = sample.get(2, "dim", None)
+    dim = list(x.shape).index(3) if dim is None else dim
+    return x.roll(-1, dim) * y.roll(-2, dim) + x.roll(-2, dim) * y.roll(-1, dim)
+
+
 case(
     aten.cross.default,
+    roundings={**SUMS, torch.float16: 3, torch.bfloat16: 3},
+    terms=crossed,
+    reason="torch rounds both products and their difference to the type",
+)
+case(
     aten.linalg_cross.default,
-    tolerance={
-        torch.float16: Tolerance(1e-2, 5e-2),
-        torch.bfloat16: Tolerance(5e-2, 4e-1),
-    },
-    reason="a difference of products, each rounded",
+    roundings={**SUMS, torch.float16: 3, torch.bfloat16: 3},
+    terms=lambda s: crossed(Sample((*s.args[:2], s.get(2, "dim", -1)))),
+    reason="torch rounds both products and their difference to the type",
+)
+case(
+    aten.bilinear.default,
+    roundings={**SUMS, torch.float16: 6, torch.bfloat16: 6},
+    reason="a sum of products of three: torch and MLX round the inner sums to the type",
+    fails=[refused("MLX contracts floats only", dtypes=INTEGERS)],
+)
+case(
+    aten.linalg_multi_dot.default,
+    roundings={**SUMS, torch.float16: 6, torch.bfloat16: 6},
+    reason="every partial product is rounded, and torch may multiply in another order",
+)
+case(
+    aten.chain_matmul.default,
+    samples=lambda t: [call([t(2, 3), t(3, 4), t(4, 2)])],
+    roundings=SUMS,
+    reason=ACCUMULATION,
+)
+case(
+    aten.linalg_vecdot.default,
+    roundings=SUMS,
+    reason=ACCUMULATION,
+    fails=[refused("MLX contracts floats only", dtypes=INTEGERS)],
+)
+case(
+    aten._grouped_mm.default,
+    samples=lambda t: [
+        call(t(8, 16), t(3, 16, 8), t.of([2, 5, 8], torch.int32)),
+        call(t(8, 16), t(3, 16, 8), t.of([0, 8, 8], torch.int32)),
+        call(t(3, 8, 16), t(3, 16, 8)),
+    ],
+    dtypes=(torch.bfloat16,),
+    roundings=SUMS,
+    reason=ACCUMULATION,
+    fails=[refused("batches of matrices, which are a bmm", lambda s: s.args[0].ndim == 3)],
 )

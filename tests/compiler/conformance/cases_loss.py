@@ -89,3 +89,32 @@ def divergence(t: TensorMaker) -> Iterator[Sample]:
 case(aten.binary_cross_entropy.default, samples=probabilities)
 case(aten.binary_cross_entropy_with_logits.default, samples=logits)
 case(aten.kl_div.default, samples=divergence)
+
+UNSIGNED = refused("targets of -1 in a type without negative numbers", dtypes=(torch.uint8,))
+case(
+    aten.soft_margin_loss.default,
+    samples=lambda t: [call(t(3, 4), t(3, 4).sign(), r) for r in (0, 1, 2)],
+)
+case(
+    aten.margin_ranking_loss.default,
+    samples=lambda t: [call(t(6), t(6), t(6).sign(), 0.3, r) for r in (0, 1, 2)],
+    fails=[UNSIGNED],
+)
+case(
+    aten.hinge_embedding_loss.default,
+    samples=lambda t: [call(t(6), t(6).sign(), 0.7, r) for r in (0, 1, 2)],
+)
+case(
+    aten.cosine_embedding_loss.default,
+    samples=lambda t: [call(t(6, 4), t(6, 4), t(6).sign(), 0.1, r) for r in (0, 1, 2)],
+    fails=[UNSIGNED],
+)
+case(
+    aten.poisson_nll_loss.default,
+    samples=lambda t: [
+        call(t(6, low=0.1), t(6, low=0, high=5).round(), log_input, full, 1e-8, r)
+        for log_input in (False, True)
+        for full in (False, True)
+        for r in (0, 1, 2)
+    ],
+)

@@ -267,3 +267,15 @@ case(
         call(t(2, 3, dtype=torch.bool), a, b) for a, b in ((0, 1), (0.0, 1), (True, False))
     ],
 )
+
+
+# Special functions
+
+case(
+    aten.special_digamma.default,
+    aten.special_psi.default,
+    aten.special_gammaln.default,
+    aten.special_i0.default,
+    samples=lambda t: [call(t(200, low=-4.9, high=20)), call(t())],
+)
+case(aten.special_entr.default, samples=lambda t: [call(t.of([0.0, -1.0, 0.5, 3.0]))])

@@ -74,9 +74,63 @@ case(
     compare="statistics",
 )
 case(
-    aten.alpha_dropout.default,
     aten.feature_dropout.default,
+    samples=lambda t: [call(t(60, 50, 3), 0.4, train) for train in (True, False)],
+    compare="statistics",
+)
+case(
+    aten.alpha_dropout.default,
+    samples=lambda t: [
+        call(t(*MANY), 0.4, True),
+        call(t(*MANY), 0.4, False),
+        call(t(200), 1.0, True),
+    ],
+    compare="statistics",
+)
+case(
     aten.feature_alpha_dropout.default,
-    samples=lambda t: [call(t(2, 3, 4), 0.4, False), call(t(2, 3, 4), 0.4, True)],
-    fails=[refused("training", when=lambda s: s.get(2, "train"))],
+    samples=lambda t: [call(t(60, 50, 3), 0.4, train) for train in (True, False)],
+    compare="statistics",
+)
+case(
+    aten.multinomial.default,
+    samples=lambda t: [
+        call(t.of([[0.1, 0.0, 0.6, 0.3]] * 500), 1),
+        call(t.of([[0.1, 0.0, 0.6, 0.3]] * 500), 3),
+        call(t.of([0.1, 0.0, 0.6, 0.3]), 2000, True),
+        call(t.of([[1.0, 0.0, 6.0]] * 2), 1000, True),
+    ],
+    compare="statistics",
+)
+case(
+    aten.exponential.default,
+    samples=lambda t: [call(t(*MANY)), call(t(*MANY), 2.5), call(t(0, 3))],
+    dtypes=FLOATS,
+    compare="statistics",
+)
+case(
+    aten.geometric.default,
+    samples=lambda t: [call(t(*MANY), 0.3)],
+    compare="statistics",
+)
+case(
+    aten.log_normal.default,
+    samples=lambda t: [call(t(*MANY), 0.2, 0.3)],
+    compare="statistics",
+)
+# Without mean and variance: only the shape can be compared.
+case(aten.cauchy.default, samples=lambda t: [call(t(*MANY), 0.5, 2.0)], compare="shape")
+case(
+    aten.poisson.default,
+    aten._standard_gamma.default,
+    aten._sample_dirichlet.default,
+    samples=lambda t: [call(t(2, 3, low=0.1, high=2))],
+    compare="statistics",
+    fails=[refused("MLX cannot draw them")],
+)
+case(
+    aten.binomial.default,
+    samples=lambda t: [call(t(2, 3, low=3, high=4).round(), t(2, 3, low=0.1, high=0.9))],
+    compare="statistics",
+    fails=[refused("MLX cannot draw them")],
 )

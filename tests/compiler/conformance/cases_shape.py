@@ -379,3 +379,13 @@ case(
     aten.block_diag.default,
     samples=lambda t: [call([t(2, 3), t(3), t()]), call([t(0, 2), t(1, 1)])],
 )
+
+for name in ("atleast_1d", "atleast_2d", "atleast_3d"):
+    case(
+        getattr(aten, name).default,
+        samples=lambda t: [call(t(*(2, 3, 4, 5)[:n])) for n in range(5)],
+    )
+    case(
+        getattr(aten, name).Sequence,
+        samples=lambda t: [call([t(), t(2)]), call([t(2, 3), t(2, 3, 4)])],
+    )

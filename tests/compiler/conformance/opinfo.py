@@ -2,15 +2,17 @@
 
 OpInfo describes Python functions; each sample is traced before autograd, where composites are
 whole (`aten.linear`, `aten.layer_norm`), and the calls of the wanted overload are taken from
-the trace together with their real arguments.
+the trace together with their real arguments.  What cannot be used is counted, with the reason.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import warnings
-from collections import defaultdict
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -80,27 +82,57 @@ def _trace(entry: Any, sample: Any) -> list[tuple[Any, Sample]]:
     return recorder.calls
 
 
+@dataclass(frozen=True)
+class Harvest:
+    """What became of an entry's samples of one dtype.
+
+    Attributes:
+        calls: every ATen call in the traces of the samples that were taken.
+        offered: how many samples OpInfo has.
+        taken: how many were traced: evenly chosen where there are more than the limit.
+        unusable: reason → how many samples.
+    """
+
+    calls: tuple[tuple[Any, Sample], ...] = ()
+    offered: int = 0
+    taken: int = 0
+    unusable: Mapping[str, int] = field(default_factory=dict)
+
+
 @cache
-def _calls(name: str, variant: str, dtype: torch.dtype, limit: int) -> list[tuple[Any, Sample]]:
-    """The calls in an entry's samples of a dtype, evenly chosen if there are too many samples."""
+def _harvest(name: str, variant: str, dtype: torch.dtype, limit: int) -> Harvest:
     entry = next(e for e in _entries()[name] if e.name == name and e.variant_test_name == variant)
     if dtype not in entry.supported_dtypes("cpu"):
-        return []
+        return Harvest()
     torch.manual_seed(0)
     calls: list[tuple[Any, Sample]] = []
+    unusable: Counter[str] = Counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        samples = [
-            sample
-            for sample in entry.sample_inputs("cpu", dtype, requires_grad=False)
-            if _in_mlx((sample.input, sample.args, sample.kwargs))
-        ]
+        offered = list(entry.sample_inputs("cpu", dtype, requires_grad=False))
+        samples = []
+        for sample in offered:
+            if _in_mlx((sample.input, sample.args, sample.kwargs)):
+                samples.append(sample)
+            else:
+                unusable[WIDE] += 1
+        taken = 0
         for sample in samples[:: max(1, -(-len(samples) // limit))]:
             try:
                 calls += _trace(entry, sample)
-            except Exception:
-                continue
-    return calls
+                taken += 1
+            except Exception as error:
+                unusable[_reason(error)] += 1
+    return Harvest(tuple(calls), len(offered), taken, dict(unusable))
+
+
+WIDE = "an argument is float64, complex128 or complex32, which MLX lacks"
+
+
+def _reason(error: Exception) -> str:
+    """Why a sample could not be traced, without what differs from one sample to the next."""
+    line = next(iter(str(error).strip().splitlines()), "")
+    return f"make_fx: {type(error).__name__}: {re.sub(r'[0-9]+', 'N', line)[:100]}"
 
 
 def _in_mlx(arguments: Any) -> bool:
@@ -112,15 +144,23 @@ def _in_mlx(arguments: Any) -> bool:
     )
 
 
-def samples_of(
+def harvests(
     overload: Any, names: tuple[str, ...], dtype: torch.dtype, limit: int
-) -> Iterator[Sample]:
-    """Calls of an overload in OpInfo's samples of a dtype.
+) -> Iterator[Harvest]:
+    """What OpInfo's entries for an overload give in a dtype.
 
     `CONFORMANCE_LIMIT` in the environment overrides the limit.
     """
     limit = int(os.environ.get("CONFORMANCE_LIMIT", limit))
     for entry in entries_for(overload, names):
-        for target, sample in _calls(entry.name, entry.variant_test_name, dtype, limit):
+        yield _harvest(entry.name, entry.variant_test_name, dtype, limit)
+
+
+def samples_of(
+    overload: Any, names: tuple[str, ...], dtype: torch.dtype, limit: int
+) -> Iterator[Sample]:
+    """Calls of an overload in OpInfo's samples of a dtype."""
+    for harvest in harvests(overload, names, dtype, limit):
+        for target, sample in harvest.calls:
             if target is overload:
                 yield sample

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -42,22 +43,54 @@ def dtypes_of(row: Case) -> list[torch.dtype]:
     return [dtype for dtype in DTYPES if dtype in found]
 
 
+def sample_limit(row: Case, dtype: torch.dtype) -> int:
+    """At most so many samples of an OpInfo entry: fewer where it is not float32."""
+    return row.limit if dtype == torch.float32 else max(1, row.limit // 4)
+
+
 def samples(row: Case, dtype: torch.dtype) -> Iterator[Sample]:
     """OpInfo's samples, then the row's own."""
-    limit = row.limit if dtype == torch.float32 else max(1, row.limit // 4)
-    found = samples_of(row.overload, row.opinfo, dtype, limit)
-    yield from (s for s in found if not any(when(s) for _, when in row.skip))
-    if row.samples and dtype in row.dtypes:
-        yield from row.samples(TensorMaker(dtype))
+    found = samples_of(row.overload, row.opinfo, dtype, sample_limit(row, dtype))
+    own = row.samples(TensorMaker(dtype)) if row.samples and dtype in row.dtypes else ()
+    first: Sample | None = None
+    for sample in chain(found, own):
+        if not any(when(sample) for _, when in row.skip):
+            first = first or sample
+            yield sample
+    if first is not None:
+        yield from _degenerate(row.overload, first)
 
 
-def to_array(tensor: torch.Tensor) -> mx.array:
-    """The MLX array with the values of a tensor."""
+def _degenerate(overload: Any, sample: Sample) -> Iterator[Sample]:
+    """A sample of an elementwise operator with 0-d and with empty tensors."""
+    if torch.Tag.pointwise not in getattr(overload, "tags", ()):
+        return
+    leaves = pytree.tree_leaves((sample.args, sample.kwargs))
+    if any(isinstance(leaf, torch.Tensor) and leaf.numel() == 0 for leaf in leaves):
+        return
+    for change in (lambda t: t.reshape(-1)[0], lambda t: t.new_empty((0, 3))):
+        args, kwargs = pytree.tree_map_only(torch.Tensor, change, (sample.args, sample.kwargs))
+        try:
+            overload(*args, **kwargs)
+        except Exception:  # not an elementwise use of the operator
+            continue
+        yield Sample(tuple(args), dict(kwargs))
+
+
+def to_array(tensor: torch.Tensor, strided: bool = False) -> mx.array:
+    """The MLX array with the values of a tensor; `strided`: not contiguous, if it can be."""
     dtype = dtype_from_torch(tensor.dtype)
     tensor = tensor.detach().resolve_conj().resolve_neg().contiguous()
     if tensor.dtype == torch.bfloat16:
-        return to_mx(tensor.view(torch.uint16).numpy(), dtype)
-    return to_mx(tensor.numpy(), dtype)
+        array = to_mx(tensor.view(torch.uint16).numpy(), dtype)
+    else:
+        array = to_mx(tensor.numpy(), dtype)
+    if not strided or array.size < 2:
+        return array
+    # Axes stored in reverse, and every second element of what is stored.
+    stored = mx.repeat(mx.transpose(array)[..., None], 2, axis=-1)
+    mx.eval(stored)
+    return mx.transpose(stored[..., 0])
 
 
 def to_tensor(array: mx.array) -> torch.Tensor:
@@ -67,11 +100,13 @@ def to_tensor(array: mx.array) -> torch.Tensor:
     return tensor.view(getattr(torch, dtype.torch_name))
 
 
-def lower(overload: Any, sample: Sample) -> tuple[Any, Builder]:
+def lower(overload: Any, sample: Sample, strided: bool = False) -> tuple[Any, Builder]:
     """The results of the lowering: MLX arrays and numbers in the operator's own structure."""
     b = Builder()
     args, kwargs = pytree.tree_map_only(
-        torch.Tensor, lambda t: Value(to_array(t)), (tuple(sample.args), dict(sample.kwargs))
+        torch.Tensor,
+        lambda t: Value(to_array(t, strided)),
+        (tuple(sample.args), dict(sample.kwargs)),
     )
     return lowering_for(overload)(b, *args, **kwargs), b
 
@@ -80,13 +115,13 @@ class DisagreementError(AssertionError):
     """Values, shapes or the number of results differ."""
 
 
-def compare(row: Case, sample: Sample) -> None:
+def compare(row: Case, sample: Sample, strided: bool = False) -> None:
     """Run both; raises DisagreementError, or LoweringError if the lowering refuses."""
     if row.compare == "statistics":
         torch.manual_seed(0)
         mx.random.seed(0)
     expected = row.overload(*sample.args, **sample.kwargs)
-    actual, _ = lower(row.overload, sample)
+    actual, _ = lower(row.overload, sample, strided)
     several = isinstance(expected, list | tuple)
     wanted = list(expected) if several else [] if expected is None else [expected]
     found = list(actual) if isinstance(actual, list | tuple) else [actual]
@@ -96,13 +131,13 @@ def compare(row: Case, sample: Sample) -> None:
         raise DisagreementError(f"{len(found)} results, expected {len(wanted)}")
     for i, (left, right) in enumerate(zip(found, wanted, strict=True)):
         try:
-            _compare_one(row, left, right)
+            _compare_one(row, sample, left, right)
         except AssertionError as error:
             where = f"result {i}: " if several else ""
             raise DisagreementError(f"{where}{error}") from None
 
 
-def _compare_one(row: Case, actual: Any, expected: Any) -> None:
+def _compare_one(row: Case, sample: Sample, actual: Any, expected: Any) -> None:
     if not isinstance(expected, torch.Tensor):
         if actual != expected:
             raise DisagreementError(f"{actual!r}, expected {expected!r}")
@@ -121,18 +156,53 @@ def _compare_one(row: Case, actual: Any, expected: Any) -> None:
     if row.compare == "statistics":
         _compare_statistics(tensor, expected)
         return
+    expected = expected.detach().resolve_conj().resolve_neg().contiguous()
+    if expected.dtype in row.roundings:
+        _compare_sums(row, sample, tensor, expected)
+        return
     tolerance = row.tolerance.get(expected.dtype, TOLERANCES.get(expected.dtype, EXACT))
     torch.testing.assert_close(
         tensor,
-        expected.detach().resolve_conj().resolve_neg().contiguous(),
+        expected,
         rtol=tolerance.rtol,
         atol=tolerance.atol,
         equal_nan=True,
     )
 
 
+def _compare_sums(row: Case, sample: Sample, actual: torch.Tensor, expected: torch.Tensor) -> None:
+    """Within so many roundings, each of half a unit in the last place of Σ|terms|."""
+    terms = (row.terms or _sum_of_magnitudes(row.overload))(sample).broadcast_to(expected.shape)
+    unit = torch.finfo(expected.dtype).eps / 2
+    wide = torch.complex64 if expected.is_complex() else torch.float32
+    error = (actual.to(wide) - expected.to(wide)).abs()
+    same = (actual == expected) | (actual.isnan() & expected.isnan())
+    wrong = ~same & ~(error <= row.roundings[expected.dtype] * unit * terms)
+    if wrong.any():
+        worst = (error / (unit * terms)).where(wrong, 0).max()
+        raise DisagreementError(
+            f"{int(wrong.sum())} of {wrong.numel()} elements are up to {worst:.1f} roundings off, "
+            f"expected at most {row.roundings[expected.dtype]}"
+        )
+
+
+def _sum_of_magnitudes(overload: Any) -> Callable[[Sample], torch.Tensor]:
+    def terms(sample: Sample) -> torch.Tensor:
+        args, kwargs = pytree.tree_map_only(
+            torch.Tensor, lambda t: t.abs().float(), (sample.args, dict(sample.kwargs))
+        )
+        scales = {k: abs(v) if k in ("alpha", "beta") else v for k, v in kwargs.items()}
+        result: torch.Tensor = overload(*args, **scales)
+        return result
+
+    return terms
+
+
 def _compare_statistics(actual: torch.Tensor, expected: torch.Tensor) -> None:
-    """Mean and spread of random results within four standard errors of both samples."""
+    """Mean and spread of random results within four standard errors of both samples.
+
+    Where values repeat, as those of randint do, the same ones must occur.
+    """
     if expected.numel() < 100:
         return
     left, right = actual.double(), expected.double()
@@ -143,6 +213,9 @@ def _compare_statistics(actual: torch.Tensor, expected: torch.Tensor) -> None:
         )
     if not 0.8 * right.std() - 1e-9 <= left.std() <= 1.2 * right.std() + 1e-9:
         raise DisagreementError(f"spread {left.std():.4f}, expected {right.std():.4f}")
+    values, counts = right.unique(return_counts=True)
+    if counts.min() >= 20 and not torch.equal(left.unique(), values):
+        raise DisagreementError(f"values {left.unique().tolist()}, expected {values.tolist()}")
 
 
 @dataclass
@@ -159,15 +232,18 @@ class Outcome:
 
 
 def run(row: Case, dtype: torch.dtype) -> Outcome:
-    """Run all samples of a dtype; a failure that was expected but did not come is a problem."""
+    """Run all samples of a dtype; a failure that was expected but did not come is a problem.
+
+    Every second sample is given as arrays that are not contiguous.
+    """
     outcome = Outcome()
     matched: dict[ExpectedFailure, list[bool]] = {}
-    for sample in samples(row, dtype):
+    for position, sample in enumerate(samples(row, dtype)):
         expectation = next((f for f in row.fails if dtype in f.dtypes and f.when(sample)), None)
         problem: str | None = None
         refusal = False
         try:
-            compare(row, sample)
+            compare(row, sample, strided=position % 2 == 1)
         except LoweringError as error:
             problem, refusal = f"refused: {error}", True
         except DisagreementError as error:

@@ -160,6 +160,9 @@ class Case:
         samples: own samples for a dtype; None if OpInfo's suffice.
         dtypes: element types the own samples are made in.
         tolerance: where it is not the default of `TOLERANCES`; `reason` says why.
+        roundings: for sums of products, instead of a tolerance: how many roundings of the size of
+            Σ|terms| torch and MLX may be apart; `reason` says where they happen.
+        terms: Σ|terms| of each element; by default the operator on absolute values.
         fails: expected failures.
         compare: "values"; "shape" where values are undefined (empty);
             "statistics" for random results: shape, dtype, mean and standard deviation.
@@ -172,6 +175,8 @@ class Case:
     samples: Callable[[TensorMaker], Iterable[Sample]] | None = None
     dtypes: tuple[torch.dtype, ...] = (torch.float32,)
     tolerance: Mapping[torch.dtype, Tolerance] = field(default_factory=dict)
+    roundings: Mapping[torch.dtype, float] = field(default_factory=dict)
+    terms: Callable[[Sample], torch.Tensor] | None = None
     reason: str = ""
     fails: tuple[ExpectedFailure, ...] = ()
     compare: Literal["values", "shape", "statistics"] = "values"
@@ -188,6 +193,8 @@ def case(
     samples: Callable[[TensorMaker], Iterable[Sample]] | None = None,
     dtypes: Sequence[torch.dtype] = (torch.float32,),
     tolerance: Mapping[torch.dtype, Tolerance] | None = None,
+    roundings: Mapping[torch.dtype, float] | None = None,
+    terms: Callable[[Sample], torch.Tensor] | None = None,
     reason: str = "",
     fails: Sequence[ExpectedFailure] = (),
     compare: Literal["values", "shape", "statistics"] = "values",
@@ -195,7 +202,7 @@ def case(
     limit: int = 16,
 ) -> None:
     """Add a row for each overload; a second one raises, and so does an unexplained tolerance."""
-    if tolerance and not reason:
+    if (tolerance or roundings) and not reason:
         raise ValueError(f"{overloads}: say why the tolerance is not the default one")
     for overload in overloads:
         if overload in TABLE:
@@ -206,6 +213,8 @@ def case(
             samples,
             tuple(dtypes),
             tolerance or {},
+            roundings or {},
+            terms,
             reason,
             tuple(fails),
             compare,

@@ -11,6 +11,7 @@ from torch2mlx.compiler.builder import Builder, Value
 from torch2mlx.compiler.lowering.registry import LoweringError, lowering
 from torch2mlx.compiler.lowering.types import is_floating, is_integer, mx_dtype, number_in
 from torch2mlx.compiler.runtime import creation as rt
+from torch2mlx.compiler.symbolic import SymbolicInt
 
 __all__: list[str] = []
 
@@ -149,8 +150,13 @@ def lower_arange_step(b: Builder, start: Any, end: Any, step: Any = 1, **options
     elif asked is not None and is_integer(dtype):
         raise LoweringError(f"aten.arange: bounds {numbers} with dtype={asked}")
     else:
-        counted = b.call(rt.arange, float(start), float(end), float(step))
+        counted = b.call(rt.arange, *(_bound(n) for n in numbers))
     return b.cast(counted, dtype)
+
+
+def _bound(number: Any) -> Any:
+    """A float, or the extent that depends on the input's size."""
+    return number if isinstance(number, SymbolicInt) else float(number)
 
 
 @lowering(aten.linspace.default)
@@ -160,7 +166,7 @@ def lower_linspace(b: Builder, start: Any, end: Any, steps: int, **options: Any)
     dtype = mx.float32 if asked is None else mx_dtype(asked)
     if not is_floating(dtype):
         raise LoweringError(f"aten.linspace: dtype={asked}")
-    return b.cast(b.call(rt.linspace, float(start), float(end), steps), dtype)
+    return b.cast(b.call(rt.linspace, _bound(start), _bound(end), steps), dtype)
 
 
 @lowering(aten.logspace.default)
@@ -172,7 +178,7 @@ def lower_logspace(
     dtype = mx.float32 if asked is None else mx_dtype(asked)
     if not is_floating(dtype):
         raise LoweringError(f"aten.logspace: dtype={asked}")
-    exponents = b.call(rt.linspace, float(start), float(end), steps)
+    exponents = b.call(rt.linspace, _bound(start), _bound(end), steps)
     return b.cast(b.call(mx.power, base, exponents), dtype)
 
 

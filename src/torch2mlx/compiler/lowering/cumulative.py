@@ -18,6 +18,7 @@ from torch2mlx.compiler.lowering.types import (
     mx_dtype,
 )
 from torch2mlx.compiler.runtime import reductions as rt
+from torch2mlx.compiler.symbolic import SymbolicInt
 
 __all__: list[str] = []
 
@@ -76,6 +77,7 @@ def lower_diff(
     parts = [part for part in (prepend, x, append) if part is not None]
     if len(parts) > 1:
         x = b.call(mx.concatenate, parts, axis=dim)
-    for _ in range(min(n, x.shape[dim])):
+    extent = x.shape[dim]
+    for _ in range(n if isinstance(extent, SymbolicInt) else min(n, extent)):
         x = b.call(rt.differences, x, dim)
     return x

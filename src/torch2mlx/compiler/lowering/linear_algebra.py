@@ -8,7 +8,7 @@ import mlx.core as mx
 import torch
 
 from torch2mlx.compiler.builder import Builder, Value
-from torch2mlx.compiler.lowering.registry import Lowering, LoweringError, lowering
+from torch2mlx.compiler.lowering.registry import Lowering, LoweringError, lowering, lowering_named
 from torch2mlx.compiler.lowering.types import is_bool, is_floating, is_integer
 from torch2mlx.compiler.runtime import linear_algebra as rt
 
@@ -199,3 +199,55 @@ def lower_linalg_cross(b: Builder, x: Value, y: Value, *, dim: int = -1) -> Any:
 def lower_cross(b: Builder, x: Value, y: Value, dim: int | None = None) -> Any:
     """cross(Tensor self, Tensor other, int? dim=None): the first axis of 3."""
     return b.call(rt.cross, x, y, list(x.shape).index(3) if dim is None else dim)
+
+
+@lowering(aten.bilinear.default)
+def lower_bilinear(
+    b: Builder, left: Value, right: Value, weight: Value, bias: Value | None = None
+) -> Any:
+    """bilinear(Tensor input1, Tensor input2, Tensor weight, Tensor? bias=None)."""
+    if _discrete(left):
+        raise LoweringError(f"aten.bilinear: dtype={left.dtype}")
+    return b.call(rt.bilinear, left, right, weight, *(() if bias is None else (bias,)))
+
+
+@lowering(aten.linalg_multi_dot.default, aten.chain_matmul.default)
+def lower_multi_dot(b: Builder, tensors: list[Value]) -> Any:
+    """linalg_multi_dot(Tensor[] tensors): multiplied from the left; torch seeks a cheaper order."""
+    result = tensors[0]
+    for tensor in tensors[1:]:
+        result = _product(b, result, tensor)
+    return result
+
+
+@lowering(aten.linalg_vecdot.default)
+def lower_vecdot(b: Builder, x: Value, y: Value, *, dim: int = -1) -> Any:
+    """linalg_vecdot(Tensor x, Tensor y, *, int dim=-1): the first one conjugated."""
+    if _discrete(x):
+        raise LoweringError(f"aten.linalg_vecdot: dtype={x.dtype}")
+    x, y = _wide(b, x), _wide(b, y)
+    if not is_floating(x.dtype):
+        x = b.call(mx.conjugate, x)
+    return b.call(mx.sum, b.call(mx.multiply, x, y), axis=dim)
+
+
+@lowering(aten._grouped_mm.default)
+def lower_grouped_mm(
+    b: Builder,
+    x: Value,
+    weight: Value,
+    offs: Value | None = None,
+    bias: Value | None = None,
+    out_dtype: Any = None,
+) -> Any:
+    """_grouped_mm(Tensor self, Tensor mat2, Tensor? offs, Tensor? bias, ScalarType? out_dtype).
+
+    Rows up to offs[0] times the first matrix, rows up to offs[1] times the second, and so on.
+    """
+    if x.ndim != 2 or weight.ndim != 3 or offs is None or bias is not None:
+        raise LoweringError("aten._grouped_mm: other than rows (n, k) with matrices (groups, k, m)")
+    # MLX gathers matrices of float32 only on the CPU.
+    return b.cast(b.call(rt.grouped_matmul, _wide(b, x), _wide(b, weight), offs), x.dtype)
+
+
+lowering_named("transformers.grouped_mm_fallback.default")(lower_grouped_mm)

@@ -1,4 +1,4 @@
-"""Losses of classifiers, and of shares and probabilities."""
+"""Losses: of classifiers, of shares and probabilities, of numbers."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import mlx.core as mx
 import torch
 
 from torch2mlx.compiler.builder import Builder, Value
+from torch2mlx.compiler.lowering.reductions import accumulated
 from torch2mlx.compiler.lowering.registry import LoweringError, lowering
 from torch2mlx.compiler.lowering.types import is_floating, promote
-from torch2mlx.compiler.runtime import losses
+from torch2mlx.compiler.runtime import losses, reductions
 
 __all__: list[str] = []
 
@@ -60,9 +61,8 @@ def lower_cross_entropy(
 
 
 def _reduced(b: Builder, values: Value, reduction: int) -> Any:
-    if reduction == 0:
-        return values
-    return b.call(mx.mean if reduction == 1 else mx.sum, values)
+    function = (None, mx.mean, mx.sum)[reduction]
+    return values if function is None else accumulated(b, values, function, None, False)
 
 
 @lowering(aten.binary_cross_entropy.default)
@@ -102,3 +102,85 @@ def lower_kl_div(
 def refuse_ctc(b: Builder, *args: Any, **kwargs: Any) -> Any:
     """The loss of connectionist temporal classification belongs to training."""
     raise LoweringError("ctc_loss: a loss for training; leave it out of the model's forward")
+
+
+@lowering(aten.mse_loss.default)
+def lower_mse_loss(b: Builder, x: Value, target: Value, reduction: int = 1) -> Any:
+    """mse_loss(Tensor self, Tensor target, int reduction=Mean)."""
+    x, target = promote(b, x, target)
+    return _reduced(b, b.call(mx.square, b.call(mx.subtract, x, target)), reduction)
+
+
+@lowering(aten.l1_loss.default)
+def lower_l1_loss(b: Builder, x: Value, target: Value, reduction: int = 1) -> Any:
+    """l1_loss(Tensor self, Tensor target, int reduction=Mean)."""
+    x, target = promote(b, x, target)
+    return _reduced(b, b.call(mx.abs, b.call(mx.subtract, x, target)), reduction)
+
+
+@lowering(aten.smooth_l1_loss.default)
+def lower_smooth_l1_loss(
+    b: Builder, x: Value, target: Value, reduction: int = 1, beta: float = 1.0
+) -> Any:
+    """smooth_l1_loss(Tensor self, Tensor target, int reduction=Mean, float beta=1.0)."""
+    if beta == 0:
+        return lower_l1_loss(b, x, target, reduction)
+    x, target = promote(b, x, target)
+    return _reduced(b, b.call(reductions.huber_loss, x, target, beta, 1 / beta), reduction)
+
+
+@lowering(aten.huber_loss.default)
+def lower_huber_loss(
+    b: Builder, x: Value, target: Value, reduction: int = 1, delta: float = 1.0
+) -> Any:
+    """huber_loss(Tensor self, Tensor target, int reduction=Mean, float delta=1.0)."""
+    x, target = promote(b, x, target)
+    return _reduced(b, b.call(reductions.huber_loss, x, target, delta, 1.0), reduction)
+
+
+def _require_signed(name: str, *values: Value) -> None:
+    if any("uint" in str(value.dtype) for value in values):
+        raise LoweringError(f"{name}: an unsigned type holds no target of -1")
+
+
+@lowering(aten.soft_margin_loss.default)
+def lower_soft_margin_loss(b: Builder, x: Value, target: Value, reduction: int = 1) -> Any:
+    """soft_margin_loss(Tensor self, Tensor target, int reduction=Mean)."""
+    x, target = promote(b, x, target)
+    return _reduced(b, b.call(losses.soft_margin_loss, x, target), reduction)
+
+
+@lowering(aten.margin_ranking_loss.default)
+def lower_margin_ranking_loss(
+    b: Builder, x: Value, y: Value, target: Value, margin: float = 0.0, reduction: int = 1
+) -> Any:
+    """margin_ranking_loss(input1, input2, target, margin, reduction)."""
+    _require_signed("margin_ranking_loss", x, y, target)
+    x, y, target = promote(b, x, y, target)
+    return _reduced(b, b.call(losses.margin_ranking_loss, x, y, target, margin), reduction)
+
+
+@lowering(aten.hinge_embedding_loss.default)
+def lower_hinge_embedding_loss(
+    b: Builder, x: Value, target: Value, margin: float = 1.0, reduction: int = 1
+) -> Any:
+    """hinge_embedding_loss(Tensor self, Tensor target, float margin=1, int reduction=Mean)."""
+    return _reduced(b, b.call(losses.hinge_embedding_loss, x, target, margin), reduction)
+
+
+@lowering(aten.poisson_nll_loss.default)
+def lower_poisson_nll_loss(
+    b: Builder, x: Value, target: Value, log_input: bool, full: bool, eps: float, reduction: int
+) -> Any:
+    """poisson_nll_loss(input, target, log_input, full, eps, reduction)."""
+    x, target = promote(b, x, target)
+    return _reduced(b, b.call(losses.poisson_nll_loss, x, target, log_input, full, eps), reduction)
+
+
+@lowering(aten.cosine_embedding_loss.default)
+def lower_cosine_embedding_loss(
+    b: Builder, x: Value, y: Value, target: Value, margin: float = 0.0, reduction: int = 1
+) -> Any:
+    """cosine_embedding_loss(input1, input2, target, margin, reduction)."""
+    _require_signed("cosine_embedding_loss", target)
+    return _reduced(b, b.call(losses.cosine_embedding_loss, x, y, target, margin), reduction)

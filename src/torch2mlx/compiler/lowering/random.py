@@ -12,11 +12,16 @@ from torch2mlx.compiler.lowering.registry import LoweringError, lowering
 from torch2mlx.compiler.lowering.types import is_complex, mx_dtype
 from torch2mlx.compiler.runtime import random as rt
 
-__all__: list[str] = []
+__all__ = ["draws"]
 
 aten = torch.ops.aten
 
 Size = list[int]
+
+
+def draws(function: Any) -> bool:
+    """Whether a function draws random numbers; it then takes a `key`."""
+    return getattr(function, "__module__", "") in (mx.random.normal.__module__, rt.__name__)
 
 
 def _dtype(options: dict[str, Any], default: Any) -> Any:
@@ -139,13 +144,65 @@ def lower_native_dropout(b: Builder, x: Value, p: float, train: bool | None) -> 
     return b.call(rt.dropout_with_mask, x, p)
 
 
-@lowering(
-    aten.alpha_dropout.default,
-    aten.feature_dropout.default,
-    aten.feature_alpha_dropout.default,
-)
-def lower_other_dropout(b: Builder, x: Value, p: float, train: bool) -> Any:
-    """alpha_dropout(Tensor input, float p, bool train): evaluation mode only."""
-    if train:
-        raise LoweringError("a dropout of features or one that keeps the variance: train=True")
-    return x
+@lowering(aten.feature_dropout.default)
+def lower_feature_dropout(b: Builder, x: Value, p: float, train: bool) -> Any:
+    """feature_dropout(Tensor input, float p, bool train): of whole channels."""
+    return b.call(rt.feature_dropout, x, p) if train and p > 0 else x
+
+
+@lowering(aten.alpha_dropout.default)
+def lower_alpha_dropout(b: Builder, x: Value, p: float, train: bool) -> Any:
+    """alpha_dropout(Tensor input, float p, bool train): keeps mean and variance."""
+    return b.call(rt.alpha_dropout, x, p) if train and p > 0 else x
+
+
+@lowering(aten.feature_alpha_dropout.default)
+def lower_feature_alpha_dropout(b: Builder, x: Value, p: float, train: bool) -> Any:
+    """feature_alpha_dropout(Tensor input, float p, bool train): of whole channels."""
+    return b.call(rt.alpha_dropout, x, p, True) if train and p > 0 else x
+
+
+@lowering(aten.multinomial.default)
+def lower_multinomial(
+    b: Builder, x: Value, num_samples: int, replacement: bool = False, **options: Any
+) -> Any:
+    """multinomial(Tensor self, SymInt num_samples, bool replacement=False, *, generator)."""
+    _dtype(options, None)
+    drawn = b.call(rt.multinomial, x, num_samples, *((True,) if replacement else ()))
+    return b.cast(drawn, mx.int64)
+
+
+@lowering(aten.exponential.default)
+def lower_exponential(b: Builder, x: Value, lambd: float = 1.0, **options: Any) -> Any:
+    """exponential(Tensor self, float lambd=1, *, Generator? generator=None)."""
+    return b.call(rt.exponential, tuple(x.shape), lambd, _dtype(options, x.dtype))
+
+
+@lowering(aten.geometric.default)
+def lower_geometric(b: Builder, x: Value, p: float, **options: Any) -> Any:
+    """geometric(Tensor self, float p, *, Generator? generator=None)."""
+    return b.call(rt.geometric, tuple(x.shape), p, _dtype(options, x.dtype))
+
+
+@lowering(aten.cauchy.default)
+def lower_cauchy(
+    b: Builder, x: Value, median: float = 0.0, sigma: float = 1.0, **options: Any
+) -> Any:
+    """cauchy(Tensor self, float median=0, float sigma=1, *, Generator? generator=None)."""
+    return b.call(rt.cauchy, tuple(x.shape), median, sigma, _dtype(options, x.dtype))
+
+
+@lowering(aten.log_normal.default)
+def lower_log_normal(
+    b: Builder, x: Value, mean: float = 1.0, std: float = 2.0, **options: Any
+) -> Any:
+    """log_normal(Tensor self, float mean=1, float std=2, *, Generator? generator=None)."""
+    drawn = b.call(mx.random.normal, list(x.shape), mx.float32, mean, std)
+    return b.cast(b.call(mx.exp, drawn), _dtype(options, x.dtype))
+
+
+@lowering(aten.poisson.default, aten.binomial.default, aten._standard_gamma.default)
+@lowering(aten._sample_dirichlet.default)
+def refuse_distribution(b: Builder, *args: Any, **options: Any) -> Any:
+    """Refused: MLX draws from none of them, and rejection sampling has no fixed length."""
+    raise LoweringError("Poisson, binomial, gamma and Dirichlet numbers: MLX cannot draw them")

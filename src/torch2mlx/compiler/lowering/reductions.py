@@ -1,4 +1,4 @@
-"""Sums, means, extrema, norms and softmax."""
+"""Sums, means, extrema and softmax."""
 
 from __future__ import annotations
 
@@ -16,11 +16,10 @@ from torch2mlx.compiler.lowering.types import (
     is_complex,
     is_floating,
     mx_dtype,
-    promote,
 )
 from torch2mlx.compiler.runtime import reductions as rt
 
-__all__ = ["reduction_axes"]
+__all__ = ["Dims", "accumulated", "axis_argument", "in_dtype", "reduction_axes"]
 
 aten = torch.ops.aten
 
@@ -38,18 +37,20 @@ def reduction_axes(x: Value, dim: Dims) -> list[int] | None:
     return [d % x.ndim for d in dims] or None
 
 
-def _axis(x: Value, dim: Dims) -> Any:
+def axis_argument(x: Value, dim: Dims) -> Any:
+    """The axes as one would write them: None for all, a number for one."""
     axes = reduction_axes(x, dim)
     return axes[0] if axes is not None and len(axes) == 1 else axes
 
 
-def _in(b: Builder, x: Value, dtype: torch.dtype | None) -> Value:
+def in_dtype(b: Builder, x: Value, dtype: torch.dtype | None) -> Value:
+    """The value in the type that a `dtype` argument asks for."""
     return x if dtype is None else b.cast(x, mx_dtype(dtype))
 
 
 def _reduce(b: Builder, function: Any, x: Value, dim: Dims, keepdim: bool, *args: Any) -> Any:
     kwargs: dict[str, Any] = {}
-    axis = _axis(x, dim)
+    axis = axis_argument(x, dim)
     if axis is not None:
         kwargs["axis"] = axis
     if keepdim:
@@ -57,7 +58,7 @@ def _reduce(b: Builder, function: Any, x: Value, dim: Dims, keepdim: bool, *args
     return b.call(function, x, *args, **kwargs)
 
 
-def _accumulated(b: Builder, x: Value, function: Any, dim: Dims, keepdim: bool) -> Any:
+def accumulated(b: Builder, x: Value, function: Any, dim: Dims, keepdim: bool) -> Any:
     """Half types are accumulated in single precision, as torch does."""
     if is_floating(x.dtype) and x.dtype.size == 2:
         wide = b.cast(x, mx.float32)
@@ -76,8 +77,8 @@ def lower_sum_dim(
     b: Builder, x: Value, dim: Dims, keepdim: bool = False, *, dtype: torch.dtype | None = None
 ) -> Any:
     """sum.dim_IntList(Tensor self, int[1]? dim, bool keepdim=False, *, ScalarType? dtype)."""
-    x = as_integer(b, x) if dtype is None else _in(b, x, dtype)
-    return _accumulated(b, x, mx.sum, dim, keepdim)
+    x = as_integer(b, x) if dtype is None else in_dtype(b, x, dtype)
+    return accumulated(b, x, mx.sum, dim, keepdim)
 
 
 @lowering(aten.nansum.default)
@@ -90,8 +91,8 @@ def lower_nansum(
     dtype: torch.dtype | None = None,
 ) -> Any:
     """nansum(Tensor self, int[1]? dim=None, bool keepdim=False, *, ScalarType? dtype=None)."""
-    x = as_integer(b, x) if dtype is None else _in(b, x, dtype)
-    return _accumulated(b, x, rt.sum_of_numbers, dim, keepdim)
+    x = as_integer(b, x) if dtype is None else in_dtype(b, x, dtype)
+    return accumulated(b, x, rt.sum_of_numbers, dim, keepdim)
 
 
 @lowering(aten.mean.default)
@@ -105,7 +106,7 @@ def lower_mean_dim(
     b: Builder, x: Value, dim: Dims, keepdim: bool = False, *, dtype: torch.dtype | None = None
 ) -> Any:
     """mean.dim(Tensor self, int[1]? dim, bool keepdim=False, *, ScalarType? dtype=None)."""
-    return _accumulated(b, _in(b, x, dtype), mx.mean, dim, keepdim)
+    return accumulated(b, in_dtype(b, x, dtype), mx.mean, dim, keepdim)
 
 
 @lowering(aten.nanmean.default)
@@ -118,7 +119,7 @@ def lower_nanmean(
     dtype: torch.dtype | None = None,
 ) -> Any:
     """nanmean(Tensor self, int[1]? dim=None, bool keepdim=False, *, ScalarType? dtype=None)."""
-    return _accumulated(b, _in(b, x, dtype), rt.mean_of_numbers, dim, keepdim)
+    return accumulated(b, in_dtype(b, x, dtype), rt.mean_of_numbers, dim, keepdim)
 
 
 @lowering(aten.prod.default)
@@ -137,8 +138,8 @@ def lower_prod_dim(
     dtype: torch.dtype | None = None,
 ) -> Any:
     """prod.dim_int(Tensor self, int dim, bool keepdim=False, *, ScalarType? dtype=None)."""
-    x = as_integer(b, x) if dtype is None else _in(b, x, dtype)
-    return _accumulated(b, x, mx.prod, dim, keepdim)
+    x = as_integer(b, x) if dtype is None else in_dtype(b, x, dtype)
+    return accumulated(b, x, mx.prod, dim, keepdim)
 
 
 # Extrema
@@ -235,7 +236,7 @@ def _spread(b: Builder, function: Any, x: Value, dim: Dims, correction: Any, kee
     if is_complex(x.dtype):
         raise LoweringError(f"{function.__name__}: dtype={x.dtype}")
     kwargs: dict[str, Any] = {}
-    axis = _axis(x, dim)
+    axis = axis_argument(x, dim)
     if axis is not None:
         kwargs["axis"] = axis
     if keepdim:
@@ -270,7 +271,7 @@ def _register_spread(packet: Any, pair: Any, function: Any) -> None:
     def lower_pair_dim(
         b: Builder, x: Value, dim: Dims, unbiased: bool = True, keepdim: bool = False
     ) -> Any:
-        mean = _accumulated(b, x, mx.mean, dim, keepdim)
+        mean = accumulated(b, x, mx.mean, dim, keepdim)
         return lower_dim(b, x, dim, unbiased, keepdim), mean
 
     @lowering(pair.correction)
@@ -278,7 +279,7 @@ def _register_spread(packet: Any, pair: Any, function: Any) -> None:
         b: Builder, x: Value, dim: Dims = None, *, correction: Any = None, keepdim: bool = False
     ) -> Any:
         spread = lower_correction(b, x, dim, correction=correction, keepdim=keepdim)
-        return spread, _accumulated(b, x, mx.mean, dim, keepdim)
+        return spread, accumulated(b, x, mx.mean, dim, keepdim)
 
 
 _register_spread(aten.var, aten.var_mean, rt.variance)
@@ -293,7 +294,7 @@ def _softmax(function: Any) -> Lowering:
         # `_softmax` has `half_to_float` in third place.
         if isinstance(dtype, bool):
             dtype = torch.float32 if dtype else None
-        x = as_float(b, _in(b, x, dtype))
+        x = as_float(b, in_dtype(b, x, dtype))
         if x.ndim == 0:
             one = b.call(mx.reshape, x, [1])
             return b.call(mx.reshape, b.call(function, one, 0), [])
@@ -312,115 +313,3 @@ def lower_logsumexp(b: Builder, x: Value, dim: Dims, keepdim: bool = False) -> A
     if is_complex(x.dtype):
         raise LoweringError("aten.logsumexp: MLX has none of complex numbers")
     return _reduce(b, rt.logsumexp, as_float(b, x), dim, keepdim)
-
-
-# Norms
-
-
-def _vector_norm(b: Builder, x: Value, order: Any, dim: Dims, keepdim: bool) -> Any:
-    kwargs: dict[str, Any] = {}
-    axis = _axis(x, dim)
-    if axis is not None:
-        kwargs["axis"] = axis
-    if keepdim:
-        kwargs["keepdims"] = True
-    return b.call(rt.vector_norm, x, float(order), **kwargs)
-
-
-@lowering(aten.linalg_vector_norm.default)
-def lower_vector_norm(
-    b: Builder,
-    x: Value,
-    order: Any = 2,
-    dim: Dims = None,
-    keepdim: bool = False,
-    *,
-    dtype: torch.dtype | None = None,
-) -> Any:
-    """linalg_vector_norm(Tensor self, Scalar ord=2, int[1]? dim=None, bool keepdim, dtype)."""
-    return _vector_norm(b, _in(b, x, dtype), order, dim, keepdim)
-
-
-@lowering(aten.linalg_norm.default)
-def lower_linalg_norm(
-    b: Builder,
-    x: Value,
-    order: Any = None,
-    dim: Dims = None,
-    keepdim: bool = False,
-    *,
-    dtype: torch.dtype | None = None,
-) -> Any:
-    """linalg_norm(Tensor self, Scalar? ord=None, int[1]? dim=None, bool keepdim, dtype).
-
-    Without an order the 2-norm of all elements; with one, a matrix norm of two dimensions is
-    refused.
-    """
-    x = _in(b, x, dtype)
-    several = (dim is None and x.ndim == 2) or (isinstance(dim, list | tuple) and len(dim) == 2)
-    if order is not None and several:
-        raise LoweringError(f"aten.linalg_norm: ord={order} of a matrix")
-    return _vector_norm(b, x, 2 if order is None else order, dim, keepdim)
-
-
-@lowering(
-    aten.norm.Scalar,
-    aten.norm.ScalarOpt_dim,
-    aten.norm.ScalarOpt_dtype,
-    aten.norm.ScalarOpt_dim_dtype,
-)
-def lower_norm(
-    b: Builder,
-    x: Value,
-    p: Any = 2,
-    dim: Dims = None,
-    keepdim: bool = False,
-    *,
-    dtype: torch.dtype | None = None,
-) -> Any:
-    """norm(Tensor self, Scalar? p, int[1] dim, bool keepdim=False, *, ScalarType dtype)."""
-    return _vector_norm(b, _in(b, x, dtype), 2 if p is None else p, dim, keepdim)
-
-
-# Losses
-
-_REDUCTIONS = {0: None, 1: mx.mean, 2: mx.sum}
-
-
-def _loss(b: Builder, values: Value, reduction: int) -> Any:
-    function = _REDUCTIONS[reduction]
-    return values if function is None else _accumulated(b, values, function, None, False)
-
-
-@lowering(aten.mse_loss.default)
-def lower_mse_loss(b: Builder, x: Value, target: Value, reduction: int = 1) -> Any:
-    """mse_loss(Tensor self, Tensor target, int reduction=Mean)."""
-    x, target = promote(b, x, target)
-    return _loss(b, b.call(mx.square, b.call(mx.subtract, x, target)), reduction)
-
-
-@lowering(aten.l1_loss.default)
-def lower_l1_loss(b: Builder, x: Value, target: Value, reduction: int = 1) -> Any:
-    """l1_loss(Tensor self, Tensor target, int reduction=Mean)."""
-    x, target = promote(b, x, target)
-    return _loss(b, b.call(mx.abs, b.call(mx.subtract, x, target)), reduction)
-
-
-@lowering(aten.smooth_l1_loss.default)
-def lower_smooth_l1_loss(
-    b: Builder, x: Value, target: Value, reduction: int = 1, beta: float = 1.0
-) -> Any:
-    """smooth_l1_loss(Tensor self, Tensor target, int reduction=Mean, float beta=1.0)."""
-    if beta == 0:
-        return lower_l1_loss(b, x, target, reduction)
-    x, target = promote(b, x, target)
-    return _loss(b, b.call(rt.huber_loss, x, target, beta, 1 / beta), reduction)
-
-
-@lowering(aten.huber_loss.default)
-def lower_huber_loss(
-    b: Builder, x: Value, target: Value, reduction: int = 1, delta: float = 1.0
-) -> Any:
-    """huber_loss(Tensor self, Tensor target, int reduction=Mean, float delta=1.0)."""
-    x, target = promote(b, x, target)
-    return _loss(b, b.call(rt.huber_loss, x, target, delta, 1.0), reduction)

@@ -8,7 +8,7 @@ from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any, TypeVar
 
-__all__ = ["Lowering", "LoweringError", "lowering", "lowering_for", "registered"]
+__all__ = ["Lowering", "LoweringError", "lowering", "lowering_for", "lowering_named", "registered"]
 
 Lowering = Callable[..., Any]
 """(builder, *args, **kwargs of the operator) → Value, or a tuple of Values."""
@@ -16,6 +16,7 @@ Lowering = Callable[..., Any]
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 _REGISTRY: dict[Any, Lowering] = {}
+_NAMED: dict[str, Lowering] = {}
 
 
 class LoweringError(Exception):
@@ -30,6 +31,16 @@ def lowering(*overloads: Any) -> Callable[[_F], _F]:
             if overload in _REGISTRY:
                 raise ValueError(f"{overload} is lowered twice")
             _REGISTRY[overload] = function
+        return function
+
+    return register
+
+
+def lowering_named(name: str) -> Callable[[_F], _F]:
+    """Register a function for an operator by name, for one that another package defines."""
+
+    def register(function: _F) -> _F:
+        _NAMED[name] = function
         return function
 
     return register
@@ -52,7 +63,7 @@ def registered() -> dict[Any, Lowering]:
 def lowering_for(overload: Any) -> Lowering:
     """The function for an overload; LoweringError if there is none."""
     _load()
-    try:
-        return _REGISTRY[overload]
-    except KeyError:
-        raise LoweringError(f"{overload} has no lowering to MLX") from None
+    found = _REGISTRY.get(overload) or _NAMED.get(str(overload))
+    if found is None:
+        raise LoweringError(f"{overload} has no lowering to MLX")
+    return found

@@ -11,7 +11,6 @@ import torch
 
 from torch2mlx.compiler.builder import Builder, Value
 from torch2mlx.compiler.lowering.registry import LoweringError, lowering
-from torch2mlx.compiler.runtime import diagonals, shuffling, windows
 from torch2mlx.compiler.symbolic import SymbolicInt, source_of
 
 __all__: list[str] = []
@@ -301,49 +300,6 @@ def lower_tile(b: Builder, x: Value, dims: Sequence[int]) -> Value:
     return lower_repeat(b, x, (*(1,) * (x.ndim - len(dims)), *dims))
 
 
-@lowering(aten.diagonal.default)
-def lower_diagonal(b: Builder, x: Value, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Value:
-    """The diagonal of two axes, as the last axis."""
-    result: Value = b.call(mx.diagonal, x, offset=offset, axis1=dim1, axis2=dim2)
-    return result
-
-
-@lowering(aten.diag.default)
-def lower_diag(b: Builder, x: Value, diagonal: int = 0) -> Value:
-    """The diagonal of a matrix, or the matrix of a diagonal."""
-    result: Value = b.call(mx.diag, x, k=diagonal)
-    return result
-
-
-@lowering(aten.diagflat.default)
-def lower_diagflat(b: Builder, x: Value, offset: int = 0) -> Value:
-    """The matrix with all elements on a diagonal."""
-    return lower_diag(b, lower_reshape(b, x, (-1,)), offset)
-
-
-@lowering(aten.diag_embed.default)
-def lower_diag_embed(
-    b: Builder, x: Value, offset: int = 0, dim1: int = -2, dim2: int = -1
-) -> Value:
-    """Matrices with the last axis as their diagonal."""
-    first, second = axis_of(dim1, x.ndim + 1), axis_of(dim2, x.ndim + 1)
-    if first > second:
-        first, second, offset = second, first, -offset
-    result: Value = b.call(diagonals.diag_embed, x, offset, first, second)
-    return result
-
-
-@lowering(aten.diagonal_scatter.default)
-def lower_diagonal_scatter(
-    b: Builder, x: Value, source: Value, offset: int = 0, dim1: int = 0, dim2: int = 1
-) -> Value:
-    """`x` with other values on the diagonal of two axes."""
-    result: Value = b.call(
-        diagonals.diagonal_scatter, x, b.cast(source, x.dtype), offset, dim1, dim2
-    )
-    return result
-
-
 @lowering(aten.as_strided.default)
 def lower_as_strided(b: Builder, x: Value, *args: Any, **kwargs: Any) -> Value:
     """Refused: strides are of the storage behind the tensor, which a graph does not show."""
@@ -353,79 +309,19 @@ def lower_as_strided(b: Builder, x: Value, *args: Any, **kwargs: Any) -> Value:
     )
 
 
-@lowering(aten.unfold.default)
-def lower_unfold(b: Builder, x: Value, dimension: int, size: int, step: int) -> Value:
-    """Windows of an axis: its extent becomes their number, a last axis holds them."""
-    if x.ndim == 0:
-        x = lower_reshape(b, x, (1,))
-        if size == 0:
-            return subscript(b, x, 0, slice(None, 0))
-        return x
-    axis = axis_of(dimension, x.ndim)
-    result: Value = b.call(windows.sliding_windows, x, axis, size, step)
-    return result
+def _at_least(ndim: int) -> Any:
+    def lower(b: Builder, x: Any) -> Any:
+        """atleast_nd(Tensor self), or of a list of tensors."""
+        if isinstance(x, list | tuple):
+            return tuple(lower(b, each) for each in x)
+        missing = ndim - x.ndim
+        if missing <= 0:
+            return x
+        behind = 1 if ndim == 3 and x.ndim else 0  # (n) becomes (1, n, 1), (m, n) becomes (m, n, 1)
+        return lower_reshape(b, x, (*(1,) * (missing - behind), *x.shape, *(1,) * behind))
+
+    return lower
 
 
-@lowering(aten.im2col.default)
-def lower_im2col(
-    b: Builder,
-    x: Value,
-    kernel_size: Sequence[int],
-    dilation: Sequence[int],
-    padding: Sequence[int],
-    stride: Sequence[int],
-) -> Value:
-    """Patches of (batch, channels, height, width) as columns."""
-    result: Value = b.call(
-        windows.patches_to_columns,
-        x,
-        kernel=tuple(kernel_size),
-        dilation=tuple(dilation),
-        padding=tuple(padding),
-        stride=tuple(stride),
-    )
-    return result
-
-
-@lowering(aten.col2im.default)
-def lower_col2im(
-    b: Builder,
-    x: Value,
-    output_size: Sequence[int],
-    kernel_size: Sequence[int],
-    dilation: Sequence[int],
-    padding: Sequence[int],
-    stride: Sequence[int],
-) -> Value:
-    """Columns summed back into the image they are patches of."""
-    result: Value = b.call(
-        windows.columns_to_image,
-        x,
-        size=tuple(output_size),
-        kernel=tuple(kernel_size),
-        dilation=tuple(dilation),
-        padding=tuple(padding),
-        stride=tuple(stride),
-    )
-    return result
-
-
-@lowering(aten.pixel_shuffle.default)
-def lower_pixel_shuffle(b: Builder, x: Value, upscale_factor: int) -> Value:
-    """Channels to space."""
-    result: Value = b.call(shuffling.pixel_shuffle, x, upscale_factor)
-    return result
-
-
-@lowering(aten.pixel_unshuffle.default)
-def lower_pixel_unshuffle(b: Builder, x: Value, downscale_factor: int) -> Value:
-    """Space to channels."""
-    result: Value = b.call(shuffling.pixel_unshuffle, x, downscale_factor)
-    return result
-
-
-@lowering(aten.channel_shuffle.default, aten.native_channel_shuffle.default)
-def lower_channel_shuffle(b: Builder, x: Value, groups: int) -> Value:
-    """Channels of groups interleaved."""
-    result: Value = b.call(shuffling.channel_shuffle, x, groups)
-    return result
+for _ndim, _packet in ((1, aten.atleast_1d), (2, aten.atleast_2d), (3, aten.atleast_3d)):
+    lowering(_packet.default, _packet.Sequence)(_at_least(_ndim))

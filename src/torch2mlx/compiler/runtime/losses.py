@@ -5,15 +5,22 @@
 
 from __future__ import annotations
 
+import math
+
 import mlx.core as mx
 
 __all__ = [
     "binary_cross_entropy",
     "binary_cross_entropy_with_logits",
+    "cosine_embedding_loss",
     "cross_entropy",
     "cross_entropy_of_shares",
+    "hinge_embedding_loss",
     "kl_divergence",
+    "margin_ranking_loss",
     "nll_loss",
+    "poisson_nll_loss",
+    "soft_margin_loss",
 ]
 
 
@@ -122,3 +129,43 @@ def kl_divergence(x: mx.array, target: mx.array, log_target: bool) -> mx.array:
     if log_target:
         return mx.exp(target) * (target - x)
     return mx.where(target == 0, 0, target * mx.log(target)) - target * x
+
+
+def soft_margin_loss(x: mx.array, target: mx.array) -> mx.array:
+    """log(1 + exp(-target x)) for targets of 1 and -1."""
+    return mx.log1p(mx.exp(-target * x))
+
+
+def margin_ranking_loss(
+    x: mx.array, y: mx.array, target: mx.array, margin: float = 0.0
+) -> mx.array:
+    """How far x - y falls short of the margin, in the direction of the target."""
+    return mx.maximum(margin - target * (x - y), 0)
+
+
+def hinge_embedding_loss(x: mx.array, target: mx.array, margin: float = 1.0) -> mx.array:
+    """X where the target is 1, what it lacks of the margin where it is -1."""
+    short = mx.maximum(margin - x, 0)
+    return mx.where(target != 1, short, 0) + mx.where(target != -1, x, 0)
+
+
+def poisson_nll_loss(
+    x: mx.array, target: mx.array, log_input: bool, full: bool, eps: float
+) -> mx.array:
+    """The negative log-likelihood of counts; `full` adds Stirling's term for log(target!)."""
+    loss = mx.exp(x) - target * x if log_input else x - target * mx.log(x + eps)
+    if full:
+        stirling = target * mx.log(target) - target + 0.5 * mx.log(2 * math.pi * target)
+        loss = loss + mx.where(target <= 1, 0, stirling)
+    return loss
+
+
+def cosine_embedding_loss(
+    x: mx.array, y: mx.array, target: mx.array, margin: float = 0.0
+) -> mx.array:
+    """1 - cos of pairs whose target is 1, cos beyond the margin where it is -1."""
+    # The same small number that PyTorch adds to both squared lengths.
+    product = (mx.sum(x * x, -1) + 1e-12) * (mx.sum(y * y, -1) + 1e-12)
+    cosine = mx.sum(x * y, -1) * mx.rsqrt(product)
+    apart = mx.where(target == -1, mx.maximum(cosine - margin, 0), 0)
+    return mx.where(target == 1, 1 - cosine, apart)
