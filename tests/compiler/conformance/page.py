@@ -2,6 +2,7 @@
 
     python tests/compiler/conformance/page.py             write docs/operators.md
     python tests/compiler/conformance/page.py --measure   run every sample first (minutes)
+    ... --measure float32                                 of these element types only
 
 `results.json` beside this file holds the counts of the last run; the names, attributes and limits
 come from the registry and the table.
@@ -10,6 +11,7 @@ come from the registry and the table.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -37,8 +39,7 @@ Every operator runs in PyTorch and, lowered, in MLX on the CPU, on samples of Py
 database and on samples of the suite. Every second sample is given as arrays that are not
 contiguous; elementwise operators also get 0-d and empty ones. *compared* counts the samples whose
 results agreed, by element type; *refused* those that the lowering must refuse, because MLX cannot
-follow an attribute or a type. OpInfo's samples are taken evenly, at most 16 of float32 and 4 of
-any other type for each entry, unless a row says otherwise.
+follow an attribute or a type. The recorded run took {scope}.
 
 {operators} operators, {compared} comparisons, {refused} refusals. Left out: {wide} samples
 of OpInfo with float64 or complex128, which MLX lacks on the GPU, and {untraced} that `make_fx`
@@ -48,7 +49,7 @@ This page is written by `python tests/compiler/conformance/page.py`; `--measure`
 """
 
 
-def measure(rows: list[Case]) -> dict[str, Any]:
+def measure(rows: list[Case], dtypes: list[str]) -> dict[str, Any]:
     """Run every sample; raises SystemExit if one disagrees."""
     results: dict[str, Any] = {}
     wrong = 0
@@ -56,7 +57,7 @@ def measure(rows: list[Case]) -> dict[str, Any]:
         name = name_of(row.overload)
         counts: dict[str, list[int]] = {}
         left_out: dict[str, int] = defaultdict(int)
-        for dtype in dtypes_of(row):
+        for dtype in (d for d in dtypes_of(row) if not dtypes or _short(d) in dtypes):
             outcome = run(row, dtype)
             wrong += len(outcome.problems)
             for problem in outcome.problems:
@@ -71,15 +72,20 @@ def measure(rows: list[Case]) -> dict[str, Any]:
         results[name] = {"samples": counts, "left_out": dict(left_out)}
     if wrong:
         raise SystemExit(f"{wrong} samples disagree: {RESULTS.name} stays as it was")
-    return results
+    return {
+        "operators": results,
+        "dtypes": dtypes,
+        "limit": os.environ.get("CONFORMANCE_LIMIT", ""),
+    }
 
 
 def _short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def page(rows: list[Case], results: dict[str, Any]) -> str:
+def page(rows: list[Case], recorded: dict[str, Any]) -> str:
     """The text of docs/operators.md."""
+    results: dict[str, Any] = recorded["operators"]
     lowerings = registered()
     families: dict[str, list[Case]] = defaultdict(list)
     for row in rows:
@@ -96,7 +102,11 @@ def page(rows: list[Case], results: dict[str, Any]) -> str:
     wide = reasons.pop(WIDE, 0)
     parts = [
         INTRODUCTION.format(
-            operators=len(results), wide=wide, untraced=sum(reasons.values()), **totals
+            operators=len(results),
+            wide=wide,
+            untraced=sum(reasons.values()),
+            scope=_scope(recorded),
+            **totals,
         )
     ]
     for module, members in sorted(families.items()):
@@ -110,6 +120,19 @@ def page(rows: list[Case], results: dict[str, Any]) -> str:
     ordered = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
     parts += [f"| {number} | {_plain(reason)} |" for reason, number in ordered]
     return "\n".join(parts) + "\n"
+
+
+def _scope(recorded: dict[str, Any]) -> str:
+    """What the recorded run took of the samples."""
+    most = (
+        f"at most {recorded['limit']}"
+        if recorded["limit"]
+        else "at most 16 of float32, 4 of others,"
+    )
+    types = (
+        f"the element types {', '.join(recorded['dtypes'])}" if recorded["dtypes"] else "every type"
+    )
+    return f"{most} for each entry of OpInfo, in {types}"
 
 
 def _line(row: Case, result: dict[str, Any]) -> str:
@@ -139,5 +162,6 @@ def sorted_rows() -> list[Case]:
 
 if __name__ == "__main__":
     if "--measure" in sys.argv[1:]:
-        RESULTS.write_text(json.dumps(measure(sorted_rows()), indent=1, sort_keys=True) + "\n")
+        measured = measure(sorted_rows(), sys.argv[sys.argv.index("--measure") + 1 :])
+        RESULTS.write_text(json.dumps(measured, indent=1, sort_keys=True) + "\n")
     PAGE.write_text(page(sorted_rows(), json.loads(RESULTS.read_text())))

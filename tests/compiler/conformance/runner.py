@@ -189,7 +189,9 @@ def _compare_sums(row: Case, sample: Sample, actual: torch.Tensor, expected: tor
 def _sum_of_magnitudes(overload: Any) -> Callable[[Sample], torch.Tensor]:
     def terms(sample: Sample) -> torch.Tensor:
         args, kwargs = pytree.tree_map_only(
-            torch.Tensor, lambda t: t.abs().float(), (sample.args, dict(sample.kwargs))
+            torch.Tensor,
+            lambda t: t.abs().float() if t.is_floating_point() or t.is_complex() else t,
+            (sample.args, dict(sample.kwargs)),
         )
         scales = {k: abs(v) if k in ("alpha", "beta") else v for k, v in kwargs.items()}
         result: torch.Tensor = overload(*args, **scales)

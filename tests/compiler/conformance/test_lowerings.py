@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from runner import dtypes_of, load_table, name_of, run
+from opinfo import harvests
+from runner import dtypes_of, load_table, name_of, run, sample_limit
 from runner import samples as samples_of_row
 from table import Case
 
@@ -26,6 +27,17 @@ def test_every_row_has_a_lowering() -> None:
 def test_every_lowering_has_a_case(row: Case) -> None:
     found = any(True for dtype in dtypes_of(row) for _ in samples_of_row(row, dtype))
     assert found, f"no sample of OpInfo reaches {name_of(row.overload)}: add one to a cases_*.py"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: name_of(row.overload))
+def test_no_type_loses_all_its_samples(row: Case) -> None:
+    """What OpInfo offers in a type, and cannot be used, must be made up for by own samples."""
+    for dtype in dtypes_of(row):
+        found = list(harvests(row.overload, row.opinfo, dtype, sample_limit(row, dtype)))
+        if any(h.offered for h in found) and not any(h.taken for h in found):
+            reasons = {reason for h in found for reason in h.unusable}
+            assert any(True for _ in samples_of_row(row, dtype)), f"{dtype}: {reasons}"
 
 
 def _cases(wanted: Callable[[torch.dtype], bool]) -> list[Any]:

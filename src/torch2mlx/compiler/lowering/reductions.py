@@ -190,6 +190,8 @@ lowering(aten.min.dim)(_extremum_along(rt.min_with_indices))
 
 def _position(function: Any) -> Lowering:
     def lower(b: Builder, x: Value, dim: int | None = None, keepdim: bool = False) -> Any:
+        if x.ndim == 0:
+            return b.call(mx.zeros, [], mx.int64)
         return _reduce(b, function, x, dim, keepdim)
 
     return lower
