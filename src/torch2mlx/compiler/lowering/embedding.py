@@ -30,8 +30,20 @@ def lower_embedding(
     return result
 
 
+@lowering(aten.embedding_bag.padding_idx)
+def lower_embedding_bag_with_padding(
+    b: Builder, weight: Value, indices: Value, offsets: Value, *args: Any, **kwargs: Any
+) -> tuple[Value]:
+    """As below; here -1 names the last row, and None no row."""
+    names = ("scale_grad_by_freq", "mode", "sparse", "per_sample_weights", "include_last_offset")
+    options = dict(zip((*names, "padding_idx"), args, strict=False)) | kwargs
+    if options.get("padding_idx") is not None:
+        options["padding_idx"] = options["padding_idx"] % weight.shape[0]
+    return lower_embedding_bag(b, weight, indices, offsets, **options)
+
+
 @lowering(aten.embedding_bag.default, aten._embedding_bag.default)
-@lowering(aten.embedding_bag.padding_idx, aten._embedding_bag_forward_only.default)
+@lowering(aten._embedding_bag_forward_only.default)
 def lower_embedding_bag(
     b: Builder,
     weight: Value,
@@ -48,8 +60,6 @@ def lower_embedding_bag(
     padding: dict[str, Any] = {}
     if padding_idx is not None and padding_idx >= 0:
         padding = {"padding_index": padding_idx}
-    elif padding_idx is not None and padding_idx < -1:
-        padding = {"padding_index": weight.shape[0] + padding_idx}
     if per_sample_weights is not None:
         padding["sample_weights"] = per_sample_weights
     bags = offsets.shape[0] - 1 if include_last_offset else offsets.shape[0]

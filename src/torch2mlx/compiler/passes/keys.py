@@ -11,22 +11,11 @@ from dataclasses import replace
 import mlx.core as mx
 
 from torch2mlx.compiler.builder import Value
+from torch2mlx.compiler.lowering.random import draws
 from torch2mlx.compiler.passes.rewriting import same_call, substituted
 from torch2mlx.compiler.program import Program, Step
-from torch2mlx.compiler.runtime import random
 
 __all__ = ["with_keys"]
-
-_FUNCTIONS = (
-    mx.random.uniform,
-    mx.random.normal,
-    mx.random.randint,
-    mx.random.permutation,
-    mx.random.bernoulli,
-    random.normal,
-    random.dropout,
-    random.dropout_with_mask,
-)
 
 
 def with_keys(program: Program) -> Program:
@@ -41,7 +30,7 @@ def with_keys(program: Program) -> Program:
     for step in program.steps:
         old = step.call
         args, kwargs = substituted(old.args, current), dict(substituted(old.kwargs, current))
-        if any(old.function is f for f in _FUNCTIONS):
+        if draws(old.function):
             keys.append(Value(mx.zeros((2,), mx.uint32), name="key"))
             kwargs["key"] = keys[-1]
         call = same_call(old, args, kwargs)
