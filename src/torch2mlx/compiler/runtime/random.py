@@ -56,7 +56,7 @@ def alpha_dropout(x: mx.array, p: float, features: bool = False, key: Key = None
     shape = (*x.shape[:2], *(1,) * (x.ndim - 2)) if features else x.shape
     kept = mx.random.bernoulli(1 - p, shape, key=key)
     lowest = -1.7580993408473766
-    scale = ((1 - p) * (1 + p * lowest**2)) ** -0.5
+    scale = 1 / math.sqrt((1 - p) * (1 + p * lowest**2))
     return mx.where(kept, x, lowest) * scale - scale * lowest * p
 
 
