@@ -11,6 +11,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache, lru_cache
 from math import prod
 from types import ModuleType
 from typing import Any
@@ -222,7 +224,8 @@ def _index(a: Traced, index: Any) -> Traced:
     for extent in a.shape[len(ranges) :]:
         ranges.append(range(extent))
         shape.append(extent)
-    return _reshape(Traced(Slice(a.expr, tuple(ranges))), tuple(shape))
+    whole = all(part == range(extent) for part, extent in zip(ranges, a.shape, strict=True))
+    return _reshape(a if whole else Traced(Slice(a.expr, tuple(ranges))), tuple(shape))
 
 
 def _split(a: Traced, indices_or_sections: int | Sequence[int], axis: int = 0) -> list[Traced]:
@@ -298,60 +301,105 @@ def _dispatch(name: str, function: Callable[..., Any] | None, args: Any, kwargs:
     def hole(value: Any) -> Any:
         if isinstance(value, Traced):
             operands.append(value.expr)
-            return _Hole(len(operands) - 1)
+            return _hole(len(operands) - 1)
         if name in _ELEMENTWISE and isinstance(value, mx.array) and value.ndim:
             operands.append(_constant(value))  # an operand, so that it is cut by region as well
-            return _Hole(len(operands) - 1)
+            return _hole(len(operands) - 1)
         if isinstance(value, list | tuple):
             return type(value)(hole(v) for v in value)
         return value
 
     holed, holed_kwargs = hole(tuple(args)), {k: hole(v) for k, v in kwargs.items()}
 
-    def call(*values: Any) -> Any:
-        def fill(value: Any) -> Any:
-            if isinstance(value, _Hole):
-                return values[value.index]
-            if isinstance(value, list | tuple):
-                return type(value)(fill(v) for v in value)
-            return value
-
-        return function(*fill(holed), **{k: fill(v) for k, v in holed_kwargs.items()})
-
-    # MLX is lazy: this infers shapes and dtypes and computes nothing.
-    probe = call(*(mx.zeros(o.shape, _mx_dtype(o.dtype)) for o in operands))
+    call = _recorded(function, holed, holed_kwargs)
+    results, container = _results(call, tuple((o.shape, o.dtype) for o in operands))
     if name in _ELEMENTWISE:
+        (dtype, shape), *_ = results
         inverse, forward = _numeric_inverse(name, args)
         return Traced(
             Apply(
-                name, call, tuple(operands), dtype_from_mx(probe.dtype), tuple(probe.shape),
-                inverse=inverse, forward=forward,
-                inverse_in=_local_inverse(name, args, tuple(probe.shape)),
+                name, call, tuple(operands), dtype, shape,
+                inverse=inverse, forward=forward, inverse_in=_local_inverse(name, args, shape),
             )
         )  # fmt: skip
-    if isinstance(probe, mx.array):
-        return Traced(
-            Whole(name, call, tuple(operands), dtype_from_mx(probe.dtype), tuple(probe.shape))
-        )
-    return type(probe)(
+    if container is None:
+        return Traced(Whole(name, call, tuple(operands), *results[0]))
+    return container(
         Traced(
             Whole(
-                f"{name}[{i}]",
-                lambda *values, _i=i: call(*values)[_i],
-                tuple(operands),
-                dtype_from_mx(part.dtype),
-                tuple(part.shape),
+                f"{name}[{i}]", lambda *values, _i=i: call(*values)[_i], tuple(operands), *result
             )
         )
-        for i, part in enumerate(probe)
+        for i, result in enumerate(results)
     )
 
 
+@dataclass(frozen=True, slots=True)
 class _Hole:
     """Where an operand goes in a recorded call."""
 
-    def __init__(self, index: int) -> None:
-        self.index = index
+    index: int
+
+
+@cache
+def _hole(index: int) -> _Hole:
+    return _Hole(index)
+
+
+class _Call:
+    """A function with the arguments that are no tensors; takes the tensors."""
+
+    __slots__ = ("_args", "_function", "_kwargs")
+
+    def __init__(self, function: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> None:
+        self._function = function
+        self._args = args
+        self._kwargs = kwargs
+
+    def __call__(self, *values: Any) -> Any:
+        kwargs = {key: self._fill(value, values) for key, value in self._kwargs.items()}
+        return self._function(*self._fill(self._args, values), **kwargs)
+
+    def _fill(self, value: Any, values: tuple[Any, ...]) -> Any:
+        if isinstance(value, _Hole):
+            return values[value.index]
+        if isinstance(value, list | tuple):
+            return type(value)(self._fill(v, values) for v in value)
+        return value
+
+
+_calls: dict[Any, _Call] = {}
+
+
+def _recorded(function: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> _Call:
+    """The call; one object for all equal ones, since a large model makes the same one often."""
+
+    def key(value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return type(value), tuple(key(v) for v in value)
+        return type(value), value  # 1, 1.0 and True are equal, and are different constants
+
+    named = tuple((name, key(value)) for name, value in sorted(kwargs.items()))
+    try:
+        return _calls.setdefault((function, key(args), named), _Call(function, args, kwargs))
+    except TypeError:  # a constant that cannot be compared, such as an array
+        return _Call(function, args, kwargs)
+
+
+@lru_cache(maxsize=1024)
+def _results(
+    call: _Call, operands: tuple[tuple[tuple[int, ...], DType], ...]
+) -> tuple[list[tuple[DType, tuple[int, ...]]], type | None]:
+    """(dtype, shape) of what a call returns, and the kind of container if it returns several.
+
+    MLX is lazy: this computes nothing.
+    """
+    import mlx.core as mx
+
+    probe = call(*(mx.zeros(shape, _mx_dtype(dtype)) for shape, dtype in operands))
+    parts = [probe] if isinstance(probe, mx.array) else list(probe)
+    results = [(dtype_from_mx(part.dtype), tuple(part.shape)) for part in parts]
+    return results, None if isinstance(probe, mx.array) else type(probe)
 
 
 def _numeric_inverse(

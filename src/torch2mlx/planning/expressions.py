@@ -14,6 +14,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import product
 from math import prod
 from typing import Any, Protocol
@@ -51,6 +52,7 @@ __all__ = [
 ]
 
 Array = np.ndarray[Any, Any]
+_Unary = Callable[[Any], Any]
 
 # Column slabs of a file are gathered from row chunks of this size, so that a transposed read
 # holds the slab and one chunk, not the tensor.
@@ -74,6 +76,8 @@ class Expr(ABC):
         dtype: element type of the values.
         shape: extent of each axis.
     """
+
+    __slots__ = ()  # a large model has a million nodes
 
     dtype: DType
     shape: tuple[int, ...]
@@ -101,7 +105,7 @@ class Expr(ABC):
         return self.size * self.dtype.itemsize
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class Source(Expr):
     """A stored tensor."""
 
@@ -143,7 +147,7 @@ class Source(Expr):
         return flat.reshape(stop - start, *shape[1:])
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class Transpose(Expr):
     """Axes in another order: output axis i is operand axis `axes[i]`."""
 
@@ -170,7 +174,7 @@ class Transpose(Expr):
         return self.operand.read(self.operand_region(region), reader).transpose(self.axes)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class Slice(Expr):
     """A strided part of the operand, one range an axis."""
 
@@ -200,7 +204,7 @@ class Slice(Expr):
         return self.operand.read(self.operand_region(region), reader)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class Concat(Expr):
     """Operands one after the other along an axis."""
 
@@ -244,7 +248,7 @@ class Concat(Expr):
         return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=self.axis)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class Reshape(Expr):
     """The same elements in row-major order under another shape."""
 
@@ -308,7 +312,7 @@ class Reshape(Expr):
         return buffer.reshape(self.hull(region))[cut]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class Bits(Expr):
     """The operand's bits under another dtype, as `mlx.core.array.view` does along the last axis."""
 
@@ -334,7 +338,7 @@ class Bits(Expr):
         return viewed[(..., as_slices(region)[-1])] if region else viewed
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class Apply(Expr):
     """An elementwise MLX function with numpy broadcasting; constants are bound inside `function`.
 
@@ -377,7 +381,7 @@ class Apply(Expr):
         return np.broadcast_to(from_mx(_on_cpu(self.function, values)), lengths(region))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class AlongRows(Expr):
     """An MLX function of whole rows: leading axes correspond, the last axis is taken whole.
 
@@ -405,7 +409,7 @@ class AlongRows(Expr):
         return from_mx(_on_cpu(self.function, values))[(..., as_slices(region)[-1])]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class Whole(Expr):
     """Any other MLX function: operands are read whole, then the result is cut.
 
@@ -485,18 +489,25 @@ def cast(expr: Expr, dtype: DType) -> Expr:
     """
     if expr.dtype == dtype:
         return expr
+    name, convert, inverse, forward = _conversion(expr.dtype, dtype)
+    return Apply(name, convert, (expr,), dtype, expr.shape, inverse=inverse, forward=forward)
+
+
+@cache
+def _conversion(old: DType, new: DType) -> tuple[str, _Unary, _Unary, _Unary]:
+    """Name, MLX function, inverse and torch function of a cast; the same ones for all tensors."""
 
     def convert(value: Any) -> Any:
         import mlx.core as mx
 
-        return _decoded(value, expr.dtype).astype(getattr(mx, str(dtype.mx_name)))
+        return _decoded(value, old).astype(getattr(mx, str(new.mx_name)))
+
+    def inverse(value: Any) -> Any:
+        return value
 
     def forward(value: Any) -> Any:
         import torch
 
-        return value.to(getattr(torch, dtype.torch_name))
+        return value.to(getattr(torch, new.torch_name))
 
-    return Apply(
-        f"astype {dtype}", convert, (expr,), dtype, expr.shape,
-        inverse=lambda value: value, forward=forward,
-    )  # fmt: skip
+    return f"astype {new}", convert, inverse, forward

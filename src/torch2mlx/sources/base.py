@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["Checkpoint", "Packed", "TensorInfo", "TensorSource"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TensorInfo:
     """One stored tensor, known from a header alone.
 

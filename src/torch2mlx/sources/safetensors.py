@@ -198,10 +198,11 @@ class SafetensorsSource(TensorSource):
 
 def check_weight_map(infos: Mapping[str, TensorInfo], weight_map: Mapping[str, str]) -> None:
     """Raise SourceError unless every tensor of an index is in the file the index names."""
+    last = {file: Path(file).name for file in set(weight_map.values())}
     wrong = [
         f"{name!r} in {file}"
         for name, file in weight_map.items()
-        if name not in infos or infos[name].file.name != Path(file).name
+        if name not in infos or infos[name].file.name != last[file]
     ]
     if wrong:
         more = f" and {len(wrong) - _NAMED} more" if len(wrong) > _NAMED else ""

@@ -237,11 +237,14 @@ def _indexed_set(
             f"{where}/{index}: expected an object 'weight_map' of tensor names and files; "
             "download the file again"
         )
+    first: dict[Any, str] = {}  # file → a tensor that the index places in it
     for name, file in weight_map.items():
         if not isinstance(file, str) or not file:
             raise SourceError(
                 f"{where}/{index}: tensor {name!r}: expected a file name, found {file!r}"
             )
+        first.setdefault(file, name)
+    for file, name in first.items():
         path = PurePosixPath(file.replace("\\", "/"))
         if path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
             raise SourceError(
@@ -252,7 +255,7 @@ def _indexed_set(
             raise SourceError(
                 f"{where}/{index}: tensor {name!r} is placed in {file!r}, which is no {kind} file"
             )
-    files = sorted(set(weight_map.values()))
+    files = sorted(first)
     # Files in subfolders are not among `names`; opening them finds out.
     _require(where, [f for f in files if "/" not in f and f not in names], len(files))
     return WeightFiles(kind, tuple(files), weight_map, index)
