@@ -9,7 +9,6 @@ reading headers, planning, and streaming at full length.
 
 from __future__ import annotations
 
-import argparse
 import json
 import struct
 from collections.abc import Iterator

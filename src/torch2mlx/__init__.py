@@ -3,6 +3,7 @@
     import torch2mlx
 
     torch2mlx.inspect("model/")                      # what is it, what could go wrong
+    torch2mlx.plan("model/", fit="16GB")             # ways to convert it, side by side
     torch2mlx.convert("model/", "out/", q_bits=4)    # streamed, checked, published at the end
     torch2mlx.verify("model/", "out/")               # any MLX folder against its source
     torch2mlx.generate("out/", "Hello")
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from torch2mlx.errors import Torch2MLXError
 
 if TYPE_CHECKING:
-    from torch2mlx.api import convert, generate, inspect, upload, verify
+    from torch2mlx.api import convert, generate, inspect, plan, upload, verify
 
 __version__ = "0.1.0"
 
@@ -28,13 +29,14 @@ __all__ = [
     "convert",
     "generate",
     "inspect",
+    "plan",
     "upload",
     "verify",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("convert", "generate", "inspect", "upload", "verify"):
+    if name in ("convert", "generate", "inspect", "plan", "upload", "verify"):
         from torch2mlx import api
 
         return getattr(api, name)

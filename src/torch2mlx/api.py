@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from torch2mlx.packaging.manifest import Manifest
     from torch2mlx.packaging.staging import Staging
     from torch2mlx.planning.plan import Plan
+    from torch2mlx.selection import Selection
     from torch2mlx.sources.base import Checkpoint
     from torch2mlx.verification.report import ParityReport
 
@@ -46,6 +47,7 @@ __all__ = [
     "convert",
     "generate",
     "inspect",
+    "plan",
     "upload",
     "verify",
 ]
@@ -140,6 +142,44 @@ def inspect(
     checkpoint = open_checkpoint(source, revision=revision, trust_remote_code=trust_remote_code)
     with closing(checkpoint.source):
         return inspect_checkpoint(checkpoint)
+
+
+def plan(
+    source: str | Path,
+    *,
+    fit: str | int | None = None,
+    context: int | None = None,
+    memory_limit: str | int = "1GB",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> Selection:
+    """Compare ways to convert a checkpoint, from headers alone: size, memory, quality, machines.
+
+    Args:
+        source: a folder, a checkpoint file or a hub id.
+        fit: memory that the model may take while it runs, such as "16GB".
+        context: tokens of the longest text; None: what the config says, at most 8192.
+        memory_limit: of the conversion.
+        revision: branch, tag or commit of a hub id.
+        trust_remote_code: count the checkpoint's Python files as usable.
+
+    Raises:
+        Torch2MLXError: the checkpoint cannot be read, or no port takes it.
+    """
+    from torch2mlx.architectures.bounds import check_counts
+    from torch2mlx.architectures.port import load_port
+    from torch2mlx.selection import select_strategies
+
+    checkpoint = _open(source, revision, trust_remote_code)
+    with closing(checkpoint.source):
+        check_counts(checkpoint.config, checkpoint.state)
+        return select_strategies(
+            checkpoint,
+            load_port(checkpoint.config),
+            fit=fit,
+            context=context,
+            memory_limit=memory_limit,
+        )
 
 
 def convert(

@@ -153,6 +153,36 @@ def inspect(
     )
 
 
+@app.command(epilog="Example:  torch2mlx plan ./SmolLM2-135M --fit 16GB --context 4096")
+def plan(
+    source: Annotated[str, typer.Argument(metavar="SRC", help="A folder, a file or a hub id.")],
+    fit: Annotated[
+        str | None,
+        typer.Option(help="Memory that the model may take, e.g. 16GB.", show_default=False),
+    ] = None,
+    context: Annotated[
+        int | None,
+        typer.Option(help="Tokens of the longest text.", show_default="config.json's, up to 8192"),
+    ] = None,
+    memory_limit: Annotated[str, typer.Option(help="Memory of the conversion itself.")] = "1GB",
+    revision: Revision = None,
+    trust_remote_code: Trust = False,
+    as_json: Json = False,
+) -> None:
+    """Compare ways to convert a checkpoint: size, memory, quality and the Macs that run it."""
+    from torch2mlx import api
+
+    result = api.plan(
+        source,
+        fit=fit,
+        context=context,
+        memory_limit=memory_limit,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+    )
+    _show(result, as_json)
+
+
 @app.command(epilog="Example:  torch2mlx convert ./SmolLM2-135M ./smollm2-4bit -q --q-bits 4")
 def convert(
     source: Source = None,

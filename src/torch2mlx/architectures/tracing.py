@@ -326,9 +326,7 @@ def _dispatch(name: str, function: Callable[..., Any] | None, args: Any, kwargs:
         return Traced(Whole(name, call, tuple(operands), *results[0]))
     return container(
         Traced(
-            Whole(
-                f"{name}[{i}]", lambda *values, _i=i: call(*values)[_i], tuple(operands), *result
-            )
+            Whole(f"{name}[{i}]", lambda *values, _i=i: call(*values)[_i], tuple(operands), *result)
         )
         for i, result in enumerate(results)
     )

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch2mlx.architectures.port import Port, Target
+from torch2mlx.architectures.port import Port, PortMapping, Target
 from torch2mlx.dtypes import DTYPES, DType, parse_dtype
 from torch2mlx.errors import OptionError
 from torch2mlx.planning.expressions import Expr, Whole, cast
@@ -160,6 +160,7 @@ def build_plan(
     quantize: QuantOptions | None = None,
     keep_grids: bool = False,
     max_shard_size: int = DEFAULT_SHARD_SIZE,
+    mapping: PortMapping | None = None,
 ) -> Plan:
     """Decide everything about a conversion from headers.
 
@@ -171,12 +172,13 @@ def build_plan(
         keep_grids: modules that the source stores on a grid of MLX's affine format keep it, where
             no rule singles them out, instead of the base format of `quantize`.
         max_shard_size: bytes a file may have at most, its header included.
+        mapping: `port.map_state(checkpoint.state)`, where several plans share it.
 
     Raises:
         PlanError: tensors and model do not fit, or a tensor exceeds the shard size.
         OptionError: options that do not fit this model.
     """
-    mapping = port.map_state(checkpoint.state)
+    mapping = mapping or port.map_state(checkpoint.state)
     chosen = choose_dtype(checkpoint.config, dtype)
     assignment = _assign(port, quantize, chosen or DTYPES["BF16"]) if quantize else None
     grids = StoredGrids(checkpoint)

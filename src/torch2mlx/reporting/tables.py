@@ -13,6 +13,7 @@ from torch2mlx.api import Conversion, Generation, Verification
 from torch2mlx.compiler.route import Compiled
 from torch2mlx.inspection import Inspection
 from torch2mlx.reporting.terminal import format_bytes
+from torch2mlx.selection import Selection, Strategy
 
 __all__ = ["render"]
 
@@ -52,6 +53,46 @@ def _(result: Inspection) -> None:
         console.print(f"note: {note}", style="dim")
     for hazard in result.hazards:
         console.print(f"hazard: {hazard}", style="yellow")
+
+
+@render.register
+def _(result: Selection) -> None:
+    console = Console(highlight=False)
+    caches = "unknown" if result.cache_bytes is None else format_bytes(result.cache_bytes)
+    console.print(
+        f"{result.location}: {result.parameters:,} parameters as {result.port}; caches of "
+        f"{result.context:,} tokens: {caches}"
+    )
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for name in ("strategy", "weights", "bits/weight", "files", "while running", "Mac", "KL*"):
+        table.add_column(name, justify="left" if name == "strategy" else "right")
+    for strategy in result.strategies:
+        marked = "bold green" if strategy.name == result.recommended else None
+        style = "dim" if strategy.fits is False else marked
+        table.add_row(*_columns(strategy), style=style)
+    console.print(table)
+    console.print(
+        "* nats a token that round to nearest costs SmolLM2-135M; larger models lose less",
+        style="dim",
+    )
+    chosen = next((s for s in result.strategies if s.name == result.recommended), None)
+    if chosen is None:
+        console.print(result.reason, style="yellow")
+    else:
+        console.print(f"{chosen.name}: {result.reason}")
+        console.print(f"  {result.command(chosen)}", soft_wrap=True)
+
+
+def _columns(strategy: Strategy) -> tuple[str, ...]:
+    return (
+        strategy.name,
+        format_bytes(strategy.nbytes),
+        f"{strategy.bits_per_weight:.2f}",
+        str(strategy.shards),
+        format_bytes(strategy.runtime_memory),
+        "none" if strategy.mac is None else f"{strategy.mac} GB",
+        "-" if strategy.kl is None else f"{strategy.kl:.3g}",
+    )
 
 
 def _share(count: int, result: Inspection) -> str:
