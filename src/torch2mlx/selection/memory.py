@@ -35,7 +35,7 @@ def cache_bytes(port: Port, context: int) -> int | None:
         arrays = [array for entry in cache for array in _arrays(entry.state)]
     except Exception:  # a port may look at values, which do not exist yet
         return None
-    return sum(2 * array.size for array in arrays)
+    return sum(2 * int(array.size) for array in arrays)
 
 
 def _arrays(state: Any) -> Iterator[Any]:
