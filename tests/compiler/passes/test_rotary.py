@@ -64,6 +64,16 @@ def test_lengths_that_change_and_a_later_start(check: Any) -> None:
     assert "offset=3" in after[1]
 
 
+def test_a_part_of_every_head(check: Any) -> None:
+    class Part(Rotary):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cat((super().forward(x[..., :8]), x[..., 8:]), dim=-1)
+
+    _, after = check(fused, Part(halves), torch.randn(2, 3, 5, 12))
+    assert len(after) == 2
+    assert "rope(x, 8, " in after[1]
+
+
 def test_positions_from_the_caller_stay(check: Any) -> None:
     class Given(Rotary):
         def forward(self, x: Tensor, positions: Tensor) -> Tensor:  # type: ignore[override]

@@ -29,6 +29,8 @@ _BINARY: dict[str, tuple[str, int]] = {
     "floor_divide": ("//", 70),
     "remainder": ("%", 70),
     "power": ("**", _POWER),
+    "bitwise_and": ("&", 56),
+    "bitwise_or": ("|", 54),
     "equal": ("==", 50),
     "not_equal": ("!=", 50),
     "less": ("<", 50),

@@ -29,6 +29,8 @@ _FREQUENCIES: WeakKeyDictionary[Value, Value] = WeakKeyDictionary()
 
 def rotary(y: Value) -> Value | None:
     """The rotation in one call, if the value is one."""
+    if called(y, mx.concatenate):
+        return _in_part(y)
     if y.dtype != mx.float32 or y.ndim < 3 or not called(y, mx.add):
         return None
     first, second = _args(y)
@@ -46,6 +48,23 @@ def rotary(y: Value) -> Value | None:
                     inverse, offset = found
                     return _rope(x, inverse, offset, paired)
     return None
+
+
+def _in_part(y: Value) -> Value | None:
+    """Only the first numbers of x turned: `mx.fast.rope` leaves the rest as it is."""
+    parts = _args(y)[0]
+    if len(parts) != 2 or not _last_axis(y, 1) or not called(parts[0], mx.fast.rope):
+        return None
+    turned, rest = parts
+    first, dims = _args(turned)
+    if not called(first, operator.getitem) or not called(rest, operator.getitem):
+        return None
+    x, width = _args(first)[0], turned.array.shape[-1]
+    if dims != width or x.array.shape[-1] != y.array.shape[-1]:
+        return None
+    both = _part(first, x, slice(0, width)) and _part(rest, x, slice(width, x.array.shape[-1]))
+    assert turned.call is not None
+    return make(mx.fast.rope, x, dims, **turned.call.kwargs) if both else None
 
 
 def _rope(x: Value, inverse: Value, offset: int, paired: bool) -> Value:
