@@ -387,6 +387,7 @@ class _Conversion:
             self.destination,
             texts=options.calibration_text,
             tokens=options.calibration_tokens,
+            distill=options.distill,
             max_context=options.max_context,
             trust_remote_code=options.trust_remote_code,
             progress=self.progress,

@@ -254,6 +254,12 @@ def convert(
             "--calibrate", help="Choose the quantized values by what the model makes of text."
         ),
     ] = False,
+    distill: Annotated[
+        bool,
+        typer.Option(
+            "--distill", help="After --calibrate, tune scales and biases on the predictions."
+        ),
+    ] = False,
     calibration_text: Annotated[
         list[str] | None,
         typer.Option(
@@ -358,6 +364,7 @@ def convert(
         router=router.value if router else None,
         strict=strict,
         calibrate=calibrate,
+        distill=distill,
         calibration_text=tuple(calibration_text or ()),
         calibration_tokens=calibration_tokens,
         dequantize=dequantize,

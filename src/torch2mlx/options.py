@@ -33,6 +33,7 @@ class ConvertOptions:
         router: "8bit", "keep" or "same" (mlx-lm's choice).
         strict: a layer that the group size does not divide is an error.
         calibrate: choose codes, scales and biases by what the model computes with them.
+        distill: tune scales and biases afterwards, so that predictions stay the original's.
         calibration_text: files to calibrate with; None: texts of the Python installation.
         calibration_tokens: how many tokens of text to use.
         dequantize: make a plain model of a quantized MLX folder.
@@ -60,6 +61,7 @@ class ConvertOptions:
     router: str | None = None
     strict: bool = False
     calibrate: bool = False
+    distill: bool = False
     calibration_text: Sequence[str] = ()
     calibration_tokens: int | None = None
     dequantize: bool = False
@@ -89,9 +91,9 @@ class ConvertOptions:
                 f"{', '.join(given)} say how to quantize, but quantization is off; add -q"
             )
         texts = _patterns("--calibration-text", self.calibration_text)
-        if (texts or self.calibration_tokens is not None) and not self.calibrate:
+        if (texts or self.calibration_tokens is not None or self.distill) and not self.calibrate:
             raise OptionError(
-                "--calibration-text and --calibration-tokens say what to calibrate with, but "
+                "--calibration-text, --calibration-tokens and --distill say how to calibrate, but "
                 "calibration is off; add --calibrate"
             )
         if self.calibration_tokens is not None and self.calibration_tokens < 64:

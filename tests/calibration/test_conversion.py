@@ -104,3 +104,21 @@ def test_the_installed_texts_are_the_same_each_time() -> None:
     first, again = (calibration_ids(Bytes(), installed_texts(), 4096, 128) for _ in range(2))
     assert first.shape == (32, 128)
     np.testing.assert_array_equal(first, again)
+
+
+def test_distillation_brings_predictions_nearer(
+    checkpoint, run_cli, tmp_path: Path, text: Path
+) -> None:
+    """At two bits, on the text that it is tuned on."""
+    divergence = {}
+    for name, options in (("plain", ()), ("distilled", ("--distill",))):
+        run = run_cli(
+            "convert", checkpoint("llama_tied", "float32"), tmp_path / name, "-q", "--q-bits", "2",
+            "--calibrate", "--calibration-text", text, "--calibration-tokens", "1024",
+            "--max-context", "64", "--quiet", *options,
+        )  # fmt: skip
+        assert run.code == 0, run.message
+        manifest = json.loads((tmp_path / name / "torch2mlx.json").read_text())
+        budgets = {b["name"]: b["figures"] for b in manifest["verification"]["budgets"]}
+        divergence[name] = budgets["quantization"]["mean_kl"]
+    assert divergence["distilled"] < 0.95 * divergence["plain"]

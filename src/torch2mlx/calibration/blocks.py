@@ -40,6 +40,7 @@ __all__ = ["Block", "BlockOutput", "Blocks"]
 Array = np.ndarray[Any, Any]
 
 _ROWS = 512  # of the vocabulary, where the embedding plays no part
+_LEAST_ROWS = 64  # so that special ids are distinct
 _READ = 4096  # rows of the embedding read at a time
 
 
@@ -214,7 +215,8 @@ class Blocks:
         rows, numbers = np.unique(ids, return_inverse=True)
         given = {}
         if embedding is not None and self.embedding is not None:
-            given[self.embedding] = torch.from_numpy(embedding)
+            missing = max(0, _LEAST_ROWS - len(rows))
+            given[self.embedding] = torch.from_numpy(np.pad(embedding, ((0, missing), (0, 0))))
         block = self._build(0, rows, given)
         return block, torch.from_numpy(numbers.reshape(ids.shape))
 
@@ -253,8 +255,7 @@ class Blocks:
         total = self._vocabulary
         rest = dict(state)
         gathered = {}
-        # Transformers wants as many rows as special ids need to be distinct.
-        padded = np.concatenate([rows, np.arange(max(0, 64 - len(rows))) % total])
+        padded = np.concatenate([rows, np.arange(max(0, _LEAST_ROWS - len(rows))) % total])
         for name, expr in state.items():
             inside = self.names.number(name) is not None or ".layers." in name
             if inside or not expr.shape or expr.shape[0] != total:

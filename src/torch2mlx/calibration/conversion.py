@@ -21,6 +21,7 @@ Array = np.ndarray[Any, Any]
 
 DEFAULT_TOKENS = 16384
 _WINDOW = 512
+_DISTILLED = 4  # times as many tokens as calibration
 
 
 def calibration_folder(destination: Path) -> Path:
@@ -35,6 +36,7 @@ def calibrate_outputs(
     *,
     texts: Sequence[str] = (),
     tokens: int | None = None,
+    distill: bool = False,
     max_context: int | None = None,
     trust_remote_code: bool = False,
     progress: Progress,
@@ -47,6 +49,7 @@ def calibrate_outputs(
         destination: of the conversion.
         texts: files; none: the texts of the Python installation.
         tokens: to calibrate with.
+        distill: tune scales and biases afterwards, on four times as many tokens.
         max_context: longest sequence to run.
         trust_remote_code: allow the checkpoint's own code.
         progress: listener.
@@ -56,9 +59,17 @@ def calibrate_outputs(
         UnsupportedError: layers of this model cannot be run on their own.
     """
     length = min(_WINDOW, max_context or _WINDOW, _context(checkpoint.config))
-    ids = _ids(checkpoint, texts, tokens or DEFAULT_TOKENS, length, trust_remote_code)
+    count = tokens or DEFAULT_TOKENS
+    ids = _ids(checkpoint, texts, count, length, trust_remote_code)
+    more = None
+    if distill:
+        more = _ids(checkpoint, texts, _DISTILLED * count, length, trust_remote_code)
     wanted = sum(o.expr.nbytes for o in outputs if o.scheme is not None and o.packed is None)
-    with progress.stage(f"Calibrating with {ids.size:,} tokens", wanted) as advance:
+    title = f"Calibrating with {ids.size:,} tokens"
+    if more is not None:
+        title += f", distilling with {more.size:,}"
+        wanted += more.size
+    with progress.stage(title, wanted) as advance:
         return calibrate(
             checkpoint,
             outputs,
@@ -66,6 +77,7 @@ def calibrate_outputs(
             calibration_folder(destination),
             settings=Settings(),
             trust_remote_code=trust_remote_code,
+            distillation_ids=more,
             progress=advance,
         )
 

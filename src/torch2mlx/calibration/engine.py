@@ -19,6 +19,7 @@ import numpy as np
 from torch2mlx.calibration.grid import Grid
 from torch2mlx.calibration.scratch import Overlay, Scratch, save_step
 from torch2mlx.calibration.solver import Moments, Quantized, Solver
+from torch2mlx.errors import UnsupportedError
 from torch2mlx.planning.expressions import Source, sources_of
 from torch2mlx.planning.plan import Output, is_output_head, is_token_embedding
 from torch2mlx.planning.regions import full
@@ -79,6 +80,7 @@ def calibrate(
     *,
     settings: Settings | None = None,
     trust_remote_code: bool = False,
+    distillation_ids: Array | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Calibration:
     """Find codes, scales and biases for every quantized output.
@@ -90,7 +92,9 @@ def calibrate(
         folder: for scratch files; what an interrupted run of the same kind left is used.
         settings: of the method.
         trust_remote_code: allow the checkpoint's own code.
-        progress: called with the bytes of source weights done since its last call.
+        distillation_ids: token ids [sequences, tokens] to distil with; None: no distillation.
+        progress: called with the bytes of source weights done since its last call; tokens of
+            the distillation count as bytes too.
 
     Raises:
         UnsupportedError: a layer of this model cannot be run on its own.
@@ -109,10 +113,29 @@ def calibrate(
         checkpoint.folder,
         trust_remote_code,
     )
-    scratch = Scratch(folder, _question(checkpoint, outputs, ids, asked, device))
+    used = ids if distillation_ids is None else np.concatenate([ids, distillation_ids])
+    scratch = Scratch(folder, _question(checkpoint, outputs, used, asked, device))
     walk = _Walk(blocks, outputs, ids, scratch, asked, progress or (lambda _: None))
     walk.run()
-    return _found(checkpoint, outputs, scratch, walk.missing)
+    found = _found(checkpoint, outputs, scratch)
+    if distillation_ids is not None:
+        from torch2mlx.calibration.distillation import distill
+
+        names = {o.name: o for o in found.outputs if o.calibrated is not None}
+        distill(
+            blocks,
+            found.source,
+            {
+                index: [names[o.name] for o in own if o.name in names]
+                for index, own in walk.by_layer.items()
+            },
+            _head(found.outputs),
+            distillation_ids,
+            scratch,
+            progress=progress,
+        )
+        found = _found(checkpoint, outputs, scratch)
+    return found
 
 
 def _question(
@@ -135,10 +158,8 @@ def _question(
     }
 
 
-def _found(
-    checkpoint: Checkpoint, outputs: Sequence[Output], scratch: Scratch, missing: Sequence[str]
-) -> Calibration:
-    source = Overlay(checkpoint.source, scratch.weight_files)
+def _found(checkpoint: Checkpoint, outputs: Sequence[Output], scratch: Scratch) -> Calibration:
+    source = Overlay(checkpoint.source, scratch.weight_files, scratch.distilled_files)
     names = source.calibrated.keys()
     result, rounded = [], []
     for output in outputs:
@@ -186,11 +207,13 @@ class _Walk:
         self.scratch = scratch
         self.settings = settings
         self.progress = progress
-        self.missing: list[str] = []
         self.ids = ids
         wanted = [o for o in outputs if o.scheme is not None and o.packed is None]
         self.by_layer = self._layers(wanted)
-        self.head = self._head(wanted)
+        head = _head(outputs)
+        self.head = head if head in wanted else None
+        embedding = next((o for o in wanted if is_token_embedding(o.name)), None)
+        self.embedding = embedding if embedding is not self.head else None
         size = max(1, _BATCH_TOKENS // ids.shape[1])
         self.batches = [slice(i, min(i + size, len(ids))) for i in range(0, len(ids), size)]
 
@@ -222,13 +245,11 @@ class _Walk:
                 found.setdefault(int(own.pop() or 0), []).append(output)
         return found
 
-    @staticmethod
-    def _head(wanted: Sequence[Output]) -> Output | None:
-        heads = [o for o in wanted if is_output_head(o.name)]
-        return heads[0] if heads else next((o for o in wanted if is_token_embedding(o.name)), None)
-
     def _enter(self, folder: Path) -> None:
         block, numbers = self.blocks.entrance(self.ids)
+        quantized = None
+        if self.embedding is not None:
+            quantized = self.blocks.entrance(self.ids, self._rounded_rows(self.embedding))[0]
         stream = None
         for batch in self.batches:
             hidden = block.first(numbers[batch]).cpu().numpy()
@@ -237,9 +258,30 @@ class _Walk:
                 stream = np.lib.format.open_memmap(
                     folder / "stream.npy", mode="w+", dtype=np.float32, shape=shape
                 )
-            stream[:, batch] = hidden
+            stream[0, batch] = stream[1, batch] = hidden
+            if quantized is not None:
+                stream[1, batch] = quantized.first(numbers[batch]).cpu().numpy()
         assert stream is not None
         stream.flush()
+
+    def _rounded_rows(self, output: Output) -> Array:
+        """Rows of an embedding apart from the head, rounded to nearest as they will be written."""
+        from torch2mlx.quantization.kernel import dequantize_rows, quantize_rows
+
+        assert output.scheme is not None
+        dtype = output.expr.dtype
+        found = [
+            dequantize_rows(
+                quantize_rows(
+                    output.expr.read((range(row, row + 1), *full(output.expr.shape[1:])),
+                                     self.blocks.reader),
+                    dtype, output.scheme,
+                ),
+                dtype, output.scheme,
+            )
+            for row in np.unique(self.ids).tolist()
+        ]  # fmt: skip
+        return np.concatenate(found)
 
     def _layer(self, index: int, before: Path, folder: Path) -> None:
         from torch2mlx.calibration.matching import match_rows
@@ -247,7 +289,6 @@ class _Walk:
         original = self.blocks.block(index)
         outputs = self.by_layer.get(index, [])
         rows = match_rows(original.layer, outputs, self.blocks.reader)
-        self.missing += rows.missing
         work = _Layer(original, rows, self.settings, len(self.batches))
         stream = np.load(before / "stream.npy", mmap_mode="r")
         last = index == self.blocks.count - 1
@@ -463,6 +504,18 @@ class _Collected:
             f"{module}.{part}": value.reshape(*self.lead, -1).contiguous()
             for part, value in parts.items()
         }
+
+
+def _head(outputs: Sequence[Output]) -> Output:
+    """The matrix that makes logits: the head or, where it is tied to it, the embedding."""
+    for known in (is_output_head, is_token_embedding):
+        for output in outputs:
+            if known(output.name):
+                return output
+    raise UnsupportedError(
+        "neither an output head nor a token embedding is known by its name in this model, so it "
+        "cannot be calibrated; leave out --calibrate"
+    )
 
 
 def _family(unit: Unit) -> str:

@@ -70,8 +70,13 @@ class Scratch:
 
     @property
     def weight_files(self) -> list[Path]:
-        """Files of calibrated tensors."""
-        return sorted(self.folder.glob("*/weights.safetensors"))
+        """Files of calibrated tensors; those of distillation, which replace others, apart."""
+        return sorted(self.folder.glob("[!d]*/weights.safetensors"))
+
+    @property
+    def distilled_files(self) -> list[Path]:
+        """Files of scales and biases that replace calibrated ones."""
+        return sorted(self.folder.glob("distilled/weights.safetensors"))
 
     def reports(self) -> dict[str, Any]:
         """What was noted of each module."""
@@ -100,11 +105,15 @@ class Overlay(TensorSource):
     Args:
         source: the checkpoint's.
         files: of calibrated tensors.
+        replacements: of those that replace some of them.
     """
 
-    def __init__(self, source: TensorSource, files: list[Path]) -> None:
+    def __init__(
+        self, source: TensorSource, files: list[Path], replacements: list[Path] | None = None
+    ) -> None:
         self._source = source
         self._calibrated = SafetensorsSource(files)
+        self._distilled = SafetensorsSource(replacements) if replacements else None
 
     @property
     def tensors(self) -> Mapping[str, TensorInfo]:
@@ -117,13 +126,19 @@ class Overlay(TensorSource):
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Array:
         if name.startswith(PREFIX):
-            return self._calibrated.read(name.partition(":")[2], start, stop)
+            return self._owner(name).read(name.partition(":")[2], start, stop)
         return self._source.read(name, start, stop)
 
     def read_flat(self, name: str, start: int, stop: int) -> Array:
         if name.startswith(PREFIX):
-            return self._calibrated.read_flat(name.partition(":")[2], start, stop)
+            return self._owner(name).read_flat(name.partition(":")[2], start, stop)
         return self._source.read_flat(name, start, stop)
+
+    def _owner(self, name: str) -> SafetensorsSource:
+        distilled = self._distilled
+        if distilled is not None and name.partition(":")[2] in distilled.tensors:
+            return distilled
+        return self._calibrated
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -131,4 +146,6 @@ class Overlay(TensorSource):
 
     def close(self) -> None:
         self._calibrated.close()
+        if self._distilled is not None:
+            self._distilled.close()
         self._source.close()

@@ -1,0 +1,429 @@
+"""Scales and biases tuned to the original's predictions, codes held fixed.
+
+The loss is KL(original ‖ quantized) over the vocabulary, as in mlx-lm's DWQ and in the second
+phase of EfficientQAT (arXiv 2407.11062).  Memory stays bounded: a batch runs forward layer by
+layer and only the layers' inputs are kept; on the way back each layer is computed once more and
+updated as soon as its gradient is known (as in Chen et al., arXiv 1604.06174).
+
+A scale is tuned relative to itself, an offset relative to the range of its group, both by Adam;
+so one learning rate serves groups and models of any size, and it halves with each bit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from torch2mlx.calibration.matching import match_rows
+from torch2mlx.calibration.scratch import Overlay, Scratch, save_step
+from torch2mlx.planning.plan import Output
+from torch2mlx.planning.regions import full
+from torch2mlx.quantization.kernel import unpack_codes
+from torch2mlx.verification.layers import text_part
+from torch2mlx.verification.reference import to_torch
+
+if TYPE_CHECKING:
+    import torch
+
+    from torch2mlx.calibration.blocks import Block, Blocks
+
+__all__ = ["Distillation", "distill"]
+
+Array = np.ndarray[Any, Any]
+
+_WARM_UP = 0.1  # of all steps
+_BETAS = (0.9, 0.95)
+_ROWS = 256  # positions whose logits exist at a time
+_SAVES = 8  # times that the state is saved
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """How to distil.
+
+    Attributes:
+        rate: learning rate, times 2^-bits.
+        batch: sequences a step.
+    """
+
+    rate: float = 6e-3
+    batch: int = 2
+
+
+class _Tuned:
+    """The scales and offsets of one output, with Adam's moments.
+
+    An element is (code - middle) * scale + level, so that both can be tuned apart.
+    """
+
+    def __init__(self, output: Output, parts: Mapping[str, torch.Tensor]) -> None:
+        import torch
+
+        assert output.scheme is not None
+        self.output = output
+        self.size = output.scheme.group_size
+        self.middle = (2**output.scheme.bits - 1) / 2
+        self.codes = parts["weight"]
+        self.scale = parts["scales"].clone()
+        self.level = parts["biases"] + self.scale * self.middle
+        self.first_scale = self.scale.abs().clone()
+        self.moments = [torch.zeros_like(self.scale) for _ in range(4)]
+        self.slopes = [torch.zeros_like(self.scale) for _ in range(2)]
+
+    @property
+    def groups(self) -> tuple[int, int]:
+        return (self.scale.shape[0], self.scale.shape[1])
+
+    def values(self) -> torch.Tensor:
+        """float32 [rows, in]."""
+        shifted = self.codes.reshape(*self.groups, self.size) - self.middle
+        values: torch.Tensor = shifted * self.scale[..., None] + self.level[..., None]
+        return values.flatten(1)
+
+    def add_gradient(self, gradient: torch.Tensor, rows: torch.Tensor) -> None:
+        """Gradient [n, in] of the values of some rows."""
+        grouped = gradient.reshape(len(rows), -1, self.size)
+        shifted = self.codes[rows].reshape(grouped.shape) - self.middle
+        self.slopes[0].index_add_(0, rows, (grouped * shifted).sum(-1))
+        self.slopes[1].index_add_(0, rows, grouped.sum(-1))
+
+    def step(self, rate: float, number: int) -> None:
+        """One step of Adam, and the gradient forgotten."""
+        bits = math.log2(2 * self.middle + 1)
+        for i, (value, unit) in enumerate(
+            ((self.scale, self.first_scale), (self.level, self.first_scale * self.middle))
+        ):
+            slope = self.slopes[i] * unit
+            mean, square = self.moments[2 * i], self.moments[2 * i + 1]
+            mean.lerp_(slope, 1 - _BETAS[0])
+            square.lerp_(slope * slope, 1 - _BETAS[1])
+            size = (square / (1 - _BETAS[1] ** number)).sqrt_().add_(1e-12)
+            value -= rate * 2.0**-bits / (1 - _BETAS[0] ** number) * mean / size * unit
+            self.slopes[i].zero_()
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The written scales and biases by name."""
+        import torch
+
+        dtype = getattr(torch, self.output.expr.dtype.torch_name)
+        scale = self.scale.to(dtype)
+        bias = (self.level - scale.float() * self.middle).to(dtype)
+        lead = self.output.expr.shape[:-1]
+        module = self.output.module
+        return {
+            f"{module}.scales": scale.reshape(*lead, -1).cpu().contiguous(),
+            f"{module}.biases": bias.reshape(*lead, -1).cpu().contiguous(),
+        }
+
+    def state(self) -> list[torch.Tensor]:
+        """Everything that a later run needs to go on."""
+        return [self.scale, self.level, *self.moments]
+
+
+class _TunedLayer:
+    """A layer whose matrices follow tuned scales and offsets."""
+
+    def __init__(self, blocks: Blocks, index: int, tuned: Mapping[str, _Tuned]) -> None:
+        import torch
+
+        self.block: Block = blocks.block(index)
+        for parameter in self.block.model.parameters():
+            parameter.requires_grad_(False)
+        outputs = [t.output for t in tuned.values()]
+        found = match_rows(self.block.layer, outputs, blocks.reader)
+        self.places: list[tuple[str, bool, list[tuple[_Tuned, Any, Any]]]] = []
+        for name, (owners, rows) in found.places.items():
+            pieces = []
+            for number in np.unique(owners[owners >= 0]):
+                here = np.flatnonzero(owners == number)
+                device = self.block.device
+                pieces.append(
+                    (
+                        tuned[found.outputs[number].name],
+                        torch.from_numpy(here).to(device),
+                        torch.from_numpy(rows[here]).to(device),
+                    )
+                )
+            owner = self.block.layer.get_submodule(name.rpartition(".")[0])
+            self.places.append((name, type(owner).__name__ == "Conv1D", pieces))
+
+    def fill(self) -> None:
+        """Give the module its present values."""
+        for name, turned, pieces in self.places:
+            matrix = self._matrix(self.block.layer.get_parameter(name).data, turned)
+            for tuned, here, rows in pieces:
+                matrix[here] = tuned.values()[rows]
+
+    def watch(self, on: bool) -> None:
+        """Whether gradients of the matrices are computed."""
+        for name, _, _ in self.places:
+            parameter = self.block.layer.get_parameter(name)
+            parameter.requires_grad_(on)
+            parameter.grad = None
+
+    def collect(self) -> None:
+        """Hand the gradients on to scales and offsets."""
+        for name, turned, pieces in self.places:
+            gradient = self.block.layer.get_parameter(name).grad
+            if gradient is None:
+                continue
+            matrix = self._matrix(gradient, turned)
+            for tuned, here, rows in pieces:
+                tuned.add_gradient(matrix[here], rows)
+
+    @staticmethod
+    def _matrix(values: torch.Tensor, turned: bool) -> torch.Tensor:
+        return values.T if turned else values.view(-1, values.shape[-1])
+
+
+def distill(
+    blocks: Blocks,
+    source: Overlay,
+    by_layer: Mapping[int, Sequence[Output]],
+    head: Output,
+    ids: Array,
+    scratch: Scratch,
+    *,
+    settings: Distillation | None = None,
+    memory: int = 2 * 10**9,
+    progress: Callable[[int], None] | None = None,
+) -> None:
+    """Tune the scales and biases of calibrated outputs; the result is the step "distilled".
+
+    Args:
+        blocks: the layers.
+        source: reads calibrated tensors.
+        by_layer: calibrated outputs of each layer.
+        head: the output head or tied embedding, calibrated or not.
+        ids: token ids [sequences, tokens].
+        scratch: where the state is saved.
+        settings: of the method.
+        memory: bytes of layers that may stay in memory; others are read anew at each step.
+        progress: called with the number of tokens done since its last call.
+    """
+    if not scratch.done("distilled"):
+        run = _Run(blocks, source, by_layer, head, ids, scratch, settings or Distillation(), memory)
+        run.run(progress or (lambda _: None))
+
+
+class _Run:
+    def __init__(
+        self,
+        blocks: Blocks,
+        source: Overlay,
+        by_layer: Mapping[int, Sequence[Output]],
+        head: Output,
+        ids: Array,
+        scratch: Scratch,
+        settings: Distillation,
+        memory: int,
+    ) -> None:
+
+        self.blocks = blocks
+        self.ids = ids
+        self.scratch = scratch
+        self.settings = settings
+        self.batches = [slice(i, i + settings.batch) for i in range(0, len(ids), settings.batch)]
+        self._teach()
+        self.tuned = {
+            index: {
+                o.name: _Tuned(o, _parts(o, source, blocks.device))
+                for o in outputs
+                if o.scheme is not None and o.scheme.affine
+            }
+            for index, outputs in by_layer.items()
+        }
+        self.head = None
+        if head.calibrated is not None and head.scheme is not None and head.scheme.affine:
+            self.head = _Tuned(head, _parts(head, source, blocks.device))
+        bits = head.expr.read(full(head.expr.shape), blocks.reader)
+        self.original_head = to_torch(bits, head.expr.dtype).float().to(blocks.device)
+        layer_bytes = sum(4 * o.expr.size for outputs in by_layer.values() for o in outputs)
+        self.resident = layer_bytes <= memory
+        self.layers: dict[int, _TunedLayer] = {}
+
+    def run(self, progress: Callable[[int], None]) -> None:
+        """All steps."""
+        import torch
+
+        state = self.scratch.folder / "distillation.pt"
+        tuned = [t for layer in self.tuned.values() for t in layer.values()]
+        tuned += [self.head] if self.head is not None else []
+        start = 0
+        if state.exists():
+            saved = torch.load(state, weights_only=True)
+            start = int(saved["step"])
+            for each, values in zip(tuned, saved["values"], strict=True):
+                for mine, value in zip(each.state(), values, strict=True):
+                    mine.copy_(value)
+        order = np.random.default_rng(0).permutation(len(self.batches))
+        interval = max(1, len(order) // _SAVES)
+        for number, index in enumerate(order):
+            if number >= start:
+                self._step(self.batches[index], number, len(order))
+                if (number + 1) % interval == 0:
+                    partial = state.with_suffix(".partial")
+                    values = [each.state() for each in tuned]
+                    torch.save({"step": number + 1, "values": values}, partial)
+                    partial.rename(state)
+            progress(self.ids[self.batches[index]].size)
+        with self.scratch.writing("distilled") as folder:
+            save_step(folder, {k: v for t in tuned for k, v in t.tensors().items()}, {})
+        state.unlink(missing_ok=True)
+
+    def _teach(self) -> None:
+        """What the original makes of the text: first stream and final states, on the disk."""
+        import torch
+
+        if self.scratch.done("teacher"):
+            return
+        with self.scratch.writing("teacher") as folder, torch.no_grad():
+            block, numbers = self.blocks.entrance(self.ids)
+            stream = np.concatenate([block.first(numbers[b]).cpu().numpy() for b in self.batches])
+            np.save(folder / "first.npy", stream)
+            for index in range(self.blocks.count):
+                block = self.blocks.block(index)
+                last = index == self.blocks.count - 1
+                for batch in self.batches:
+                    hidden = torch.from_numpy(stream[batch]).to(block.device)
+                    found = block.run(hidden)
+                    stream[batch] = (found.final if last else found.hidden).cpu().numpy()
+            np.save(folder / "final.npy", stream)
+
+    def _layer(self, index: int) -> _TunedLayer:
+        layer = self.layers.get(index)
+        if layer is None:
+            layer = _TunedLayer(self.blocks, index, self.tuned.get(index, {}))
+            if self.resident:
+                self.layers[index] = layer
+        return layer
+
+    def _load(self, name: str, batch: slice) -> torch.Tensor:
+        import torch
+
+        values = np.load(self.scratch.folder / "teacher" / name, mmap_mode="r")[batch]
+        return torch.from_numpy(np.array(values)).to(self.blocks.device)
+
+    def _step(self, batch: slice, number: int, steps: int) -> None:
+        import torch
+
+        rate = self.settings.rate * _schedule(number, steps)
+        entered = self._load("first.npy", batch)
+        weight = None if self.head is None else self.head.values()
+        ids = torch.from_numpy(self.ids[batch]).to(self.blocks.device)
+        tied = self._tied_factor()
+        if tied and weight is not None:
+            entered += tied * (weight[ids] - self.original_head[ids])
+        inputs = [entered]
+        with torch.no_grad():
+            for index in range(self.blocks.count):
+                layer = self._layer(index)
+                layer.fill()
+                found = layer.block.run(inputs[-1])
+                inputs.append(found.final if index == self.blocks.count - 1 else found.hidden)
+        slope = self._head_step(inputs.pop(), self._load("final.npy", batch), weight)
+        for index in reversed(range(self.blocks.count)):
+            layer = self._layer(index)
+            if not self.resident:
+                layer.fill()
+            layer.watch(True)
+            hidden = inputs.pop().requires_grad_(True)
+            found = layer.block.run(hidden)
+            output = found.final if index == self.blocks.count - 1 else found.hidden
+            output.backward(slope)  # type: ignore[no-untyped-call]
+            assert hidden.grad is not None
+            slope = hidden.grad
+            layer.collect()
+            layer.watch(False)
+            for tuned in self.tuned.get(index, {}).values():
+                tuned.step(rate, number + 1)
+        if self.head is not None:
+            if tied:
+                flat = (tied * slope).flatten(0, -2)
+                self.head.add_gradient(flat, ids.flatten())
+            self.head.step(rate, number + 1)
+
+    def _tied_factor(self) -> float:
+        """What the embedding's rows are multiplied by on their way in; 0 where it is not tied.
+
+        The first stream is this multiple of the rows, plus what does not depend on them.
+        """
+        from torch2mlx.planning.plan import is_token_embedding
+
+        if self.head is None or not is_token_embedding(self.head.output.name):
+            return 0.0
+        if not hasattr(self, "_factor"):
+            sample = self.ids[:1, :16]
+            rows = self.blocks.embedding_rows(np.unique(sample)).numpy()
+            block, numbers = self.blocks.entrance(sample, rows)
+            once = block.first(numbers)
+            block, numbers = self.blocks.entrance(sample, 2 * rows)
+            change = block.first(numbers) - once
+            plain = self.blocks.embedding_rows(sample.reshape(-1)).to(change.device)
+            ratio = float((change.flatten(0, -2) * plain).sum() / plain.square().sum())
+            same = float((change.flatten(0, -2) - ratio * plain).norm() / change.norm())
+            self._factor = ratio if same < 1e-3 else 0.0
+        return self._factor
+
+    def _head_step(
+        self, hidden: torch.Tensor, final: torch.Tensor, weight: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Gradient of the loss by the final states; the head's own is kept."""
+        import torch
+
+        original = self.original_head
+        used = original if weight is None else weight
+        matrix = used.detach().requires_grad_(weight is not None)
+        states = hidden.detach().flatten(0, -2)
+        taught = final.flatten(0, -2)
+        slope = torch.empty_like(states)
+        for start in range(0, len(states), _ROWS):
+            part = slice(start, start + _ROWS)
+            state = states[part].requires_grad_(True)
+            found = self._logits(state, matrix).log_softmax(-1)
+            with torch.no_grad():
+                expected = self._logits(taught[part], original).log_softmax(-1)
+            loss = (expected.exp() * (expected - found)).sum() / len(states)
+            loss.backward()  # type: ignore[no-untyped-call]
+            assert state.grad is not None
+            slope[part] = state.grad
+        if self.head is not None and matrix.grad is not None:
+            rows = torch.arange(len(matrix), device=matrix.device)
+            self.head.add_gradient(matrix.grad, rows)
+        return slope.reshape(hidden.shape)
+
+    def _logits(self, states: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        text = text_part(self.blocks.config)
+        logits = states @ weight.T
+        logits = logits * float(text.get("logit_scale") or 1.0)
+        logits = logits / float(text.get("logits_scaling") or 1.0)
+        cap = text.get("final_logit_softcapping")
+        return logits if not cap else (logits / cap).tanh() * cap
+
+
+def _schedule(number: int, steps: int) -> float:
+    """Linear warm-up, then half a cosine."""
+    warm = min(1.0, (number + 1) / max(1.0, _WARM_UP * steps))
+    return warm * 0.5 * (1 + math.cos(math.pi * number / steps))
+
+
+def _parts(output: Output, source: Overlay, device: torch.device) -> dict[str, torch.Tensor]:
+    """Codes (uint8), scales and biases (float32) of a calibrated output, as matrices."""
+    import torch
+
+    assert output.scheme is not None
+    assert output.calibrated is not None
+    found = {}
+    for part, expr in output.calibrated.items():
+        bits = source.read(expr.name)  # type: ignore[attr-defined]
+        if part == "weight":
+            codes = unpack_codes(bits, output.scheme.bits)
+            found[part] = torch.from_numpy(codes.reshape(-1, codes.shape[-1])).to(device)
+        else:
+            values = to_torch(bits, expr.dtype).float()
+            found[part] = values.reshape(-1, values.shape[-1]).to(device)
+    return found
