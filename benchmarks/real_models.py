@@ -79,10 +79,7 @@ def main() -> None:
     if unknown:
         parser.error(f"no case {', '.join(unknown)}; there is {', '.join(CASES)}")
     warnings.simplefilter("ignore")
-    print(
-        "| model | operators | lines of model.py + runtime.py | relative L2 in the gate |", end=""
-    )
-    print(" on the task's inputs (calls) | answer |")
+    print("| model | operators | L2 in the gate | L2 in the task (calls) | answer |")
     print("|---|---|---|---|---|")
     passed = [run(name, CASES[name]) for name in names]
     if not all(passed):

