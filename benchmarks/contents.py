@@ -6,7 +6,8 @@
 
 `tensors` hashes each tensor apart, so two folders can be compared whatever their shards are and
 without both on the disk.  `modules` runs a module as `python -m` would and writes the names of
-everything that was imported; `import` imports those and does nothing else.  The benchmark takes
+everything that was imported; `import` imports those and does nothing else, not even take them apart
+at its end.  The benchmark takes
 what that last process uses as the import footprint of the program.
 """
 
@@ -16,6 +17,7 @@ import contextlib
 import hashlib
 import importlib
 import json
+import os
 import runpy
 import struct
 import sys
@@ -54,16 +56,19 @@ def tensor_digests(folder: Path) -> dict[str, str]:
 def imported_modules(arguments: list[str]) -> list[str]:
     """Names of the modules that `python -m arguments…` imports, in order.
 
-    `sys.exit(0)` counts as its end.  Modules without a spec, which libraries make up at run time,
-    cannot be imported by name and are left out.
+    `sys.exit(0)` and `os._exit(0)` count as its end.  Modules without a spec, which libraries make
+    up at run time, cannot be imported by name and are left out.
     """
     before = set(sys.modules)
     sys.argv = arguments
+    leave, os._exit = os._exit, sys.exit  # type: ignore[assignment]
     try:
         runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)
     except SystemExit as stop:
         if stop.code:
             raise
+    finally:
+        os._exit = leave
     return [
         name
         for name, module in list(sys.modules.items())
@@ -90,6 +95,7 @@ def main(arguments: list[str]) -> None:
             Path(out).write_text(json.dumps(imported_modules(rest)))
         case ["import", names]:
             import_all(json.loads(Path(names).read_text()))
+            os._exit(0)
         case _:
             sys.exit(__doc__)
 

@@ -606,18 +606,18 @@ def test_flipped_bit_in_a_written_file(
 ) -> None:
     from torch2mlx.conversion import executor
 
-    execute = executor.execute
+    execute = executor.execute_together
 
-    def corrupt(*arguments: Any, **options: Any) -> list[Path]:
-        files = execute(*arguments, **options)
-        header, _ = _split(files[0])
+    def corrupt(targets: Any, *arguments: Any, **options: Any) -> None:
+        execute(targets, *arguments, **options)
+        file = targets[0].folder / targets[0].plan.shards[0].file
+        header, _ = _split(file)
         offset = header["model.layers.1.mlp.up_proj.weight"]["data_offsets"][0]
-        data = bytearray(files[0].read_bytes())
+        data = bytearray(file.read_bytes())
         data[8 + int.from_bytes(data[:8], "little") + offset + 100] ^= 1
-        files[0].write_bytes(data)
-        return files
+        file.write_bytes(data)
 
-    monkeypatch.setattr(executor, "execute", corrupt)
+    monkeypatch.setattr(executor, "execute_together", corrupt)
     words = ("audit", "model.layers.1.mlp.up_proj", "1 of")
     fails(checkpoint("llama"), *options, code=8, words=words)
 

@@ -11,7 +11,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,13 +31,16 @@ if TYPE_CHECKING:
     import torch
 
     from torch2mlx.compiler.route import Compiled
+    from torch2mlx.conversion.executor import Target
     from torch2mlx.conversion.identity import SourceState
+    from torch2mlx.conversion.team import Team
     from torch2mlx.packaging.index import WeightSummary
     from torch2mlx.packaging.manifest import Manifest
     from torch2mlx.packaging.staging import Staging
     from torch2mlx.planning.plan import Plan
     from torch2mlx.selection import Selection
     from torch2mlx.sources.base import Checkpoint
+    from torch2mlx.verification.comparison import Comparison
     from torch2mlx.verification.report import ParityReport
 
 __all__ = [
@@ -60,14 +63,17 @@ class Conversion:
     Attributes:
         destination: the published folder.
         manifest: everything that `torch2mlx.json` in it says.
+        also: further outputs of the same pass over the source.
     """
 
     destination: Path
     manifest: Manifest
+    also: tuple[Conversion, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return {"destination": str(self.destination), **self.manifest.to_dict()}
+        plain = {"destination": str(self.destination), **self.manifest.to_dict()}
+        return plain | {"also": [o.to_dict() for o in self.also]} if self.also else plain
 
 
 @dataclass(frozen=True)
@@ -245,7 +251,8 @@ def convert(
     assert isinstance(source, str | Path)
     checkpoint = _open(source, asked.revision, asked.trust_remote_code)
     with closing(checkpoint.source):
-        asked.check_source(checkpoint.kind, checkpoint.location)
+        for one in (asked, *asked.further().values()):
+            one.check_source(checkpoint.kind, checkpoint.location)
         return _Conversion(checkpoint, Path(destination), asked, listener).run()
 
 
@@ -266,8 +273,13 @@ def _open(source: str | Path, revision: str | None, trust_remote_code: bool) -> 
     )
 
 
+def also_folder(destination: Path, name: str) -> Path:
+    """Where a further output goes: DST-8bit for `--also 8bit`."""
+    return destination.with_name(f"{destination.name}-{name}")
+
+
 class _Conversion:
-    """One conversion, stage by stage."""
+    """One output, stage by stage; the first of a run takes the further ones along."""
 
     def __init__(
         self, checkpoint: Checkpoint, destination: Path, options: ConvertOptions, progress: Progress
@@ -277,45 +289,188 @@ class _Conversion:
         self.options = options
         self.progress = progress
         self.measured: dict[str, float] = {}
+        self.plan: Plan
+        self.port: Any
+        self.gate: Any = None
+        self.notes: tuple[str, ...] = ()
+        self.further = [
+            _Conversion(checkpoint, also_folder(destination, name), other, progress)
+            for name, other in options.further().items()
+        ]
 
     def run(self) -> Conversion:
-        from torch2mlx.calibration.conversion import calibration_folder
-        from torch2mlx.packaging.staging import Staging
+        from torch2mlx.conversion.team import find_team
+
+        team = find_team()
+        if not team.leads:
+            self.progress = Silent()
+        if team.size > 1 and self.options.calibrate:
+            raise OptionError("--calibrate runs in one process; start torch2mlx by itself")
+        with team.stops_together():
+            source = self._source_state()
+            if not team.leads:
+                return self._help(team, source)
+            self._choose_port()
+            if self.options.calibrate:
+                with self._timed("calibrate"):
+                    self._calibrate()
+            return self._lead(team, source)
+
+    def _choose_port(self) -> None:
+        """Take the first port that is proven, and plan all outputs for it."""
         from torch2mlx.routing import route
 
-        source = self._source_state()
-        checkpoint, (plan, port, gate), note = route(self.checkpoint, self._prepare)
-        self.checkpoint = checkpoint
-        for text in (*note, *plan.notes):
+        self.checkpoint, twin, self.notes = route(self.checkpoint, self._prove)
+        for text in (*self.notes, *self.plan.notes):
             self.progress.note(text)
+        for other in self.further:
+            other.prepare_like(self)
+            if twin is not None:
+                other.gate = other._gate()
+                other.gate.comparisons.append(twin)
+
+    def _prove(self, checkpoint: Checkpoint) -> Comparison | None:
+        """Plan, and prove the port on a twin."""
+        self._prepare(checkpoint)
+        self.gate = self._gate()
+        if self.gate is None:
+            return None
+        with self._timed("verify"):
+            twin: Comparison = self.gate.prove_port()
+        return twin
+
+    def _prepare(self, checkpoint: Checkpoint) -> None:
+        from torch2mlx.architectures.bounds import check_counts
+        from torch2mlx.architectures.port import load_port
+
+        self.checkpoint = checkpoint
+        with self._timed("plan"), self.progress.stage("Planning from headers"):
+            check_counts(checkpoint.config, checkpoint.state)
+            self.port = load_port(checkpoint.config)
+            self.plan = self._planned()
+
+    def prepare_like(self, first: _Conversion) -> None:
+        """Plan a further output of a checkpoint that `first` converts too."""
+        self.checkpoint, self.progress, self.port = first.checkpoint, first.progress, first.port
+        self.notes = first.notes
+        self.plan = self._planned()
+
+    def _planned(self) -> Plan:
+        from torch2mlx.planning.plan import build_plan
+        from torch2mlx.planning.shards import parse_size
+
         options = self.options
-        if options.calibrate:
-            with self._timed("calibrate"):
-                plan = self._calibrated(plan)
-            if gate is not None:
-                gate.checkpoint, gate.outputs = self.checkpoint, plan.outputs
-        room = plan.nbytes + sum(p.stat().st_size for p in self._companions().values())
-        with Staging(
+        return build_plan(
+            self.checkpoint,
+            self.port,
+            dtype=options.dtype,
+            quantize=options.quant_options(),
+            keep_grids=options.keep_grids,
+            max_shard_size=parse_size(options.max_shard_size),
+        )
+
+    def _lead(self, team: Team, source: SourceState) -> Conversion:
+        with ExitStack() as stack:
+            first = stack.enter_context(self._stage(source))
+            made = {c: c.existing() for c in self.further if first.announced(c.destination)}
+            todo = [self, *(c for c in self.further if made.get(c) is None)]
+            stagings = [first, *(stack.enter_context(c._stage(source)) for c in todo[1:])]
+            for conversion, staging in zip(todo, stagings, strict=True):
+                staging.require_room(conversion.room)
+            with self._timed("convert"):
+                self._write(team, todo, stagings, source)
+            manifests = [c._finish(s) for c, s in zip(todo, stagings, strict=True)]
+            source.check(thorough=True)
+            # The first is last: while it is missing, the same command puts right what is not.
+            for conversion, staging, manifest in list(zip(todo, stagings, manifests, strict=True))[
+                :0:-1
+            ]:
+                first.announce(staging.destination)
+                made[conversion] = Conversion(staging.publish(), manifest)
+            further = tuple(found for c in self.further if (found := made[c]) is not None)
+            published = Conversion(first.publish(), manifests[0], further)
+        if self.options.calibrate:
+            from torch2mlx.calibration.conversion import calibration_folder
+
+            shutil.rmtree(calibration_folder(self.destination), ignore_errors=True)
+        team.tell("published", str(published.destination))
+        return published
+
+    def _stage(self, source: SourceState) -> Staging:
+        from torch2mlx.packaging.staging import Staging
+
+        return Staging(
             self.destination,
-            identity=self._identity(plan, source),
+            identity=self._identity(source),
             restart=self.options.restart,
             wait=self.options.wait,
-        ) as staging:
-            staging.require_room(room)
-            with self._timed("convert"):
-                files = self._write(plan, staging, source)
-            summary, tokenizer, notes = self._package(plan, port, staging.folder)
-            report = None
-            if gate is not None:
-                with self._timed("verify"):
-                    report = gate.prove_result(staging.folder, files)
-            notes = (*note, *notes)
-            manifest = self._describe(plan, port, staging, summary, tokenizer, report, notes)
-            source.check(thorough=True)
-            published = staging.publish()
-        if options.calibrate:
-            shutil.rmtree(calibration_folder(self.destination), ignore_errors=True)
-        return Conversion(published, manifest)
+        )
+
+    def existing(self) -> Conversion | None:
+        """What an earlier run published, if it is there."""
+        from torch2mlx.packaging.manifest import read_manifest
+
+        if not self.destination.exists():
+            return None
+        return Conversion(self.destination.absolute(), read_manifest(self.destination))
+
+    def _help(self, team: Team, source: SourceState) -> Conversion:
+        """Make the files that the leading process deals out, then wait for its end."""
+        from torch2mlx.conversion.executor import Target
+        from torch2mlx.conversion.identity import differences, same_work
+        from torch2mlx.conversion.journal import Journal
+        from torch2mlx.packaging.lock import work_folder
+        from torch2mlx.packaging.staging import check_destination
+
+        dealt = team.hear("dealt")
+        self._prepare(replace(self.checkpoint, config=dealt["config"]))
+        for other in self.further:
+            other.prepare_like(self)
+        with ExitStack() as stack:
+            targets = []
+            for conversion in (self, *self.further):
+                own = conversion._identity(source)
+                share = dealt["outputs"].get(conversion.destination.name)
+                if share is None:  # published by an earlier run
+                    continue
+                if not same_work(share["identity"], own):
+                    raise DestinationError(
+                        f"process {team.rank} does not see what process 0 sees: "
+                        f"{'; '.join(differences(share['identity'], own))}"
+                    )
+                work = work_folder(check_destination(conversion.destination))
+                journal = Journal(work, own, rank=team.rank)
+                stack.callback(journal.close)
+                mine = frozenset(f for f, rank in share["files"].items() if rank == team.rank)
+                targets.append(Target(conversion.plan, work / "output", journal, mine))
+            self._execute(team, targets, source, lambda _: None)
+        team.tell(f"written/{team.rank}", True)
+        team.hear("published")
+        return self._published()
+
+    def _published(self) -> Conversion:
+        from torch2mlx.packaging.manifest import read_manifest
+
+        found = [
+            Conversion(c.destination.absolute(), read_manifest(c.destination))
+            for c in (self, *self.further)
+        ]
+        return Conversion(found[0].destination, found[0].manifest, tuple(found[1:]))
+
+    def _finish(self, staging: Staging) -> Manifest:
+        """Everything beside the weights, the proof of them, and the manifest."""
+        summary, tokenizer, notes = self._package(staging.folder)
+        report = None
+        if self.gate is not None:
+            files = [staging.folder / shard.file for shard in self.plan.shards]
+            with self._timed("verify"):
+                report = self.gate.prove_result(staging.folder, files)
+        return self._describe(staging, summary, tokenizer, report, (*self.notes, *notes))
+
+    @property
+    def room(self) -> int:
+        """Bytes of the output."""
+        return self.plan.nbytes + sum(p.stat().st_size for p in self._companions().values())
 
     def _source_state(self) -> SourceState:
         from torch2mlx.conversion.identity import SourceState
@@ -323,44 +478,18 @@ class _Conversion:
         config = self.checkpoint.folder / "config.json"
         return SourceState.take(p for p in (*self.checkpoint.source.files, config) if p.is_file())
 
-    def _identity(self, plan: Plan, source: SourceState) -> dict[str, Any]:
+    def _identity(self, source: SourceState) -> dict[str, Any]:
         from torch2mlx.conversion.identity import plan_identity
         from torch2mlx.packaging.manifest import library_versions
 
         return plan_identity(
-            plan,
+            self.plan,
             source.to_dict(self.checkpoint.folder),
             self.options.to_dict(),
             library_versions(),
         )
 
-    def _prepare(self, checkpoint: Checkpoint) -> tuple[Plan, Any, Any]:
-        """Plan, port and gate, the port proven on a twin."""
-        from torch2mlx.architectures.bounds import check_counts
-        from torch2mlx.architectures.port import load_port
-        from torch2mlx.planning.plan import build_plan
-        from torch2mlx.planning.shards import parse_size
-
-        options = self.options
-        self.checkpoint = checkpoint
-        with self._timed("plan"), self.progress.stage("Planning from headers"):
-            check_counts(checkpoint.config, checkpoint.state)
-            port = load_port(checkpoint.config)
-            plan = build_plan(
-                checkpoint,
-                port,
-                dtype=options.dtype,
-                quantize=options.quant_options(),
-                keep_grids=options.keep_grids,
-                max_shard_size=parse_size(options.max_shard_size),
-            )
-        gate = self._gate(plan, port)
-        if gate is not None:
-            with self._timed("verify"):
-                gate.prove_port()
-        return plan, port, gate
-
-    def _gate(self, plan: Plan, port: Any) -> Any:
+    def _gate(self) -> Any:
         if not self.options.verify:
             return None
         from torch2mlx.planning.shards import parse_size
@@ -368,22 +497,22 @@ class _Conversion:
 
         return Gate(
             self.checkpoint,
-            port,
-            plan.outputs,
+            self.port,
+            self.plan.outputs,
             memory_limit=parse_size(self.options.memory_limit),
             max_context=self.options.max_context,
             trust_remote_code=self.options.trust_remote_code,
             progress=self.progress,
         )
 
-    def _calibrated(self, plan: Plan) -> Plan:
-        """The plan with calibrated tensors, which the checkpoint's reader then knows too."""
+    def _calibrate(self) -> None:
+        """Give the plan calibrated tensors, which the checkpoint's reader then knows too."""
         from torch2mlx.calibration.conversion import calibrate_outputs
 
         options = self.options
         found = calibrate_outputs(
             self.checkpoint,
-            plan.outputs,
+            self.plan.outputs,
             self.destination,
             texts=options.calibration_text,
             tokens=options.calibration_tokens,
@@ -395,35 +524,92 @@ class _Conversion:
         for note in found.notes:
             self.progress.note(note)
         self.checkpoint = replace(self.checkpoint, source=found.source)
-        return replace(plan, outputs=found.outputs, notes=(*plan.notes, *found.notes))
+        notes = (*self.plan.notes, *found.notes)
+        self.plan = replace(self.plan, outputs=found.outputs, notes=notes)
+        if self.gate is not None:
+            self.gate.checkpoint, self.gate.outputs = self.checkpoint, self.plan.outputs
 
     def _companions(self) -> Mapping[str, Path]:
         return self.checkpoint.tokenizer_files
 
-    def _write(self, plan: Plan, staging: Staging, source: SourceState) -> list[Path]:
-        from torch2mlx.conversion.executor import execute
+    def _write(
+        self,
+        team: Team,
+        conversions: Sequence[_Conversion],
+        stagings: Sequence[Staging],
+        source: SourceState,
+    ) -> None:
+        from torch2mlx.conversion.executor import Target
+        from torch2mlx.conversion.team import deal_out
+
+        missing = [
+            (staging, shard)
+            for c, staging in zip(conversions, stagings, strict=True)
+            for shard in c.plan.shards
+            if shard.file not in staging.records()
+        ]
+        ranks = deal_out([shard for _, shard in missing], team.size)
+        dealt: dict[Staging, dict[str, int]] = {staging: {} for staging in stagings}
+        for (staging, shard), rank in zip(missing, ranks, strict=True):
+            dealt[staging][shard.file] = rank
+        team.tell(
+            "dealt",
+            {
+                "config": self.checkpoint.config,
+                "outputs": {
+                    c.destination.name: {"identity": c._identity(source), "files": dealt[staging]}
+                    for c, staging in zip(conversions, stagings, strict=True)
+                },
+            },
+        )
+        targets = [
+            Target(
+                c.plan,
+                staging.folder,
+                staging.journal,
+                frozenset(f for f, rank in dealt[staging].items() if rank == team.rank),
+            )
+            for c, staging in zip(conversions, stagings, strict=True)
+        ]
+        total = sum(c.plan.nbytes for c in conversions)
+        done = total - sum(shard.nbytes for _, shard in missing)
+        with self.progress.stage("Converting", total) as advance:
+            if done:
+                count = sum(len(c.plan.shards) for c in conversions)
+                self.progress.note(
+                    f"going on: {count - len(missing)} of {count} weight files are finished"
+                )
+                advance(done)
+            self._execute(team, targets, source, advance)
+            team.hear_all("written")
+        for staging in stagings:
+            assert staging.journal is not None
+            staging.journal.join()
+
+    def _execute(
+        self,
+        team: Team,
+        targets: Sequence[Target],
+        source: SourceState,
+        advance: Callable[[int], None],
+    ) -> None:
+        from torch2mlx.conversion import executor
         from torch2mlx.planning.shards import parse_size
 
-        finished = staging.records()
-        with self.progress.stage("Converting", plan.nbytes) as advance:
-            if finished:
-                self.progress.note(
-                    f"going on: {len(finished)} of {len(plan.shards)} weight files are finished"
-                )
-                advance(sum(record.size for record in finished.values()))
-            return execute(
-                plan,
-                self.checkpoint.source,
-                staging.folder,
-                memory_limit=parse_size(self.options.memory_limit),
-                progress=advance,
-                journal=staging.journal,
-                check=source.check,
-            )
+        def progress(count: int) -> None:
+            team.check()
+            advance(count)
 
-    def _package(
-        self, plan: Plan, port: Any, folder: Path
-    ) -> tuple[WeightSummary, dict[str, Any], tuple[str, ...]]:
+        executor.execute_together(
+            targets,
+            self.checkpoint.source,
+            memory_limit=parse_size(self.options.memory_limit),
+            progress=progress,
+            check=source.check,
+            processes=team.local_size,
+        )
+
+    def _package(self, folder: Path) -> tuple[WeightSummary, dict[str, Any], tuple[str, ...]]:
         from torch2mlx.packaging.config import (
             output_config,
             write_config,
@@ -438,7 +624,7 @@ class _Conversion:
             load_tokenizer,
         )
 
-        checkpoint, options = self.checkpoint, self.options
+        checkpoint, options, plan, port = self.checkpoint, self.options, self.plan, self.port
         with self._timed("package"), self.progress.stage("Copying and checking the tokenizer"):
             notes = list(copy_tokenizer_files(self._companions(), folder))
             tokenizer: Any = None
@@ -484,8 +670,6 @@ class _Conversion:
 
     def _describe(
         self,
-        plan: Plan,
-        port: Any,
         staging: Staging,
         summary: WeightSummary,
         tokenizer: dict[str, Any],
@@ -495,7 +679,7 @@ class _Conversion:
         from torch2mlx.packaging.card import write_card
         from torch2mlx.packaging.manifest import build_manifest
 
-        folder = staging.folder
+        folder, plan, port = staging.folder, self.plan, self.port
         self.measured["peak_rss_bytes"] = _peak_rss()
         limit = self.options.max_context
         if limit is not None and report is not None:

@@ -308,6 +308,14 @@ def convert(
             show_default=False,
         ),
     ] = None,
+    also: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A further output from the same pass over the source, as DST-NAME: 8bit, mxfp4, "
+            "bf16 ...; repeatable.",
+            show_default=False,
+        ),
+    ] = None,
     restart: Annotated[
         bool,
         typer.Option(
@@ -378,11 +386,14 @@ def convert(
         restart=restart,
         wait=wait,
         weights=weights,
+        also=tuple(also or ()),
         example=example,
         dynamic=tuple(dynamic or ()),
         entry_points=tuple(entry) if entry else None,
         progress=_progress(quiet),
     )
+    if os.environ.get("RANK", "0") != "0":  # of several processes, the first speaks
+        return
     _show(result, as_json)
     if upload_repo is not None:
         address = api.upload(result.destination, upload_repo)

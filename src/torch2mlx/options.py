@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,10 @@ __all__ = ["ConvertOptions"]
 
 
 # A run that was stopped and continued leaves the manifest of one that was not.
-_OF_THE_RUN = ("restart", "wait")
+_OF_THE_RUN = ("restart", "wait", "also")
+
+_MODES = {mode: mode for mode in ("mxfp4", "nvfp4", "mxfp8")}
+_SHORT_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,7 @@ class ConvertOptions:
         restart: discard what an earlier run left that was begun from something else.
         wait: wait for another run for the same destination.
         weights: of a module: a checkpoint with the values of its weights.
+        also: further outputs from the same pass over the source: "8bit", "mxfp4", "bf16" ...
     """
 
     quantize: bool = False
@@ -75,6 +80,7 @@ class ConvertOptions:
     restart: bool = False
     wait: bool = False
     weights: str | Path | None = None
+    also: Sequence[str] = ()
 
     def check(self) -> None:
         """Raise OptionError for contradictions, before any file is opened."""
@@ -107,6 +113,8 @@ class ConvertOptions:
         parse_size(self.max_shard_size)
         parse_size(self.memory_limit)
         self.quant_options()
+        for options in self.further().values():
+            options.check()
 
     def check_source(self, kind: str, location: str) -> None:
         """Raise OptionError where the kind of source calls for another option.
@@ -148,6 +156,42 @@ class ConvertOptions:
         return self.quantize and not (
             self.q_bits or self.q_group_size or self.q_mode or self.recipe
         )
+
+    def further(self) -> dict[str, ConvertOptions]:
+        """The options of each further output, by the name that `also` gives it.
+
+        Group size, `keep`, `router` and `strict` hold for all that are quantized; recipe, bits by
+        pattern, embedding, head and calibration only for the first output.
+        """
+        found: dict[str, ConvertOptions] = {}
+        for name in _patterns("--also", self.also):
+            if name in found:
+                raise OptionError(f"--also {name} is given twice")
+            bits, mode, dtype = re.fullmatch(r"([2-8])bit", name), _MODES.get(name), None
+            if not (bits or mode):
+                dtype = _SHORT_DTYPES.get(name)
+                if dtype is None:
+                    raise OptionError(
+                        f"--also {name}: write 2bit to 8bit, {', '.join((*_MODES, *_SHORT_DTYPES))}"
+                    )
+            shared: dict[str, Any] = {
+                "recipe": None, "bits": (), "embedding": None, "head": None,
+                "calibrate": False, "calibration_text": (), "calibration_tokens": None,
+            }  # fmt: skip
+            if mode:
+                shared |= {"q_group_size": None}
+            if dtype is not None:
+                shared |= {"q_group_size": None, "keep": (), "router": None, "strict": False}
+            found[name] = replace(
+                self,
+                also=(),
+                quantize=dtype is None,
+                q_bits=int(bits[1]) if bits else None,
+                q_mode=mode,
+                dtype=dtype or self.dtype,
+                **shared,
+            )
+        return found
 
     def to_dict(self) -> dict[str, Any]:
         """The options that differ from their defaults, but for how the run deals with others."""

@@ -13,12 +13,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from torch2mlx.conversion import executor
 from torch2mlx.conversion.shard_file import ShardFile
+from torch2mlx.packaging.staging import Staging
+from torch2mlx.sources.local_files import PositionalFiles
 
-ARGUMENTS = ("--no-verify", "-q", "--max-shard-size", "60KB")
+ARGUMENTS = ("--no-verify", "-q", "--max-shard-size", "80KB")
 
 
 @pytest.fixture
@@ -151,6 +154,83 @@ def test_a_source_that_changes_during_the_run_is_noticed(
     assert list(place.iterdir()) == []
 
 
+ALSO = ("--also", "8bit", "--also", "bf16")
+
+
+def test_further_outputs_equal_those_of_runs_of_their_own(
+    checkpoint: Callable[..., Path], run_cli: Callable[..., Any], place: Path
+) -> None:
+    source = checkpoint("llama", shard_size="100KB")
+    done = run_cli("convert", source, place / "out", *ARGUMENTS, *ALSO)
+    assert done.code == 0
+    assert sorted(p.name for p in place.iterdir()) == ["out", "out-8bit", "out-bf16"]
+    alone = {
+        "out": ARGUMENTS,
+        "out-8bit": (*ARGUMENTS, "--q-bits", "8"),
+        "out-bf16": ("--no-verify", "--max-shard-size", "80KB", "--dtype", "bfloat16"),
+    }
+    for name, arguments in alone.items():
+        assert run_cli("convert", source, place / "alone", *arguments).code == 0
+        assert _contents(place / name) == _contents(place / "alone"), name
+        shutil.rmtree(place / "alone")
+
+
+def test_the_source_is_read_once_for_all_outputs(
+    checkpoint: Callable[..., Path],
+    run_cli: Callable[..., Any],
+    place: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    read = 0
+    fill = PositionalFiles.fill
+
+    def counted(files: PositionalFiles, block: np.ndarray[Any, Any], *rest: Any) -> None:
+        nonlocal read
+        read += block.nbytes
+        fill(files, block, *rest)
+
+    monkeypatch.setattr(PositionalFiles, "fill", counted)
+    source = checkpoint("llama")
+    assert run_cli("convert", source, place / "out", *ARGUMENTS[:2], *ALSO).code == 0
+    size = sum(p.stat().st_size for p in source.glob("*.safetensors"))
+    assert 0.9 * size < read < 1.01 * size
+
+
+@pytest.mark.parametrize("published", [0, 1, 2])
+def test_a_stop_between_outputs_is_put_right(
+    published: int,
+    checkpoint: Callable[..., Path],
+    run_cli: Callable[..., Any],
+    place: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source, left = checkpoint("llama"), published
+    publish = Staging.publish
+
+    def stopping(staging: Staging) -> Path:
+        nonlocal left
+        if not left:
+            raise KeyboardInterrupt
+        left -= 1
+        return publish(staging)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Staging, "publish", stopping)
+        assert run_cli("convert", source, place / "out", *ARGUMENTS, *ALSO).code == 130
+    assert len(list(place.glob("out*"))) == published
+    assert not (place / "out").exists()
+    assert run_cli("convert", source, place / "out", *ARGUMENTS, *ALSO, "--json").code == 0
+    assert sorted(p.name for p in place.iterdir()) == ["out", "out-8bit", "out-bf16"]
+
+
+@pytest.mark.parametrize("also", ["1bit", "7bit", "int8"])
+def test_a_wrong_name_of_a_further_output(
+    also: str, run_cli: Callable[..., Any], place: Path
+) -> None:
+    done = run_cli("convert", place, place / "out", "--also", also)
+    assert done.code == 2
+
+
 def test_clean_lists_and_removes(
     checkpoint: Callable[..., Path],
     run_cli: Callable[..., Any],
@@ -195,7 +275,7 @@ def test_ctrl_c_stops_within_two_seconds_and_a_second_run_is_refused(
         text=True,
     )
     assert child.stdout is not None
-    for _ in range(10):
+    for _ in range(8):
         assert child.stdout.readline() == "block\n"
     refused = run_cli(*command)
     assert refused.code == 7

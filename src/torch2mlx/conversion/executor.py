@@ -96,7 +96,7 @@ def execute_together(
     memory_limit: int = DEFAULT_MEMORY_LIMIT,
     progress: Progress | None = None,
     check: Callable[[], None] | None = None,
-    workers: int | None = None,
+    processes: int = 1,
 ) -> None:
     """Write the weight files of several plans for one model in one pass over its source.
 
@@ -106,7 +106,7 @@ def execute_together(
         memory_limit: bytes that resident memory may grow by, measured.
         progress: called with the bytes written since its last call.
         check: called before a file counts as finished; what it raises ends the run.
-        workers: threads; None: one for each core that this process may use.
+        processes: how many share the cores of this host.
 
     Raises:
         NumericError: NaN, Inf or overflow; names the tensor.
@@ -118,7 +118,7 @@ def execute_together(
             f"--memory-limit {memory_limit:,} bytes is too small; at least "
             f"{_MIN_MEMORY_LIMIT:,} are needed"
         )
-    threads = workers or min(_MAX_WORKERS, _cores())
+    threads = max(1, min(_MAX_WORKERS, _cores() // processes))
     with ThreadPoolExecutor(1) as syncer, ThreadPoolExecutor(threads) as pool:
         run = _Run(
             [_Output(t, syncer, _exceeds_memory(targets)) for t in targets],

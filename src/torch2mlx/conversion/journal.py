@@ -38,8 +38,8 @@ class Journal:
                 journal.finish(folder / name)
 
     Opening checks every file that was recorded against its hash; what is missing or differs is
-    not in `finished`.  Each of several processes that fill a folder writes a journal of its own
-    and reads those of all.
+    not in `finished`.  Each of several processes that fill a folder writes a journal of its own;
+    process 0 reads those of all when it opens its own, and again in `join`.
 
     Args:
         folder: existing folder; journal and files are in it.
@@ -65,8 +65,15 @@ class Journal:
         self.path = folder / (f"journal-{rank}" if rank else "journal")
         self._identity = json.loads(json.dumps(identity))
         self._finished: dict[str, FileRecord] = {}
+        if rank == 0:  # the others hear from it what is finished
+            for name, record in self._recorded(restart).items():
+                if self._is_whole(name, record, progress):
+                    self._finished[name] = record
+        self._file = self._start()
+
+    def _recorded(self, restart: bool) -> dict[str, FileRecord]:
         recorded: dict[str, FileRecord] = {}
-        for path in sorted(folder.glob("journal*")):
+        for path in sorted(self.folder.glob("journal*")):
             found, records = _read(path)
             if not records:
                 continue
@@ -74,14 +81,16 @@ class Journal:
                 recorded.update(records)
             elif not restart:
                 raise DestinationError(
-                    f"{folder.name}: an earlier run finished {len(records)} files of this output, "
-                    f"but not from the same: {'; '.join(differences(found, self._identity))}. Add "
-                    "--restart to discard them and start over"
+                    f"{self.folder.name}: an earlier run finished {len(records)} files of this "
+                    f"output, but not from the same: "
+                    f"{'; '.join(differences(found, self._identity))}. Add --restart to discard "
+                    "them and start over"
                 )
-        for name, record in recorded.items():
-            if self._is_whole(name, record, progress):
-                self._finished[name] = record
-        self._file = self._start()
+        return recorded
+
+    def join(self) -> None:
+        """Take over what the other processes of this run have recorded."""
+        self._finished.update(self._recorded(restart=False))
 
     def _is_whole(
         self, name: str, record: FileRecord, progress: Callable[[int], None] | None
@@ -100,9 +109,8 @@ class Journal:
         Lines of files that are no longer whole go away, and so does a line that was cut off.
         """
         fresh = self.path.with_name(f"new-{self.path.name}")
-        own = [] if self.path.name != "journal" else list(self._finished.items())
         lines = [{"journal": _VERSION, "identity": self._identity}]
-        lines += [_line(name, record) for name, record in own]
+        lines += [_line(name, record) for name, record in self._finished.items()]
         handle = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o666)
         try:
             _append(handle, lines)

@@ -167,9 +167,9 @@ class Staging:
         kept = self._finished() if error is not None and not isinstance(error, _VERDICTS) else 0
         self._release(keep=bool(kept))
         hint = _kept(kept)
-        if isinstance(error, KeyboardInterrupt) and kept and not self._published:
+        if isinstance(error, KeyboardInterrupt) and kept and not (self._published or str(error)):
             raise KeyboardInterrupt(f"interrupted; {hint}") from None
-        if isinstance(error, DestinationError) and kept and hint not in str(error):
+        if isinstance(error, DestinationError) and kept and _CLEAN not in str(error):
             raise DestinationError(f"{error}; {hint}") from error
         failure = _disk_error(error)
         if failure is not None and not isinstance(error, DestinationError):
@@ -180,6 +180,21 @@ class Staging:
         start = f"{self.folder.name}/"
         finished = self.journal.finished.items() if self.journal else ()
         return {n.removeprefix(start): record for n, record in finished if n.startswith(start)}
+
+    def announce(self, other: Path) -> None:
+        """Record that `other`, an output of the same run, is about to be published."""
+        assert self.journal is not None
+        marker = self._marker(other)
+        marker.parent.mkdir(exist_ok=True)
+        marker.touch()
+        self.journal.finish(marker)
+
+    def announced(self, other: Path) -> bool:
+        """Whether an earlier run published `other` and was stopped before this output."""
+        return self.journal is not None and self.journal.knows(self._marker(other))
+
+    def _marker(self, other: Path) -> Path:
+        return self.work / "published" / other.name
 
     def require_room(self, nbytes: int) -> None:
         """Check that the disk has room for an output.
@@ -279,14 +294,14 @@ class Staging:
             _remove_if_empty(self._created.pop())
 
 
+_CLEAN = "`torch2mlx clean`"
+
+
 def _kept(count: int) -> str:
     if not count:
         return "nothing was kept"
     files = "1 finished file is" if count == 1 else f"{count} finished files are"
-    return (
-        f"{files} kept: the same command goes on from there, `torch2mlx clean` removes what was "
-        "left"
-    )
+    return f"{files} kept: the same command goes on from there, {_CLEAN} removes what was left"
 
 
 def _remove_if_empty(folder: Path) -> None:

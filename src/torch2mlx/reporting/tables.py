@@ -138,6 +138,8 @@ def _(result: Conversion) -> None:
     )
     console.print(table)
     _parity(console, manifest["verification"])
+    for other in result.also:
+        render(other)
 
 
 @render.register

@@ -1,0 +1,178 @@
+"""Several processes, on one host or on many, that make one output together.
+
+`accelerate launch` or `torchrun` starts them and says in the environment who is who; torch's
+key-value store, which the launcher needs anyway, carries a few words between them, and everything
+else goes through the shared folder.  The first process plans, takes the lock, deals out the weight
+files by their bytes, and does what comes after; the others make their files and record them in
+journals of their own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Protocol
+
+from torch2mlx.errors import DestinationError, Torch2MLXError
+from torch2mlx.planning.shards import ShardPlan
+
+__all__ = ["ALONE", "Store", "Team", "deal_out", "find_team"]
+
+_POLL = 0.1  # seconds
+_PATIENCE = 10.0  # seconds that the leading process waits for the others to leave
+_FAILED = "failed"
+
+
+class Store(Protocol):
+    """What is used of `torch.distributed.Store`."""
+
+    def set(self, key: str, value: str) -> None:
+        """Store a value under a key."""
+
+    def get(self, key: str) -> bytes:
+        """The value of a key that is there."""
+
+    def check(self, keys: list[str]) -> bool:
+        """Whether all keys are there."""
+
+
+@dataclass(frozen=True)
+class Team:
+    """This process among those of a launch.
+
+    Attributes:
+        rank: its number; 0 leads.
+        size: how many there are.
+        local_size: how many of them are on this host.
+        store: what they talk through; None for a process alone.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_size: int = 1
+    store: Store | None = None
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process does what only one may do."""
+        return self.rank == 0
+
+    def check(self) -> None:
+        """Raise DestinationError if another process has failed, with its reason."""
+        if self._knows(_FAILED):
+            raise DestinationError(self._ask(_FAILED).decode(errors="replace"))
+
+    def tell(self, key: str, value: Any) -> None:
+        """Tell the others something, as JSON."""
+        if self.store is not None:
+            with _reached():
+                self.store.set(key, json.dumps(value))
+
+    def hear(self, key: str) -> Any:
+        """Wait until another process tells something.
+
+        Raises:
+            DestinationError: one has failed meanwhile; with its reason.
+        """
+        while not self._knows(key):
+            self.check()
+            time.sleep(_POLL)
+        return json.loads(self._ask(key))
+
+    def hear_all(self, key: str) -> None:
+        """Wait until every other process has told `key/<rank>`."""
+        for rank in range(self.size):
+            if rank != self.rank:
+                self.hear(f"{key}/{rank}")
+
+    @contextmanager
+    def stops_together(self) -> Iterator[None]:
+        """Tell the others if the block fails, so that they stop too.
+
+        The leading process, which may keep the store, leaves last.
+        """
+        try:
+            yield
+        except BaseException as error:
+            with suppress(Torch2MLXError):
+                if not self._knows(_FAILED):
+                    self._tell_failure(error)
+            raise
+        finally:
+            with suppress(Torch2MLXError):
+                if not self.leads:
+                    self.tell(f"left/{self.rank}", True)
+                else:
+                    self._wait_for_the_others()
+
+    def _tell_failure(self, error: BaseException) -> None:
+        if self.store is not None:
+            reason = str(error) if isinstance(error, Torch2MLXError) else repr(error)
+            text = f"process {self.rank} of {self.size} stopped: {reason}"
+            with _reached():
+                self.store.set(_FAILED, text)
+
+    def _wait_for_the_others(self) -> None:
+        end = time.monotonic() + _PATIENCE
+        left = [f"left/{rank}" for rank in range(1, self.size)]
+        while left and not all(map(self._knows, left)) and time.monotonic() < end:
+            time.sleep(_POLL)
+
+    def _knows(self, key: str) -> bool:
+        with _reached():
+            return self.store is not None and self.store.check([key])
+
+    def _ask(self, key: str) -> bytes:
+        assert self.store is not None
+        with _reached():
+            return self.store.get(key)
+
+
+@contextmanager
+def _reached() -> Iterator[None]:
+    """Torch raises RuntimeErrors where the process that keeps the store is gone."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise DestinationError(
+            "the leading process cannot be reached any more; what is finished is kept: the same "
+            "launch goes on from there"
+        ) from error
+
+
+ALONE = Team()
+
+
+def find_team(environment: Mapping[str, str] = os.environ) -> Team:
+    """The team that a launcher's environment variables (RANK, WORLD_SIZE ...) describe."""
+    size = int(environment.get("WORLD_SIZE") or 1)
+    if size == 1 or "RANK" not in environment or "MASTER_ADDR" not in environment:
+        return ALONE
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # lost connections are told in words
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
+
+    store, rank, size = next(rendezvous("env://", timeout=timedelta(minutes=30)))
+    # A launcher that starts its processes again keeps its store.
+    launch = environment.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return Team(
+        rank=rank,
+        size=size,
+        local_size=int(environment.get("LOCAL_WORLD_SIZE") or 1),
+        store=PrefixStore(f"torch2mlx/{launch}", store),
+    )
+
+
+def deal_out(shards: Sequence[ShardPlan], size: int) -> list[int]:
+    """The rank that makes each file: the largest first, each to whoever has the fewest bytes."""
+    loads = [0] * size
+    ranks = [0] * len(shards)
+    for index in sorted(range(len(shards)), key=lambda i: -shards[i].nbytes):
+        ranks[index] = loads.index(min(loads))
+        loads[ranks[index]] += shards[index].nbytes
+    return ranks

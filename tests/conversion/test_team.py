@@ -1,0 +1,98 @@
+"""Several processes for one output: who makes what, and what a failure does."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from torch2mlx.conversion.team import ALONE, Team, deal_out, find_team
+from torch2mlx.errors import DestinationError, NumericError
+from torch2mlx.planning.shards import ShardPlan
+
+
+class Memory:
+    """A store within a process."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, bytes] = {}
+
+    def set(self, key: str, value: str) -> None:
+        self.values[key] = value.encode()
+
+    def get(self, key: str) -> bytes:
+        return self.values[key]
+
+    def check(self, keys: list[str]) -> bool:
+        return all(key in self.values for key in keys)
+
+
+def test_without_a_launcher_a_process_is_alone() -> None:
+    assert find_team({}) is ALONE
+    assert find_team({"WORLD_SIZE": "1", "RANK": "0", "MASTER_ADDR": "x"}) is ALONE
+    ALONE.check()
+    ALONE.hear_all("anything")
+
+
+def test_bytes_are_dealt_out_evenly() -> None:
+    shards = [ShardPlan(f"{i}", b"", {}, size) for i, size in enumerate([5, 50, 20, 30, 40, 5])]
+    ranks = deal_out(shards, 3)
+    loads = [sum(s.nbytes for s, r in zip(shards, ranks, strict=True) if r == k) for k in range(3)]
+    assert sorted(loads) == [50, 50, 50]
+
+
+def test_a_failure_reaches_those_who_wait() -> None:
+    store = Memory()
+    first, second = Team(0, 2, 2, store), Team(1, 2, 2, store)
+    with pytest.raises(NumericError), second.stops_together():
+        raise NumericError("NaN in x")
+    with pytest.raises(DestinationError, match="process 1 of 2 stopped: NaN in x"):
+        first.hear("written/1")
+    with pytest.raises(DestinationError, match="NaN in x"):
+        first.check()
+
+
+def _launch(arguments: Sequence[object], size: int) -> list[subprocess.CompletedProcess[str]]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(size)}
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-m", "torch2mlx", "convert", *map(str, arguments)],
+            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_WORLD_SIZE": str(size)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(size)
+    ]
+    done = []
+    for child in children:
+        out, err = child.communicate(timeout=300)
+        done.append(subprocess.CompletedProcess(child.args, child.returncode, out, err))
+    return done
+
+
+@pytest.mark.slow
+def test_two_processes_write_what_one_writes(
+    checkpoint: Callable[..., Path], run_cli: Callable[..., Any], tmp_path: Path
+) -> None:
+    source = checkpoint("mixtral")
+    options = ("--no-verify", "-q", "--max-shard-size", "80KB")
+    assert run_cli("convert", source, tmp_path / "one", *options).code == 0
+    first, second = _launch([source, tmp_path / "two", *options, "--json"], 2)
+    assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
+    assert json.loads(first.stdout)["destination"] == str(tmp_path / "two")
+    assert second.stdout == ""
+    for path in (tmp_path / "one").iterdir():
+        if path.name != "torch2mlx.json":
+            assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes(), path.name
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["one", "two"]
