@@ -40,8 +40,7 @@ if TYPE_CHECKING:
     from torch2mlx.planning.plan import Plan
     from torch2mlx.selection import Selection
     from torch2mlx.sources.base import Checkpoint
-    from torch2mlx.verification.comparison import Comparison
-    from torch2mlx.verification.report import ParityReport
+    from torch2mlx.verification.report import Comparison, ParityReport
 
 __all__ = [
     "Conversion",
