@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from torch2mlx.compiler.export import export_module
 from torch2mlx.compiler.graph import build_graph
+from torch2mlx.compiler.package import compile_source
 from torch2mlx.compiler.program import build_program
 from torch2mlx.errors import CompileError, UnsupportedError
 
@@ -122,3 +123,45 @@ def test_a_range_that_a_dynamic_extent_must_keep_is_told() -> None:
     (reason,) = caught.value.reasons
     assert "extent batch" in reason
     assert "batch = Dim('batch', max=8)" in reason
+
+
+class Inner(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        if x.max().item() > 3:
+            x = x * 2
+        return torch.ops.torch2mlx_test.second(x)
+
+
+class Everything(nn.Module):
+    """Two unsupported operators, two branches on data and a size that depends on it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 3)
+        self.inner = Inner()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.linear(x)
+        if x.sum() > 0:
+            x = x + 1
+        y = torch.ops.torch2mlx_test.first(x)
+        return self.inner(y) + x[x > 0].sum()
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_every_reason_of_a_module_at_once(device: str, capfd: pytest.CaptureFixture[str]) -> None:
+    with torch.device(device):
+        module = Everything().eval()
+    with pytest.raises(CompileError) as caught:
+        compile_source(module, (torch.rand(3, 3),))
+    places = [
+        line_of(Everything, "x.sum() > 0"),
+        line_of(Everything, "test.first"),
+        line_of(Everything, "x[x > 0]"),
+        line_of(Inner, "item() > 3"),
+        line_of(Inner, "test.second"),
+    ]
+    assert len(caught.value.reasons) == len(places), caught.value
+    for place in places:
+        assert sum(f"{__file__}:{place}" in r for r in caught.value.reasons) == 1, caught.value
+    assert "forward(self" not in capfd.readouterr().err

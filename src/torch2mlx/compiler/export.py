@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import re
+import sys
 import traceback
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch2mlx.compiler.guesses import guessing
 from torch2mlx.compiler.meta import fake_inputs, fake_weights
 from torch2mlx.errors import CompileError
 
@@ -17,7 +20,7 @@ if TYPE_CHECKING:
     import torch
     from torch.export import ExportedProgram
 
-__all__ = ["export_module"]
+__all__ = ["export_module", "export_or_guess"]
 
 
 def export_module(
@@ -43,31 +46,115 @@ def export_module(
     Raises:
         CompileError: with every reason that torch gives, and the user's line of each.
     """
+    program, reasons = export_or_guess(module, args, kwargs, dynamic_shapes, method, dtype)
+    if reasons:
+        raise CompileError(type(module).__name__, reasons)
+    assert program is not None
+    return program
+
+
+def export_or_guess(
+    module: torch.nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any] | None = None,
+    dynamic_shapes: Any = None,
+    method: str = "forward",
+    dtype: torch.dtype | None = None,
+) -> tuple[ExportedProgram | None, list[str]]:
+    """The program, and the reasons why there can be none.
+
+    With reasons the program is a guess, if there is one: branches on data went one way.  What
+    follows them can then be looked through for further reasons.
+
+    Args:
+        module: as all others, as for `export_module`.
+        args: positional inputs.
+        kwargs: keyword inputs.
+        dynamic_shapes: of them.
+        method: to export.
+        dtype: of weights.
+    """
     import torch
 
     given, arguments = fake_inputs((tuple(args), dict(kwargs or {})))
-    try:
-        with torch.no_grad(), fake_weights(module, dtype), _as_forward(module, method):
-            with warnings.catch_warnings(record=True) as caught:
+    with torch.no_grad(), fake_weights(module, dtype), _as_forward(module, method):
+        try:
+            with warnings.catch_warnings(record=True) as caught, _silent():
                 warnings.simplefilter("always")
                 program = torch.export.export(
                     module, given, arguments, dynamic_shapes=dynamic_shapes, strict=False
                 )
-            functional: ExportedProgram = program.run_decompositions({})
+            return program.run_decompositions({}), _lost_state(module, caught)
+        except Exception as error:
+            ranges = _violated_ranges(str(error))
+            if ranges:
+                return None, ranges
+            first = _reason(error)
+        return _guessed(module, given, arguments, dynamic_shapes, first)
+
+
+def _guessed(
+    module: torch.nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    dynamic_shapes: Any,
+    first: str,
+) -> tuple[ExportedProgram | None, list[str]]:
+    """A program whose branches on data go one way, and where they are; else what torch's draft
+    export, which goes on after some failures, has to say.
+    """
+    import torch
+
+    reasons: list[str] = []
+    program: ExportedProgram | None = None
+    try:
+        with warnings.catch_warnings(), _silent(), guessing(reasons):
+            warnings.simplefilter("ignore")
+            exported = torch.export.export(
+                module, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False
+            )
+            program = exported.run_decompositions({})
     except Exception as error:
-        ranges = _violated_ranges(str(error))
-        if ranges:
-            raise CompileError(type(module).__name__, ranges) from error
-        with fake_weights(module, dtype), _as_forward(module, method):
-            reasons = _all_reasons(module, given, arguments, dynamic_shapes)
-        first = _reason(error)
-        if not any(first.split(":")[0] in reason for reason in reasons):
-            reasons.insert(0, first)
-        raise CompileError(type(module).__name__, list(dict.fromkeys(reasons))) from error
-    lost = _lost_state(module, caught)
-    if lost:
-        raise CompileError(type(module).__name__, lost)
-    return functional
+        reasons.append(_reason(error))
+        with warnings.catch_warnings(), _silent():
+            warnings.simplefilter("ignore")
+            reasons += _drafted(module, args, kwargs, dynamic_shapes)
+    places = {reason.split(": ")[0] for reason in reasons}
+    if not first.startswith(tuple(places)):
+        reasons.insert(0, first)
+    return program, list(dict.fromkeys(reasons))
+
+
+class _WithoutGraphs(io.TextIOBase):
+    """The error stream without the graphs that export prints where it stops."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        if "def forward(self" not in text:
+            self.stream.write(text)
+        return len(text)
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Without torch's own logs: what they say is in the reasons."""
+    import logging
+
+    from torch._logging._internal import trace_log
+
+    names = ("torch.export", "torch._export", "torch.fx.experimental.symbolic_shapes")
+    loud = [trace_log, *map(logging.getLogger, names)]
+    before = [log.disabled for log in loud]
+    for log in loud:
+        log.disabled = True
+    try:
+        with redirect_stderr(_WithoutGraphs(sys.stderr)):
+            yield
+    finally:
+        for log, state in zip(loud, before, strict=True):
+            log.disabled = state
 
 
 @contextmanager
@@ -155,28 +242,17 @@ def _violated_ranges(text: str) -> list[str]:
     ]
 
 
-def _all_reasons(
+def _drafted(
     module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any
 ) -> list[str]:
-    """What torch's draft export has to say, which goes on after a failure."""
-    import logging
-
-    from torch._logging._internal import trace_log
     from torch.export import draft_export
 
-    loud = [logging.getLogger("torch.export"), logging.getLogger("torch._export")]
-    disabled = [log.disabled for log in (*loud, trace_log)]
-    for log in (*loud, trace_log):
-        log.disabled = True
     try:
         program = draft_export(module, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
         failures = program._report.failures  # type: ignore[attr-defined]
     except Exception:
         # The export's own error says the first reason; draft export adds to it where it can.
         return []
-    finally:
-        for log, state in zip((*loud, trace_log), disabled, strict=True):
-            log.disabled = state
     reasons = []
     for failure in failures:
         data: dict[str, Any] = failure.data

@@ -7,7 +7,7 @@ After:  nodes are ATen operators only; an int that depends on the input is a `Sy
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,7 @@ __all__ = [
     "references",
     "single_precision",
     "standing_names",
+    "unknown_operators",
     "verify",
 ]
 
@@ -269,6 +270,7 @@ class _Reader:
         self.program = program
         self.names = dict(dimension_names)
         self.method = method
+        self.current: Any = None  # the node that is read
         self.refs: dict[Any, Any] = {}
         self.reasons: list[str] = []
 
@@ -370,7 +372,8 @@ class _Reader:
             return int(expression)
         hint = value.node.hint
         if hint is None:
-            self.reasons.append(f"a size depends on the data ({expression})")
+            place = _place(self.origin(self.current)) if self.current is not None else "input"
+            self.reasons.append(f"{place}: a size depends on the data ({expression})")
             hint = 1
         return SymbolicInt(int(hint), self.source(expression))
 
@@ -395,6 +398,7 @@ class _Reader:
 
         if node.op in ("placeholder", "output"):
             return None
+        self.current = node
         value = node.meta.get("val")
         if node.op != "call_function":
             self.reasons.append(f"{node.name}: {node.op} {node.target} is not supported")
@@ -539,6 +543,28 @@ def standing_names(programs: Iterable[ExportedProgram], tied: Mapping[str, str])
         chosen = next((n for n in names if n.rpartition(".")[0] in called), names[0])
         result |= dict.fromkeys(names, chosen)
     return result
+
+
+def unknown_operators(program: ExportedProgram, known: Collection[Any]) -> list[str]:
+    """Operators of a program that is no graph, beside those that are known, each with its line.
+
+    Args:
+        program: from `export_or_guess`.
+        known: that have a lowering.
+    """
+    import torch
+
+    reader = _Reader(program, {}, "forward")
+    dropped = (*_DROPPED, "aten::item", "aten::_local_scalar_dense")
+    return list(
+        dict.fromkeys(
+            f"{_place(reader.origin(node))}: {node.target} has no lowering to MLX"
+            for node in program.graph.nodes
+            if isinstance(node.target, torch._ops.OpOverload)
+            and node.target not in known
+            and node.target._schema.name not in dropped
+        )
+    )
 
 
 def build_graph(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from torch2mlx.compiler.codegen import GeneratedModel, generate
 from torch2mlx.compiler.dimensions import dimension_names
 from torch2mlx.compiler.entry_points import CompiledEntry, EntryPoint, check_methods
-from torch2mlx.compiler.export import export_module
-from torch2mlx.compiler.graph import build_graph, standing_names
+from torch2mlx.compiler.export import export_or_guess
+from torch2mlx.compiler.graph import build_graph, standing_names, unknown_operators
+from torch2mlx.compiler.lowering.registry import registered
 from torch2mlx.compiler.passes import optimized
 from torch2mlx.compiler.program import build_programs
 from torch2mlx.compiler.publish import CompiledModule, publish
@@ -39,6 +41,9 @@ __all__ = [
     "dimension_names",
     "tied_names",
 ]
+
+_PLACE = re.compile(r"\S+:\d+")
+"""file:line in a reason."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,20 +114,35 @@ def compile_entries(
 
     check_methods(module, [p.method for p in points])
     name = type(module).__qualname__.rpartition(".")[2]
-    exported: list[ExportedProgram] = []
+    exported: list[tuple[EntryPoint, EntryPoint, ExportedProgram]] = []
     reasons: list[str] = []
     kind = getattr(torch, dtype) if dtype else None
     cast = [p if kind is None else p.cast(kind) for p in points]
     for p in cast:
-        try:
-            exported.append(
-                export_module(module, p.args, p.kwargs, p.dynamic_shapes, p.method, kind)
-            )
-        except CompileError as error:
-            reasons += error.reasons
-    if reasons:
-        raise CompileError(name, list(dict.fromkeys(reasons)))
-    return _lower(list(zip(cast, points, exported, strict=True)), module, name)
+        program, found = export_or_guess(module, p.args, p.kwargs, p.dynamic_shapes, p.method, kind)
+        reasons += found
+        if program is not None:
+            exported.append((p, points[cast.index(p)], program))
+    if not reasons:
+        return _lower(exported, module, name)
+    for *_, program in exported:
+        reasons += _further(program, reasons)
+    raise CompileError(name, list(dict.fromkeys(reasons)))
+
+
+def _further(program: ExportedProgram, reasons: Sequence[str]) -> list[str]:
+    """What else is wrong with a guessed program; at lines that are told already it is the guess."""
+    told = {place for reason in reasons for place in _PLACE.findall(reason)}
+    found = []
+    try:
+        build_graph(program)
+    except CompileError as error:
+        for reason in error.reasons:
+            places = set(_PLACE.findall(reason))
+            if not places & told:
+                found.append(reason)
+                told |= places
+    return [*found, *unknown_operators(program, registered())]
 
 
 def _lower(
@@ -140,7 +160,7 @@ def _lower(
             dims = dimension_names(program, point.dynamic_shapes)
             graphs.append(build_graph(program, name, names, dims, point.method))
         except CompileError as error:
-            reasons += error.reasons
+            reasons += [*error.reasons, *unknown_operators(program, registered())]
     if reasons:
         raise CompileError(name, list(dict.fromkeys(reasons)))
     programs = [optimized(program) for program in build_programs(graphs)]
