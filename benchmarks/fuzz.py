@@ -178,6 +178,7 @@ def run(first: int, cases: int, seed: int, seeds: Path, room: Path, batch: int) 
                     outcomes.append(value)
                     current, number = None, value.number + 1
                     if value.finding:  # the process may be in any state
+                        print(ascii(value), file=sys.stderr, flush=True)
                         break
         except EOFError:
             pass
@@ -223,7 +224,8 @@ def main() -> int:
     slowest = max((o.seconds for o in outcomes), default=0.0)
     print(f"{len(outcomes):,} cases, {len(findings)} findings, slowest {slowest:.1f} s")
     for outcome in findings[:20]:
-        print(f"\ncase {outcome.number} ({outcome.format}): {outcome.result}\n{outcome.detail}")
+        shown = ascii(outcome.detail).replace("\\n", "\n")  # names may be half a surrogate
+        print(f"\ncase {outcome.number} ({outcome.format}): {outcome.result}\n{shown}")
     if options.json:
         options.json.write_text(json.dumps([asdict(o) for o in findings], indent=1))
     return 1 if findings else 0
