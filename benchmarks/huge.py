@@ -1,6 +1,7 @@
 """Checkpoints with the headers of very large models and no data: sparse files, all zeros.
 
-    python benchmarks/huge.py write llama-3-70b /tmp/llama-3-70b
+    python benchmarks/huge.py llama-3-70b deepseek-v3 trillion --folder sparse
+    python benchmarks/huge.py llama-3-70b --folder sparse --convert
 
 The shapes, names, dtypes and shard sizes are those of the published models; a file system with
 sparse files stores a few megabytes.  What is measured on them is the work that depends on shapes:
@@ -9,12 +10,17 @@ reading headers, planning, and streaming at full length.
 
 from __future__ import annotations
 
+import argparse
 import json
+import shutil
 import struct
+import sys
 from collections.abc import Iterator
 from math import prod
 from pathlib import Path
 from typing import Any
+
+from processes import Usage, measure
 
 __all__ = ["MODELS", "write_sparse"]
 
@@ -253,3 +259,45 @@ def _write_shard(path: Path, entries: list[Entry]) -> int:
         file.write(struct.pack("<Q", len(text)) + text)
         file.truncate(8 + len(text) + position)
     return position
+
+
+def _command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "torch2mlx", *arguments]
+
+
+def _row(name: str, step: str, usage: Usage) -> None:
+    print(
+        f"{name:12} {step:24} {usage.wall:8.1f} s wall {usage.cpu:8.1f} s CPU "
+        f"{usage.rss / 1e6:7.0f} MB peak",
+        flush=True,
+    )
+
+
+def main() -> None:
+    """Write sparse checkpoints, and measure what reads them."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("models", nargs="+", choices=sorted(MODELS), metavar="MODEL")
+    parser.add_argument("--folder", type=Path, required=True, help="where the checkpoints are made")
+    parser.add_argument("--layers", type=int, help="decoder layers to write and convert")
+    parser.add_argument("--convert", action="store_true", help="also convert to 4 bits")
+    options = parser.parse_args()
+    log = options.folder / "log.txt"
+    for name in options.models:
+        folder = options.folder / (f"{name}-{options.layers}" if options.layers else name)
+        if not folder.exists():
+            size = write_sparse(name, folder, options.layers)
+            print(f"{name}: {size / 1e9:,.0f} GB of tensors, as a sparse file")
+        _row(name, "inspect", measure(_command("inspect", str(folder), "--json"), log))
+        _row(name, "plan", measure(_command("plan", str(folder), "--json"), log))
+        if options.convert:
+            target = folder.with_name(f"{folder.name}-4bit")
+            arguments = ("convert", str(folder), str(target), "-q", "--no-verify", "--quiet")
+            limits = ("--max-shard-size", "20GB", "--json")
+            usage = measure(_command(*arguments, *limits), log)
+            written = sum(path.stat().st_size for path in target.glob("*.safetensors"))
+            _row(name, f"convert, {written / 1e9:.0f} GB out", usage)
+            shutil.rmtree(target)
+
+
+if __name__ == "__main__":
+    main()
