@@ -43,7 +43,7 @@ follow an attribute or a type. The recorded run took {scope}.
 
 {operators} operators, {compared} comparisons, {refused} refusals. Left out: {wide} samples
 of OpInfo with float64 or complex128, which MLX lacks on the GPU, and {untraced} that `make_fx`
-could not turn into a graph; the reasons stand at the end.
+could not turn into a graph (a last section gives their reasons, if there are any).
 
 This page is written by `python tests/compiler/conformance/page.py`; `--measure` runs the samples.
 """
@@ -115,11 +115,12 @@ def page(rows: list[Case], recorded: dict[str, Any]) -> str:
         parts.append("| operator | compared | refused | limits |\n|---|---|---|---|")
         parts += [_line(row, results[name_of(row.overload)]) for row in members]
         parts.append("")
-    parts.append("## Samples of OpInfo without a graph\n")
-    parts.append("| samples | reason |\n|---|---|")
-    ordered = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
-    parts += [f"| {number} | {_plain(reason)} |" for reason, number in ordered]
-    return "\n".join(parts) + "\n"
+    if reasons:
+        parts.append("## Samples of OpInfo without a graph\n")
+        parts.append("| samples | reason |\n|---|---|")
+        ordered = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
+        parts += [f"| {number} | {_plain(reason)} |" for reason, number in ordered]
+    return "\n".join(parts).rstrip() + "\n"
 
 
 def _scope(recorded: dict[str, Any]) -> str:

@@ -267,7 +267,7 @@ def _register_spread(packet: Any, pair: Any, function: Any) -> None:
 
     @lowering(pair.default)
     def lower_pair_all(b: Builder, x: Value, unbiased: bool = True) -> Any:
-        return lower_all(b, x, unbiased), b.call(mx.mean, x)
+        return lower_all(b, x, unbiased), accumulated(b, x, mx.mean, None, False)
 
     @lowering(pair.dim)
     def lower_pair_dim(
