@@ -10,6 +10,7 @@ import resource
 import shutil
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from torch2mlx.packaging.manifest import Manifest
     from torch2mlx.packaging.staging import Staging
     from torch2mlx.planning.plan import Plan
+    from torch2mlx.quantization.recipe import QuantOptions
     from torch2mlx.selection import Selection
     from torch2mlx.sources.base import Checkpoint
     from torch2mlx.verification.report import Comparison, ParityReport
@@ -303,13 +305,18 @@ class _Conversion:
         team = find_team()
         if not team.leads:
             self.progress = Silent()
-        if team.size > 1 and self.options.calibrate:
-            raise OptionError("--calibrate runs in one process; start torch2mlx by itself")
+        if team.size > 1 and (self.options.calibrate or self.options.target_bpw is not None):
+            raise OptionError(
+                "--calibrate and --target-bpw run in one process; start torch2mlx by itself"
+            )
         with team.stops_together():
             source = self._source_state()
             if not team.leads:
                 return self._help(team, source)
             self._choose_port()
+            if self.options.target_bpw is not None:
+                with self._timed("allocate"):
+                    self._allocate(self.options.target_bpw)
             if self.options.calibrate:
                 with self._timed("calibrate"):
                     self._calibrate()
@@ -346,15 +353,15 @@ class _Conversion:
         with self._timed("plan"), self.progress.stage("Planning from headers"):
             check_counts(checkpoint.config, checkpoint.state)
             self.port = load_port(checkpoint.config)
-            self.plan = self._planned()
+            self.plan = self._planned(self.options.quant_options())
 
     def prepare_like(self, first: _Conversion) -> None:
         """Plan a further output of a checkpoint that `first` converts too."""
         self.checkpoint, self.progress, self.port = first.checkpoint, first.progress, first.port
         self.notes = first.notes
-        self.plan = self._planned()
+        self.plan = self._planned(self.options.quant_options())
 
-    def _planned(self) -> Plan:
+    def _planned(self, quantize: QuantOptions | None) -> Plan:
         from torch2mlx.planning.plan import build_plan
         from torch2mlx.planning.shards import parse_size
 
@@ -363,7 +370,7 @@ class _Conversion:
             self.checkpoint,
             self.port,
             dtype=options.dtype,
-            quantize=options.quant_options(),
+            quantize=quantize,
             keep_grids=options.keep_grids,
             max_shard_size=parse_size(options.max_shard_size),
         )
@@ -503,6 +510,36 @@ class _Conversion:
             trust_remote_code=self.options.trust_remote_code,
             progress=self.progress,
         )
+
+    def _allocate(self, target: float) -> None:
+        """Give the plan bits by module, those that the user named aside."""
+        from torch2mlx.calibration.conversion import allocate_bits
+
+        options = self.options
+        asked = options.quant_options()
+        assert asked is not None
+        with self.progress.stage("Measuring what each module's bits are worth"):
+            found = allocate_bits(
+                self.checkpoint,
+                self.plan.outputs,
+                asked.base,
+                target,
+                texts=options.calibration_text,
+                max_context=options.max_context,
+                trust_remote_code=options.trust_remote_code,
+            )
+        counts = Counter(found.bits.values())
+        note = (
+            f"{target:g} bits per weight: "
+            + ", ".join(f"{counts[bits]} modules at {bits} bits" for bits in sorted(counts))
+            + f"; predicted KL divergence, rounded to nearest: {found.divergence:.3g}"
+        )
+        self.progress.note(note)
+        chosen = replace(asked, overrides=(*found.bits.items(), *asked.overrides))
+        plan = self._planned(chosen)
+        self.plan = replace(plan, notes=(*plan.notes, note))
+        if self.gate is not None:
+            self.gate.outputs = self.plan.outputs
 
     def _calibrate(self) -> None:
         """Give the plan calibrated tensors, which the checkpoint's reader then knows too."""

@@ -248,6 +248,13 @@ def convert(
     strict: Annotated[
         bool, typer.Option("--strict", help="Fail if the group size does not divide a layer.")
     ] = False,
+    target_bpw: Annotated[
+        float | None,
+        typer.Option(
+            help="Bits per weight of the whole model; sensitive modules get more than others.",
+            show_default=False,
+        ),
+    ] = None,
     calibrate: Annotated[
         bool,
         typer.Option(
@@ -371,6 +378,7 @@ def convert(
         head=head,
         router=router.value if router else None,
         strict=strict,
+        target_bpw=target_bpw,
         calibrate=calibrate,
         distill=distill,
         calibration_text=tuple(calibration_text or ()),

@@ -28,7 +28,7 @@ class ConvertOptions:
     """Options of `torch2mlx.convert`, as given; `check` turns them into values.
 
     Attributes:
-        quantize: quantize at all; the next ten are refused without it.
+        quantize: quantize at all; the next eleven are refused without it.
         q_bits, q_group_size, q_mode: the format (see `Scheme.resolve` for the defaults).
         recipe: one of mlx-lm's mixed recipes.
         keep: patterns of modules that stay unquantized.
@@ -36,6 +36,7 @@ class ConvertOptions:
         embedding, head: "keep" or a number of bits.
         router: "8bit", "keep" or "same" (mlx-lm's choice).
         strict: a layer that the group size does not divide is an error.
+        target_bpw: bits per weight of the whole model; each module then gets bits of its own.
         calibrate: choose codes, scales and biases by what the model computes with them.
         distill: tune scales and biases afterwards, so that predictions stay the original's.
         calibration_text: files to calibrate with; None: texts of the Python installation.
@@ -65,6 +66,7 @@ class ConvertOptions:
     head: str | int | None = None
     router: str | None = None
     strict: bool = False
+    target_bpw: float | None = None
     calibrate: bool = False
     distill: bool = False
     calibration_text: Sequence[str] = ()
@@ -89,7 +91,7 @@ class ConvertOptions:
             "--recipe": self.recipe, "--keep": _patterns("--keep", self.keep),
             "--bits": _patterns("--bits", self.bits), "--embedding": self.embedding,
             "--head": self.head, "--router": self.router, "--strict": self.strict,
-            "--calibrate": self.calibrate,
+            "--calibrate": self.calibrate, "--target-bpw": self.target_bpw,
         }  # fmt: skip
         given = [f for f, v in needs_q.items() if v is not None and v is not False and v != ()]
         if given and not self.quantize:
@@ -106,6 +108,8 @@ class ConvertOptions:
             raise OptionError(
                 f"--calibration-tokens {self.calibration_tokens}: at least 64 are needed"
             )
+        if self.target_bpw is not None:
+            self._check_target()
         if self.quantize and self.dequantize:
             raise OptionError("-q and -d exclude each other: quantize or dequantize")
         if self.max_context is not None and self.max_context < 2:
@@ -115,6 +119,17 @@ class ConvertOptions:
         self.quant_options()
         for options in self.further().values():
             options.check()
+
+    def _check_target(self) -> None:
+        taken = {"--q-bits": self.q_bits, "--recipe": self.recipe}
+        given = [flag for flag, value in taken.items() if value is not None]
+        if given or self.q_mode not in (None, "affine"):
+            raise OptionError(
+                f"--target-bpw chooses the bits of every module, in the affine format; leave out "
+                f"{', '.join(given) or '--q-mode'}"
+            )
+        if not 2 < float(self.target_bpw or 0) <= 16:
+            raise OptionError(f"--target-bpw {self.target_bpw}: more than 2 and at most 16")
 
     def check_source(self, kind: str, location: str) -> None:
         """Raise OptionError where the kind of source calls for another option.
@@ -154,7 +169,7 @@ class ConvertOptions:
     def keep_grids(self) -> bool:
         """No format was asked for: what the source stores on a grid of MLX's may keep it."""
         return self.quantize and not (
-            self.q_bits or self.q_group_size or self.q_mode or self.recipe
+            self.target_bpw or self.q_bits or self.q_group_size or self.q_mode or self.recipe
         )
 
     def further(self) -> dict[str, ConvertOptions]:
@@ -176,7 +191,8 @@ class ConvertOptions:
                     )
             shared: dict[str, Any] = {
                 "recipe": None, "bits": (), "embedding": None, "head": None,
-                "calibrate": False, "calibration_text": (), "calibration_tokens": None,
+                "calibrate": False, "distill": False, "calibration_text": (),
+                "calibration_tokens": None, "target_bpw": None,
             }  # fmt: skip
             if mode:
                 shared |= {"q_group_size": None}

@@ -8,19 +8,22 @@ from typing import Any
 
 import numpy as np
 
-from torch2mlx.calibration.engine import Calibration, Settings, calibrate
+from torch2mlx.calibration.allocation import Allocation, allocate, sensitivities
+from torch2mlx.calibration.engine import Calibration, Settings, calibrate, find_head
 from torch2mlx.calibration.texts import calibration_ids, installed_texts, read_texts
 from torch2mlx.errors import OptionError
 from torch2mlx.planning.plan import Output
 from torch2mlx.progress import Progress
+from torch2mlx.quantization.scheme import Scheme
 from torch2mlx.sources.base import Checkpoint
 
-__all__ = ["DEFAULT_TOKENS", "calibrate_outputs", "calibration_folder"]
+__all__ = ["DEFAULT_TOKENS", "allocate_bits", "calibrate_outputs", "calibration_folder"]
 
 Array = np.ndarray[Any, Any]
 
 DEFAULT_TOKENS = 16384
 _WINDOW = 512
+_MEASURED, _MEASURED_WINDOW = 8, 256  # sequences and their length for sensitivities
 _DISTILLED = 4  # times as many tokens as calibration
 
 
@@ -80,6 +83,54 @@ def calibrate_outputs(
             distillation_ids=more,
             progress=advance,
         )
+
+
+def allocate_bits(
+    checkpoint: Checkpoint,
+    outputs: Sequence[Output],
+    base: Scheme,
+    target: float,
+    *,
+    texts: Sequence[str] = (),
+    max_context: int | None = None,
+    trust_remote_code: bool = False,
+) -> Allocation:
+    """Choose the bits of every quantized module, for a number of bits per weight of the whole.
+
+    Args:
+        checkpoint: the source.
+        outputs: of a plan.
+        base: affine format of the modules that may get other bits; its group size is kept.
+        target: stored bits for each weight of the model, unquantized tensors included.
+        texts: files to measure with; none: the texts of the Python installation.
+        max_context: longest sequence to run.
+        trust_remote_code: allow the checkpoint's own code.
+
+    Raises:
+        OptionError: the target is too small for this model.
+        UnsupportedError: layers of this model cannot be run on their own.
+    """
+    import torch
+
+    from torch2mlx.calibration.blocks import Blocks
+
+    length = min(_MEASURED_WINDOW, max_context or _WINDOW, _context(checkpoint.config))
+    ids = _ids(checkpoint, texts, _MEASURED * length, length, trust_remote_code)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    blocks = Blocks(
+        checkpoint.config,
+        checkpoint.state,
+        checkpoint.source,
+        device,
+        checkpoint.folder,
+        trust_remote_code,
+    )
+    wanted = [o for o in outputs if o.scheme == base and o.packed is None]
+    choices = sensitivities(blocks, wanted, find_head(outputs), ids)
+    chosen = {o.name for o in wanted}
+    fixed = sum(spec.nbytes for o in outputs if o.name not in chosen for spec in o.specs)
+    weights = sum(o.expr.size for o in outputs)
+    return allocate(choices, int(target * weights / 8) - fixed)
 
 
 def _ids(

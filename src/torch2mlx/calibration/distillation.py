@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from torch2mlx.calibration.blocks import Block, Blocks
 
-__all__ = ["Distillation", "distill"]
+__all__ = ["Distillation", "distill", "logits_of"]
 
 Array = np.ndarray[Any, Any]
 
@@ -375,7 +375,7 @@ class _Run:
         """Gradient of the loss by the final states; the head's own is kept."""
         import torch
 
-        original = self.original_head
+        original, config = self.original_head, self.blocks.config
         used = original if weight is None else weight
         matrix = used.detach().requires_grad_(weight is not None)
         states = hidden.detach().flatten(0, -2)
@@ -384,9 +384,9 @@ class _Run:
         for start in range(0, len(states), _ROWS):
             part = slice(start, start + _ROWS)
             state = states[part].requires_grad_(True)
-            found = self._logits(state, matrix).log_softmax(-1)
+            found = logits_of(config, state, matrix).log_softmax(-1)
             with torch.no_grad():
-                expected = self._logits(taught[part], original).log_softmax(-1)
+                expected = logits_of(config, taught[part], original).log_softmax(-1)
             loss = (expected.exp() * (expected - found)).sum() / len(states)
             loss.backward()  # type: ignore[no-untyped-call]
             assert state.grad is not None
@@ -396,13 +396,17 @@ class _Run:
             self.head.add_gradient(matrix.grad, rows)
         return slope.reshape(hidden.shape)
 
-    def _logits(self, states: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        text = text_part(self.blocks.config)
-        logits = states @ weight.T
-        logits = logits * float(text.get("logit_scale") or 1.0)
-        logits = logits / float(text.get("logits_scaling") or 1.0)
-        cap = text.get("final_logit_softcapping")
-        return logits if not cap else (logits / cap).tanh() * cap
+
+def logits_of(
+    config: Mapping[str, Any], states: torch.Tensor, weight: torch.Tensor
+) -> torch.Tensor:
+    """Logits [n, vocabulary] of final states [n, width], scaled and capped as the config says."""
+    text = text_part(config)
+    logits = states @ weight.T
+    logits = logits * float(text.get("logit_scale") or 1.0)
+    logits = logits / float(text.get("logits_scaling") or 1.0)
+    cap = text.get("final_logit_softcapping")
+    return logits if not cap else (logits / cap).tanh() * cap
 
 
 def _schedule(number: int, steps: int) -> float:

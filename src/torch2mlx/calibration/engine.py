@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from torch2mlx.calibration.lockstep import Unit, Visit
     from torch2mlx.calibration.matching import RowMap
 
-__all__ = ["Calibration", "Settings", "calibrate", "packed_codes"]
+__all__ = ["Calibration", "Settings", "calibrate", "find_head", "packed_codes"]
 
 Array = np.ndarray[Any, Any]
 
@@ -129,7 +129,7 @@ def calibrate(
                 index: [names[o.name] for o in own if o.name in names]
                 for index, own in walk.by_layer.items()
             },
-            _head(found.outputs),
+            find_head(found.outputs),
             distillation_ids,
             scratch,
             progress=progress,
@@ -210,7 +210,7 @@ class _Walk:
         self.ids = ids
         wanted = [o for o in outputs if o.scheme is not None and o.packed is None]
         self.by_layer = self._layers(wanted)
-        head = _head(outputs)
+        head = find_head(outputs)
         self.head = head if head in wanted else None
         embedding = next((o for o in wanted if is_token_embedding(o.name)), None)
         self.embedding = embedding if embedding is not self.head else None
@@ -506,7 +506,7 @@ class _Collected:
         }
 
 
-def _head(outputs: Sequence[Output]) -> Output:
+def find_head(outputs: Sequence[Output]) -> Output:
     """The matrix that makes logits: the head or, where it is tied to it, the embedding."""
     for known in (is_output_head, is_token_embedding):
         for output in outputs:
