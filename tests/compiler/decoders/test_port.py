@@ -71,6 +71,37 @@ WITH_PORT: dict[str, dict[str, Any]] = {
     "gpt_oss": {**HEADS, "sliding_window": 16, "num_local_experts": 4, "num_experts_per_tok": 2},
     "mixtral": {**LLAMA, "num_local_experts": 4, "num_experts_per_tok": 2},
     "qwen3_moe": {**HEADS, **EXPERTS, "num_experts": 4},
+    "llama4_text": {
+        **HEADS,
+        "num_hidden_layers": 4,
+        "intermediate_size_mlp": 96,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 1,
+        "attention_chunk_size": 16,
+    },
+    "mamba2": {
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "num_heads": 8,
+        "head_dim": 16,
+        "state_size": 16,
+        "n_groups": 2,
+        "vocab_size": 200,
+        "expand": 2,
+        "chunk_size": 16,
+    },
+    "jamba": {
+        **LLAMA,
+        "num_hidden_layers": 4,
+        "attn_layer_period": 2,
+        "attn_layer_offset": 1,
+        "expert_layer_period": 2,
+        "expert_layer_offset": 1,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "mamba_d_state": 8,
+        "mamba_dt_rank": 4,
+    },
     "deepseek_v3": {
         **LLAMA,
         "num_key_value_heads": 4,
@@ -133,7 +164,8 @@ def test_llama_equals_the_hand_written_port_and_reads_like_it() -> None:
     source = generated.model_file
     assert source.count("class LlamaDecoderLayer") == 1
     assert "cache.update_and_fetch(" in source
-    assert "mx.fast.rms_norm" in source
+    assert "nn.RMSNorm(64" in source
+    assert "mx.fast.rope(" in source
     assert "torch" not in source.replace("torch2mlx", "").replace("PyTorch", "")
 
 

@@ -234,9 +234,7 @@ class _Flow:
                 seen.add(id(value))
                 block.inputs.append(value)
         if self.dtype is not None and not is_root and self._lacks_dtype(block):
-            made_before = [s.call for s in self.program.steps[: block.start]]
-            known = (v for c in reversed(made_before) for v in c.outputs if v.dtype == self.dtype)
-            block.inputs += list(known)[:1]
+            block.inputs += self._value_of_dtype(block.start)
         if is_root:
             block.inputs = [*self.program.inputs.values(), *self.program.keys]
             block.outputs = list(values_in(self.program.outputs))
@@ -244,6 +242,15 @@ class _Flow:
             block.outputs = [
                 v for v in made if any(use >= block.stop for use in self.used.get(id(v), []))
             ]
+
+    def _value_of_dtype(self, start: int) -> list[Value]:
+        """The last value of the model's dtype before a step that is still needed after it."""
+        for step in reversed(self.program.steps[:start]):
+            for value in step.call.outputs:
+                used = self.used.get(id(value), [])
+                if value.dtype == self.dtype and any(use >= start for use in used):
+                    return [value]
+        return []
 
     def _lacks_dtype(self, block: Block) -> bool:
         """Whether it casts to the model's dtype, and takes no value of it."""

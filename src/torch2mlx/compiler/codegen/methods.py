@@ -65,11 +65,10 @@ class Places:
 
 
 def _is_part_of_input(item: Item) -> bool:
-    """Whether it takes an entry of an argument, as in `cache[0]`: written where it is used."""
+    """Whether it takes a layer's cache, as in `cache[0]`: written where it is used."""
     if not isinstance(item.what, Call) or item.what.function is not operator.getitem:
         return False
-    source, key = item.what.args
-    return source.call is None and bool(source.name) and type(key) is int and source.ndim == 1
+    return item.outputs[0].name == "cache"
 
 
 def _annotated(lines: list[str], origins: Mapping[str, str]) -> list[str]:
@@ -249,6 +248,13 @@ class MethodWriter:
         for name, holder in self.holders.items():
             if holder in self.dtypes and self.dtypes[holder] == value:
                 return f"{name}.dtype"
+        for inner in self.block.blocks():
+            for item in inner.items:
+                use = item.what.function if isinstance(item.what, Call) else None
+                # Of norms, because quantization leaves them alone.
+                if isinstance(use, LayerUse) and use.layer.class_name in ("RMSNorm", "LayerNorm"):
+                    path = self.places.tree.access(use.layer.path, self.block.path)
+                    return f"{path}.weight.dtype"
         raise KeyError(f"{self.block.path or 'the root'} casts to the model's dtype, and has none")
 
     def _several(self, item: Item) -> bool:

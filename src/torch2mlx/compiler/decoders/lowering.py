@@ -12,9 +12,9 @@ from mlx_lm.models.base import scaled_dot_product_attention
 from torch2mlx.compiler.builder import Builder, Method, Value
 from torch2mlx.compiler.decoders.operators import operators
 from torch2mlx.compiler.lowering.registry import LoweringError, lowering
-from torch2mlx.compiler.runtime import decoding
+from torch2mlx.compiler.runtime import decoding, states
 
-__all__: list[str] = []
+__all__ = ["first_positions", "positions"]
 
 ops = operators()
 
@@ -27,11 +27,12 @@ class _Abstract:
         self.__name__ = self.__qualname__ = function.__name__
         self.infer = infer
 
-    def __call__(self, *args: Any) -> Any:
-        return self.infer(*args)
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.infer(*args, **kwargs)
 
 
-_positions = _Abstract(decoding.positions, lambda _, shape: mx.zeros(shape, mx.int64))
+positions = _Abstract(decoding.positions, lambda _, shape: mx.zeros(shape, mx.int64))
+first_positions = _Abstract(decoding.first_positions, lambda _: mx.zeros((), mx.int32))
 
 
 @lowering(ops.layer_cache.default)
@@ -45,7 +46,7 @@ def lower_layer_cache(b: Builder, cache: Value, layer: int) -> Value:
 @lowering(ops.positions.default)
 def lower_positions(b: Builder, ids: Value, cache: Value) -> Value:
     """positions(Tensor ids, Tensor cache) -> Tensor."""
-    made: Value = b.call(_positions, cache, tuple(ids.shape))
+    made: Value = b.call(positions, cache, tuple(ids.shape))
     return made
 
 
@@ -87,6 +88,7 @@ def lower_layer_mask(
         made = b.call(method, cache, length, return_array=False, window_size=size)
     # It may be None or "causal", and its keys may be fewer: nobody reads an extent off it.
     made.dims = (batch, 1, length, int(total))
+    made.name = "mask"
     return made
 
 
@@ -115,4 +117,48 @@ def lower_attention(
         if sinks is not None:
             given["sinks"] = sinks
     made: Value = b.call(function, queries, keys, values, **given)
+    return made
+
+
+@lowering(ops.keep_columns.default)
+def lower_keep_columns(
+    b: Builder, x: Value, cache: Value, layer: int, slot: int, kernel: int
+) -> Value:
+    """keep_columns(Tensor x, Tensor cache, int layer, int slot, int kernel) -> Tensor."""
+
+    def infer(_: Any, slot: int, x: mx.array, kernel: int) -> mx.array:
+        return mx.zeros((*x.shape[:2], x.shape[2] + kernel), x.dtype)
+
+    made: Value = b.call(_Abstract(states.keep_columns, infer), cache, slot, x, kernel)
+    return made
+
+
+@lowering(ops.without_padding.default)
+def lower_without_padding(b: Builder, x: Value, cache: Value, layer: int) -> Value:
+    """without_padding(Tensor x, Tensor cache, int layer) -> Tensor."""
+    made: Value = b.call(_Abstract(states.without_padding, lambda _, x: x), cache, x)
+    return made
+
+
+def _third(_: Any, __: Any, x: mx.array, *___: Any, **____: Any) -> mx.array:
+    return x
+
+
+@lowering(ops.mamba2_scan.default)
+def lower_mamba2_scan(
+    b: Builder, x: Value, cache: Value, layer: int, slot: int, *given: Any
+) -> Value:
+    """mamba2_scan(Tensor x, Tensor cache, int layer, int slot, Tensor dt, Tensor a, ...)."""
+    *arrays, softplus, low, high = given
+    function = _Abstract(states.mamba2_scan, _third)
+    made: Value = b.call(function, cache, slot, x, *arrays, softplus, (low, high))
+    return made
+
+
+@lowering(ops.selective_scan.default)
+def lower_selective_scan(
+    b: Builder, x: Value, cache: Value, layer: int, slot: int, *given: Any
+) -> Value:
+    """selective_scan(Tensor x, Tensor cache, int layer, int slot, Tensor dt, Tensor a, ...)."""
+    made: Value = b.call(_Abstract(states.selective_scan, _third), cache, slot, x, *given)
     return made

@@ -1,8 +1,8 @@
 """Operators that stand for what a decoder keeps between calls; they exist only in programs.
 
 A traced program has one `cache` input, whose extent is the number of tokens seen so far, these
-ones included, and the first four operators.  `placement` puts the others in their place, which
-take the cache of one layer.  None of them computes in PyTorch.
+ones included, and the operators up to `attention`.  `placement` puts those of one layer in their
+place.  None of them computes in PyTorch.
 """
 
 from __future__ import annotations
@@ -21,6 +21,12 @@ _SCHEMAS = (
     "positions(Tensor ids, Tensor cache) -> Tensor",
     "mask(Tensor cache, SymInt batch, SymInt length, int window, int chunk) -> Tensor",
     "update(Tensor keys, Tensor values, Tensor cache, int layer) -> (Tensor, Tensor)",
+    "keep_columns(Tensor x, Tensor cache, int layer, int slot, int kernel) -> Tensor",
+    "without_padding(Tensor x, Tensor cache, int layer) -> Tensor",
+    "mamba2_scan(Tensor x, Tensor cache, int layer, int slot, Tensor dt, Tensor a, Tensor b, "
+    "Tensor c, Tensor? d, Tensor? bias, bool softplus, float low, float high) -> Tensor",
+    "selective_scan(Tensor x, Tensor cache, int layer, int slot, Tensor dt, Tensor a, Tensor b, "
+    "Tensor c, Tensor? d, Tensor? z, Tensor? bias, bool softplus) -> Tensor",
     "attention(Tensor queries, Tensor keys, Tensor values, Tensor? mask, Tensor? cache, "
     "Tensor? sinks, float scale, float softcap) -> Tensor",
     "layer_cache(Tensor cache, int layer) -> Tensor",
@@ -44,6 +50,14 @@ def _update(keys: Tensor, values: Tensor, cache: Tensor, layer: int) -> tuple[Te
     total = cache.shape[0]
     made = [x.new_empty((*x.shape[:2], total, x.shape[3])) for x in (keys, values)]
     return made[0], made[1]
+
+
+def _keep_columns(x: Tensor, cache: Tensor, layer: int, slot: int, kernel: int) -> Tensor:
+    return x.new_empty((*x.shape[:2], x.shape[2] + kernel))
+
+
+def _like(x: Tensor, *_: Any) -> Tensor:
+    return torch.empty_like(x)
 
 
 def _attention(
@@ -81,7 +95,7 @@ def _switch_linear(
 
 
 _FAKES: tuple[Any, ...] = (
-    *(_positions, _mask, _update, _attention),
+    *(_positions, _mask, _update, _keep_columns, _like, _like, _like, _attention),
     *(_layer_cache, _layer_mask, _fetch, _switch_linear),
 )
 

@@ -26,10 +26,12 @@ class CacheSlot:
     Attributes:
         layer: number of the layer in the original.
         window: tokens that its attention sees, 0 for all.
+        states: number of states of a state-space layer, 0 for keys and values.
     """
 
     layer: int
     window: int = 0
+    states: int = 0
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,9 @@ class _Placement:
             for ref in references((node.args, node.kwargs)):
                 self.users.setdefault(ref.name, []).append(node)
         self.updates = [n for n in graph.nodes if n.target is self.ops.update.default]
+        scans = (self.ops.mamba2_scan, self.ops.selective_scan, self.ops.keep_columns)
+        self.scans = [n for n in graph.nodes if n.target in [op.default for op in scans]]
+        self.kept = [n for n in graph.nodes if n in self.updates or n in self.scans]
         self.shared: dict[int, str] = {}
         self.windows: dict[int, int] = {}
         self.before: dict[str, list[Node]] = {}
@@ -75,9 +80,14 @@ class _Placement:
 
     def run(self) -> Placed:
         graph = self.graph
-        if not self.updates:
-            raise CompileError(graph.class_name, ["it keeps no keys and values in its cache"])
-        numbers = sorted({int(n.args[3]) for n in self.updates})
+        if not self.kept:
+            raise CompileError(graph.class_name, ["it keeps nothing in its cache"])
+        keys = {int(n.args[3]) for n in self.updates}
+        states = {int(n.args[2]) for n in self.scans}
+        if keys & states:
+            text = "its layers keep both keys and states"
+            raise CompileError(graph.class_name, [text])
+        numbers = sorted(keys | states)
         self.slot_of = {number: slot for slot, number in enumerate(numbers)}
         cache = next(i for i in graph.inputs if i.name == "cache")
         self.total = cache.type.shape[0]
@@ -98,9 +108,12 @@ class _Placement:
             result += self.before.get(node.name, [])
             if node.name not in moved:
                 result.append(self.new.get(node.name, node))
-        slots = tuple(CacheSlot(number, self.windows.get(number, 0)) for number in numbers)
+        slots = tuple(
+            CacheSlot(number, self.windows.get(number, 0), 2 * (number in states))
+            for number in numbers
+        )
         placed, renamed = _rename_experts(replace(graph, nodes=tuple(result)), self.ops)
-        layers = _layer_path(self.updates[0].origin).rpartition(".")[0]
+        layers = _layer_path(self.kept[0].origin).rpartition(".")[0]
         return Placed(placed, slots, layers, renamed)
 
     def _add_cache(self, before: str, name: str, slot: int, origin: Origin) -> None:
@@ -112,15 +125,27 @@ class _Placement:
 
     def _take_layer_caches(self) -> None:
         firsts = self._first_in_layer()
-        for node in self.updates:
-            slot = self.slot_of[int(node.args[3])]
+        number_in = {}
+        for node in self.kept:
+            number = int(node.args[3] if node in self.updates else node.args[2])
+            number_in[_layer_path(node.origin)] = number
+            slot = self.slot_of[number]
             name = f"cache_{slot}"
             if slot not in self.shared:
                 self.shared[slot] = name
                 first = firsts.get(_layer_path(node.origin), node.name)
                 self._add_cache(first, name, slot, Origin(_outside_layers(node.origin)))
+            if node in self.scans:
+                given = (node.args[0], Ref(name), *node.args[2:])
+                self.new[node.name] = replace(node, args=given)
+                continue
             given = (*node.args[:2], Ref(name), self.total)
             self.new[node.name] = replace(node, target=self.ops.fetch.default, args=given)
+        for node in self.graph.nodes:
+            if node.target is self.ops.without_padding.default:
+                number = number_in[_layer_path(node.origin)]
+                cache = Ref(f"cache_{self.slot_of[number]}")
+                self.new[node.name] = replace(node, args=(node.args[0], cache, number))
 
     def _place_mask(self, node: Node) -> None:
         slot, array = self._mask_use(node)
@@ -137,7 +162,7 @@ class _Placement:
             return
         origin = self._above_layers(_common(users))
         name = f"{node.name}_cache"
-        self._add_cache(users[0].name, name, 0, origin)
+        self._add_cache(users[0].name, name, self._keys_slot(), origin)
         moved = replace(node, args=(node.args[0], Ref(name)), origin=origin)
         self.before[users[0].name].append(moved)
 
@@ -158,7 +183,7 @@ class _Placement:
 
     def _above_layers(self, origin: Origin) -> Origin:
         """The part of an origin that the decoder layers are in as well."""
-        path = _layer_path(self.updates[0].origin)
+        path = _layer_path(self.kept[0].origin)
         frames = [f for f in origin.frames if not f.path or path.startswith(f"{f.path}.")]
         return Origin(tuple(frames))
 
@@ -178,7 +203,13 @@ class _Placement:
             number = self._layer_of(node.args[1])
             if number is not None:
                 return self.slot_of[number], len(attention) < len(users)
-        return 0, True
+        return self._keys_slot(), True
+
+    def _keys_slot(self) -> int:
+        """The first slot with keys: states do not count tokens."""
+        if not self.updates:
+            raise CompileError(self.graph.class_name, ["it needs positions, and keeps no keys"])
+        return min(self.slot_of[int(n.args[3])] for n in self.updates)
 
 
 def _cache_dtype() -> Any:

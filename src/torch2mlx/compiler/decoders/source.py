@@ -18,6 +18,7 @@ from torch2mlx.compiler.codegen.file import (
 from torch2mlx.compiler.codegen.runtime_source import runtime_source
 from torch2mlx.compiler.decoders import lowering as _lowering  # noqa: F401  (registers)
 from torch2mlx.compiler.decoders.placement import CacheSlot, Placed, place
+from torch2mlx.compiler.decoders.rotary import with_rope
 from torch2mlx.compiler.decoders.skeleton import Skeleton
 from torch2mlx.compiler.decoders.tracing import trace
 from torch2mlx.compiler.dimensions import dimension_names
@@ -92,7 +93,7 @@ def generate_decoder(skeleton: Skeleton) -> GeneratedDecoder:
     }
     graph = build_graph(exported, type(model).__name__, tied_names(model), names)
     placed = place(graph)
-    program = optimized(build_program(placed.graph))
+    program = optimized(with_rope(build_program(placed.graph)))
     total = "visible_keys(cache[0], input_ids.shape[1]).shape[-1]"
     classes = generate_classes(program, dtype=mx.bfloat16, extents={"total": total})
     weights = {
@@ -151,16 +152,14 @@ def model_file(classes: GeneratedClasses, placed: Placed, config: Any) -> str:
 
 
 def _cache(slot: CacheSlot) -> str:
+    if slot.states:
+        return f"ArraysCache({slot.states})"
     return f"RotatingKVCache(max_size={slot.window})" if slot.window else "KVCache()"
 
 
 def _caches(slots: tuple[CacheSlot, ...], layers: str) -> str:
     """Statements that make the list of caches."""
-    kinds = {_cache(slot) for slot in slots}
-    if len(kinds) == 1:
-        return f"return [{kinds.pop()} for _ in {layers}]"
-    windows = ", ".join(str(slot.window or None) for slot in slots)
-    return (
-        f"windows = [{windows}]\n"
-        "        return [RotatingKVCache(max_size=w) if w else KVCache() for w in windows]"
-    )
+    kinds = [_cache(slot) for slot in slots]
+    if len(set(kinds)) == 1:
+        return f"return [{kinds[0]} for _ in {layers}]"
+    return f"return [{', '.join(kinds)}]"

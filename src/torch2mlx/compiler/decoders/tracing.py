@@ -33,6 +33,7 @@ class _Call:
     """What the registries need to know while the model is traced."""
 
     cache: Tensor
+    layer: int = -1
 
 
 _current: list[_Call] = []
@@ -58,7 +59,9 @@ def trace(model: Any) -> torch.export.ExportedProgram:
 def _called_with_cache(model: Any) -> Iterator[None]:
     """Let the model's `forward` take ids and cache, and return logits."""
     forward = type(model).forward
-    takes_positions = "position_ids" in inspect.signature(forward).parameters
+    parameters = inspect.signature(forward).parameters
+    takes_positions = "position_ids" in parameters
+    past_name = "cache_params" if "cache_params" in parameters else "past_key_values"
 
     def call(self: Any, input_ids: Tensor, cache: Tensor) -> Tensor:
         given: dict[str, Any] = {}
@@ -67,9 +70,8 @@ def _called_with_cache(model: Any) -> Iterator[None]:
         _current.append(_Call(cache))
         try:
             past = traced_cache(cache, input_ids.shape[1])
-            output = forward(
-                self, input_ids=input_ids, past_key_values=past, use_cache=True, **given
-            )
+            given[past_name] = past
+            output = forward(self, input_ids=input_ids, use_cache=True, **given)
         finally:
             _current.pop()
         logits: Tensor = output.logits
@@ -99,6 +101,39 @@ def traced_cache(cache: Tensor, length: int) -> Any:
                 key_states, value_states, cache, layer_idx
             )
             return made
+
+        def update_conv_state(
+            self,
+            conv_states: Tensor,
+            layer_idx: int,
+            state_idx: int = 0,
+            conv_kernel_size: int | None = None,
+            **_: Any,
+        ) -> Tensor:
+            if conv_kernel_size is None:
+                raise NotImplementedError("a convolution that does not tell its length")
+            _current[-1].layer = layer_idx
+            made: Tensor = operators().keep_columns(
+                conv_states, cache, layer_idx, 2 * state_idx, conv_kernel_size
+            )
+            return made
+
+        def get_conv_state(self, *_: Any, **__: Any) -> None:
+            return None
+
+        def get_recurrent_state(self, *_: Any, **__: Any) -> None:
+            return None
+
+        def update_recurrent_state(
+            self, recurrent_states: Tensor, layer_idx: int, state_idx: int = 0, **_: Any
+        ) -> Tensor:
+            return recurrent_states
+
+        def has_previous_state(self, *_: Any, **__: Any) -> bool:
+            return False
+
+        def is_recording_past(self, *_: Any, **__: Any) -> bool:
+            return False
 
         def get_seq_length(self, layer: int = 0) -> int:
             return cache.shape[0] - length
@@ -196,6 +231,64 @@ def _switch(module: Any, hidden: Tensor, indices: Tensor, weights: Tensor) -> Te
     return made
 
 
+def _without_padding(hidden_states: Tensor, attention_mask: Tensor | None) -> Tensor:
+    made: Tensor = operators().without_padding(hidden_states, _current[-1].cache, -1)
+    return made
+
+
+def _mamba2_scan(
+    hidden_states: Tensor,
+    dt: Tensor,
+    A: Tensor,  # noqa: N803  (transformers' names)
+    B: Tensor,  # noqa: N803
+    C: Tensor,  # noqa: N803
+    chunk_size: int,
+    D: Tensor | None = None,  # noqa: N803
+    dt_bias: Tensor | None = None,
+    dt_softplus: bool = False,
+    dt_limit: tuple[float, float] = (0.0, float("inf")),
+    z: Tensor | None = None,
+    **_: Any,
+) -> tuple[Tensor, Tensor]:
+    if z is not None:
+        raise NotImplementedError("a scan with a gate of its own")
+    call = _current[-1]
+    low, high = map(float, dt_limit)
+    y = operators().mamba2_scan(
+        *(hidden_states, call.cache, call.layer, 1),
+        *(dt, A, B, C, D, dt_bias, dt_softplus, low, high),
+    )
+    return y, y
+
+
+def _selective_scan(
+    hidden_states: Tensor,
+    dt: Tensor,
+    A: Tensor,  # noqa: N803
+    B: Tensor,  # noqa: N803
+    C: Tensor,  # noqa: N803
+    D: Tensor | None = None,  # noqa: N803
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    **_: Any,
+) -> tuple[Tensor, Tensor]:
+    call = _current[-1]
+    y = operators().selective_scan(
+        *(hidden_states, call.cache, call.layer, 1),
+        *(dt, A, B, C, D, z, delta_bias, delta_softplus),
+    )
+    return y, y
+
+
+_SCANS: dict[str, Any] = {
+    "apply_mask_to_padding_states": _without_padding,
+    "mamba2_chunk_scan": _mamba2_scan,
+    "mamba_selective_scan": _selective_scan,
+}
+"""Functions of modeling files whose states a cache keeps."""
+
+
 @contextmanager
 def _registered(model: Any) -> Iterator[None]:
     """Our functions in transformers' registries, and the model's config set to them."""
@@ -219,11 +312,21 @@ def _registered(model: Any) -> Iterator[None]:
             config._experts_implementation = _NAME
     masks: Any = ALL_MASK_ATTENTION_FUNCTIONS
     masks["eager"] = _float_mask
+    replaced = [
+        (source, name, getattr(source, name))
+        for source in sources
+        for name in _SCANS
+        if hasattr(source, name)
+    ]
+    for source, name, _ in replaced:
+        setattr(source, name, _SCANS[name])
     torch.tensor = _tensor  # type: ignore[assignment]
     try:
         yield
     finally:
         torch.tensor = _TENSOR
+        for source, name, original in replaced:
+            setattr(source, name, original)
         del masks["eager"]
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import mlx.core as mx
 
-__all__ = ["chunk_mask", "positions", "softcapped_attention", "visible_keys"]
+__all__ = ["chunk_mask", "first_positions", "positions", "softcapped_attention", "visible_keys"]
 
 
 def positions(cache: Any, shape: tuple[int, int]) -> mx.array:
@@ -15,6 +15,13 @@ def positions(cache: Any, shape: tuple[int, int]) -> mx.array:
     if isinstance(offset, mx.array):
         offset = mx.expand_dims(offset, -1)
     return mx.broadcast_to(mx.maximum(mx.arange(shape[1]) + offset, 0), shape)
+
+
+def first_positions(cache: Any) -> Any:
+    """Position of the next token: a number, or one a row [batch] of a padded batch."""
+    offset = cache.offset
+    # A cache may add to its array in place.
+    return offset + 0 if isinstance(offset, mx.array) else offset
 
 
 def visible_keys(cache: Any, length: int) -> mx.array:

@@ -1,0 +1,131 @@
+"""State-space layers whose states live in a cache of mlx-lm."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+__all__ = ["keep_columns", "mamba2_scan", "selective_scan", "without_padding"]
+
+
+def without_padding(cache: Any, x: mx.array) -> mx.array:
+    """X [batch, length, width] with 0 where a row of the batch is padded."""
+    mask = cache.make_mask(x.shape[1])
+    return x if mask is None else mx.where(mask[..., None], x, mx.array(0, x.dtype))
+
+
+def keep_columns(cache: Any, slot: int, x: mx.array, kernel: int) -> mx.array:
+    """The last `kernel` columns before x [batch, channels, length], then x; keeps the last ones."""
+    before = cache[slot]
+    if before is None:
+        before = mx.zeros((*x.shape[:2], kernel), x.dtype)
+    x = mx.concatenate([before, x], axis=-1)
+    if cache.lengths is None:
+        cache[slot] = x[..., -kernel:]
+    else:
+        ends = mx.clip(cache.lengths, 0, x.shape[-1] - kernel)
+        columns = mx.expand_dims(ends[:, None] + mx.arange(kernel), 1)
+        cache[slot] = mx.take_along_axis(x, columns, axis=-1)
+    return x
+
+
+def _steps(cache: Any, dt: mx.array, bias: Any, softplus: bool, axis: int) -> mx.array:
+    """Lengths of time steps in float32, 0 where a row is padded."""
+    dt = dt.astype(mx.float32)
+    if bias is not None:
+        dt = dt + bias
+    if softplus:
+        dt = nn.softplus(dt)
+    mask = cache.make_mask(dt.shape[axis])
+    return dt if mask is None else mx.where(mx.expand_dims(mask, 3 - axis), dt, mx.array(0.0))
+
+
+def mamba2_scan(
+    cache: Any,
+    slot: int,
+    x: mx.array,
+    dt: mx.array,
+    a: mx.array,
+    b: mx.array,
+    c: mx.array,
+    d: Any = None,
+    bias: Any = None,
+    softplus: bool = False,
+    limit: tuple[float, float] = (0.0, float("inf")),
+) -> mx.array:
+    """State-space duality (Mamba 2, arXiv 2405.21060), in chunks of 256 tokens.
+
+    The cache holds the state [batch, heads, head width, state width] at `slot`; x has the shape
+    [batch, length, heads, head width], dt [batch, length, heads], a, d and bias [heads], b and c
+    [batch, length, groups, state width].
+    """
+    length, heads = x.shape[1:3]
+    dt = mx.clip(_steps(cache, dt, bias, softplus, 1), *limit)
+    values = x.astype(mx.float32)
+    b = mx.repeat(b.astype(mx.float32), heads // b.shape[2], axis=2)
+    c = mx.repeat(c.astype(mx.float32), heads // c.shape[2], axis=2)
+    state, parts = cache[slot], []
+    for start in range(0, length, 256):
+        part = slice(start, start + 256)
+        xs, bs, cs = (v[:, part].swapaxes(1, 2) for v in (values, b, c))
+        times = dt[:, part].swapaxes(1, 2)
+        total = mx.cumsum(times * a[:, None], axis=-1)
+        size = total.shape[-1]
+        seen = mx.arange(size)[:, None] >= mx.arange(size)
+        decay = mx.where(seen, total[..., None] - total[..., None, :], -mx.inf)
+        y = (cs @ bs.swapaxes(-1, -2) * mx.exp(decay) * times[..., None, :]) @ xs
+        left = mx.exp(total[..., -1:] - total) * times
+        new = (xs * left[..., None]).swapaxes(-1, -2) @ bs
+        if state is not None:
+            y = y + mx.exp(total)[..., None] * (cs @ state.swapaxes(-1, -2))
+            new = new + mx.exp(total[..., -1])[..., None, None] * state
+        state = new
+        parts.append(y.swapaxes(1, 2))
+    cache[slot] = state
+    cache.advance(length)
+    y = mx.concatenate(parts, axis=1)
+    if d is not None:
+        y = y + values * d[:, None]
+    return y.astype(x.dtype)
+
+
+def selective_scan(
+    cache: Any,
+    slot: int,
+    x: mx.array,
+    dt: mx.array,
+    a: mx.array,
+    b: mx.array,
+    c: mx.array,
+    d: Any = None,
+    z: Any = None,
+    bias: Any = None,
+    softplus: bool = False,
+) -> mx.array:
+    """Selective state space (Mamba, arXiv 2312.00752), token by token.
+
+    The cache holds the state [batch, channels, state width] at `slot`; x, dt and z have the shape
+    [batch, channels, length], a [channels, state width], b and c [batch, state width, length], d
+    and bias [channels].
+    """
+    dt = _steps(cache, dt, None if bias is None else bias[:, None], softplus, 2)
+    values = x.astype(mx.float32)
+    b, c = b.astype(mx.float32), c.astype(mx.float32)
+    state = cache[slot]
+    if state is None:
+        state = mx.zeros((x.shape[0], *a.shape), mx.float32)
+    parts = []
+    for t in range(x.shape[-1]):
+        step = dt[..., t, None]
+        state = state * mx.exp(a * step) + step * values[..., t, None] * b[:, None, :, t]
+        parts.append((state * c[:, None, :, t]).sum(axis=-1))
+    cache[slot] = state
+    cache.advance(x.shape[-1])
+    y = mx.stack(parts, axis=-1)
+    if d is not None:
+        y = y + values * d[:, None]
+    if z is not None:
+        y = y * nn.silu(z.astype(mx.float32))
+    return y.astype(x.dtype)
