@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 
 __all__ = ["keep_columns", "mamba2_scan", "selective_scan", "without_padding"]
 
@@ -37,7 +36,7 @@ def _steps(cache: Any, dt: mx.array, bias: Any, softplus: bool, axis: int) -> mx
     if bias is not None:
         dt = dt + bias
     if softplus:
-        dt = nn.softplus(dt)
+        dt = mx.logaddexp(dt, 0.0)
     mask = cache.make_mask(dt.shape[axis])
     return dt if mask is None else mx.where(mx.expand_dims(mask, 3 - axis), dt, mx.array(0.0))
 
@@ -127,5 +126,6 @@ def selective_scan(
     if d is not None:
         y = y + values * d[:, None]
     if z is not None:
-        y = y * nn.silu(z.astype(mx.float32))
+        gate = z.astype(mx.float32)
+        y = y * gate * mx.sigmoid(gate)
     return y.astype(x.dtype)
