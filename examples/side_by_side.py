@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib
 import io
+import runpy
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -80,15 +80,9 @@ def fit(module: nn.Module, loss: Callable[[], torch.Tensor], steps: int, rate: f
 def load(folder: Path) -> Any:
     """The generated model of a folder.
 
-    A program of its own says `from model import load` there.
+    A program that has one model says `from model import load`; here there are several.
     """
-    sys.path.insert(0, str(folder))
-    sys.modules.pop("model", None)
-    importlib.invalidate_caches()
-    try:
-        return importlib.import_module("model").load(folder)
-    finally:
-        sys.path.remove(str(folder))
+    return runpy.run_path(str(folder / "model.py"))["load"](folder)
 
 
 def to_mlx(tensor: torch.Tensor) -> mx.array:

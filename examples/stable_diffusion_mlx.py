@@ -9,8 +9,8 @@ The text encoder reads the prompt, the U-Net takes the noise out of a latent ima
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
+import runpy
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -110,15 +110,8 @@ def load(folder: Path) -> Pipeline:
 
 
 def _model(folder: Path) -> Any:
-    """A generated model; every folder calls its files model.py and runtime.py."""
-    sys.path.insert(0, str(folder))
-    try:
-        for name in ("model", "runtime"):
-            sys.modules.pop(name, None)
-        importlib.invalidate_caches()
-        return importlib.import_module("model").load(str(folder))
-    finally:
-        sys.path.remove(str(folder))
+    """A generated model, without an import: every folder calls its file model.py."""
+    return runpy.run_path(str(folder / "model.py"))["load"](folder)
 
 
 def noise(shape: tuple[int, ...], seed: int) -> np.ndarray[Any, Any]:

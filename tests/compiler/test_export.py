@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from typing import Any
 
 import pytest
@@ -123,6 +124,35 @@ def test_a_range_that_a_dynamic_extent_must_keep_is_told() -> None:
     (reason,) = caught.value.reasons
     assert "extent batch" in reason
     assert "batch = Dim('batch', max=8)" in reason
+    assert f"{__file__}:{line_of(UpToEight, '<= 8')}" in reason
+
+
+class Constant(nn.Module):
+    def __init__(self, reshapes: bool) -> None:
+        super().__init__()
+        self.reshapes = reshapes
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.reshapes:
+            return x.reshape(3, 2) + 1
+        return x + len(x)
+
+
+@pytest.mark.parametrize(("reshapes", "code"), [(True, "x.reshape(3, 2)"), (False, "len(x)")])
+def test_the_line_that_makes_a_dynamic_extent_constant(reshapes: bool, code: str) -> None:
+    shapes = {"x": {0: torch.export.Dim("batch")}}
+    with pytest.raises(CompileError) as caught:
+        export_module(Constant(reshapes), (torch.randn(3, 2),), dynamic_shapes=shapes)
+    (reason,) = caught.value.reasons
+    assert f"makes a constant of it (3), at {__file__}:{line_of(Constant, code)}" in reason
+
+
+def test_a_dynamic_extent_warns_of_nothing() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        export_module(
+            nn.Linear(2, 2), (torch.randn(3, 2),), None, {"input": {0: torch.export.Dim("batch")}}
+        )
 
 
 class Inner(nn.Module):

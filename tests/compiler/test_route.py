@@ -111,6 +111,25 @@ def test_module_runs_with_mlx_alone(tmp_path: Path) -> None:
     torch.testing.assert_close(found, net(fresh, scale + 1).detach(), rtol=1e-5, atol=1e-6)
 
 
+SEVERAL = """
+import runpy, sys
+import mlx.core as mx
+first, second = (runpy.run_path(f"{n}/model.py")["load"](n) for n in sys.argv[1:])
+print(first(mx.ones((1, 2))).shape, second(mx.ones((1, 3))).shape, "model" in sys.modules)
+"""
+
+
+def test_several_folders_in_one_process(tmp_path: Path) -> None:
+    for name, width in (("first", 2), ("second", 3)):
+        x = torch.rand(1, width)
+        torch2mlx.convert(nn.Linear(width, 4 * width), tmp_path / name, example_inputs=(x,))
+    done = subprocess.run(
+        [sys.executable, "-c", SEVERAL, "first", "second"],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.stdout == "(1, 8) (1, 12) False\n", done.stderr
+
+
 def test_dynamic_shapes_of_a_module(tmp_path: Path) -> None:
     net, batch = _net(), torch.export.Dim("batch")
     x = torch.arange(10).reshape(2, 5)

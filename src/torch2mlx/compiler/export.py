@@ -12,6 +12,7 @@ from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch2mlx.compiler.guards import Guard, recording_guards, violated_ranges
 from torch2mlx.compiler.guesses import guessing
 from torch2mlx.compiler.meta import fake_inputs, fake_weights
 from torch2mlx.errors import CompileError
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     import torch
     from torch.export import ExportedProgram
 
-__all__ = ["export_module", "export_or_guess"]
+__all__ = ["decomposed", "export_module", "export_or_guess"]
 
 
 def export_module(
@@ -78,19 +79,33 @@ def export_or_guess(
 
     given, arguments = fake_inputs((tuple(args), dict(kwargs or {})))
     with torch.no_grad(), fake_weights(module, dtype), _as_forward(module, method):
+        guards: Sequence[Guard] = ()
         try:
-            with warnings.catch_warnings(record=True) as caught, _silent():
+            with (
+                warnings.catch_warnings(record=True) as caught,
+                _silent(),
+                recording_guards() as guards,
+            ):
                 warnings.simplefilter("always")
                 program = torch.export.export(
                     module, given, arguments, dynamic_shapes=dynamic_shapes, strict=False
                 )
-            return program.run_decompositions({}), _lost_state(module, caught)
+            return decomposed(program), _lost_state(module, caught)
         except Exception as error:
-            ranges = _violated_ranges(str(error))
+            ranges = violated_ranges(str(error), guards)
             if ranges:
                 return None, ranges
             first = _reason(error)
         return _guessed(module, given, arguments, dynamic_shapes, first)
+
+
+def decomposed(program: ExportedProgram) -> ExportedProgram:
+    """The program with functional operators only, composites kept."""
+    with warnings.catch_warnings():
+        # Torch copies its own deprecated types.
+        warnings.filterwarnings("ignore", ".*LeafSpec", FutureWarning)
+        functional: ExportedProgram = program.run_decompositions({})
+    return functional
 
 
 def _guessed(
@@ -113,7 +128,7 @@ def _guessed(
             exported = torch.export.export(
                 module, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False
             )
-            program = exported.run_decompositions({})
+            program = decomposed(exported)
     except Exception as error:
         reasons.append(_reason(error))
         with warnings.catch_warnings(), _silent():
@@ -228,18 +243,6 @@ def _is_registered(module: torch.nn.Module, name: str) -> bool:
     known = {id(t) for t in (*module.parameters(), *module.buffers())}
     leaves = pytree.tree_leaves(getattr(module.get_submodule(owner), attribute))
     return all(id(leaf) in known for leaf in leaves)
-
-
-def _violated_ranges(text: str) -> list[str]:
-    """What torch suggests for dynamic extents that cannot take every value, one text for each."""
-    if not text.startswith("Constraints violated"):
-        return []
-    _, _, suggestions = text.partition("Suggested fixes:")
-    return [
-        f"dynamic extent {name}: the module computes in one way for some of its values only; "
-        f"torch suggests {name} = {remedy}"
-        for name, remedy in re.findall(r"^\s*(\w+) = (\S.*)$", suggestions, re.MULTILINE)
-    ]
 
 
 def _drafted(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch2mlx.compiler.codegen import GeneratedModel, generate
 from torch2mlx.compiler.dimensions import dimension_names
 from torch2mlx.compiler.entry_points import CompiledEntry, EntryPoint, check_methods
-from torch2mlx.compiler.export import export_or_guess
+from torch2mlx.compiler.export import decomposed, export_or_guess
 from torch2mlx.compiler.graph import build_graph, standing_names, unknown_operators
 from torch2mlx.compiler.lowering.registry import registered
 from torch2mlx.compiler.passes import optimized
@@ -286,7 +286,7 @@ def compile_exported(
     with Staging(destination, wait=options.wait) as staging:
         module = program.module()
         point = EntryPoint("forward", tuple(args), kwargs)
-        made = _lower([(point, point, program.run_decompositions({}))], module, _root_name(program))
+        made = _lower([(point, point, decomposed(program))], module, _root_name(program))
         state = module_state(module, made.constants, location, "exported program")
         return publish(
             staging,
