@@ -90,6 +90,12 @@ WITH_PORT: dict[str, dict[str, Any]] = {
         "expand": 2,
         "chunk_size": 16,
     },
+    "falcon_mamba": {
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "state_size": 8,
+        "vocab_size": 200,
+    },
     "jamba": {
         **LLAMA,
         "num_hidden_layers": 4,
