@@ -29,13 +29,14 @@ import numpy as np
 
 from torch2mlx.conversion.blocks import Part, parts_of, row_regions
 from torch2mlx.conversion.journal import Journal
-from torch2mlx.conversion.memory import Meter, available_bytes, whole_bytes
+from torch2mlx.conversion.memory import Meter, whole_bytes
 from torch2mlx.conversion.shard_file import ShardFile
 from torch2mlx.errors import OptionError
 from torch2mlx.planning.expressions import Expr, Reader
 from torch2mlx.planning.plan import Plan
 from torch2mlx.planning.regions import Region
 from torch2mlx.planning.shards import ShardPlan
+from torch2mlx.sources.local_files import page_cache_holds
 
 __all__ = ["DEFAULT_MEMORY_LIMIT", "Target", "execute", "execute_together"]
 
@@ -119,9 +120,10 @@ def execute_together(
             f"{_MIN_MEMORY_LIMIT:,} are needed"
         )
     threads = max(1, min(_MAX_WORKERS, _cores() // processes))
+    drop = not page_cache_holds(sum(s.nbytes for t in targets for s in t.plan.shards))
     with ThreadPoolExecutor(1) as syncer, ThreadPoolExecutor(threads) as pool:
         run = _Run(
-            [_Output(t, syncer, _exceeds_memory(targets)) for t in targets],
+            [_Output(t, syncer, drop) for t in targets],
             reader, pool, threads, memory_limit, progress or (lambda _: None),
             check or (lambda: None),
         )  # fmt: skip
@@ -141,14 +143,6 @@ def _cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def _exceeds_memory(targets: Sequence[Target]) -> bool:
-    """Whether the page cache cannot hold the outputs and as much source until the audit."""
-    available = available_bytes()
-    return available is not None and (
-        4 * sum(shard.nbytes for t in targets for shard in t.plan.shards) > available
-    )
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch2mlx.errors import SourceError
 
 __all__ = [
     "PositionalFiles",
+    "page_cache_holds",
     "read_json_object",
     "refuse_lfs_pointer",
     "stays_inside",
@@ -97,11 +99,32 @@ def _json_type(value: Any) -> str:
     return "null" if value is None else f"a {type(value).__name__}"
 
 
-class PositionalFiles:
-    """Open files, read at byte offsets; one handle a file, safe to use from several threads."""
+def page_cache_holds(nbytes: int) -> bool:
+    """Whether so many bytes of files fit into a quarter of the memory that is free for caching.
 
-    def __init__(self) -> None:
+    What does not fit had better leave the page cache once it is used, before it drives out what
+    other programs need.
+    """
+    try:
+        text = Path("/proc/meminfo").read_text(encoding="ascii")
+    except OSError:
+        return True
+    entries = (line.split() for line in text.splitlines())
+    available = next((int(e[1]) * 1024 for e in entries if e[0] == "MemAvailable:"), None)
+    return available is None or 4 * nbytes <= available
+
+
+class PositionalFiles:
+    """Open files, read at byte offsets; one handle a file, safe to use from several threads.
+
+    Args:
+        files: all that will be read, to decide whether the page cache should keep them.
+    """
+
+    def __init__(self, files: Sequence[Path] = ()) -> None:
         self._handles: dict[Path, int] = {}
+        total = sum(path.stat().st_size for path in files if path.exists())
+        self._drop = not page_cache_holds(total) and hasattr(os, "posix_fadvise")
 
     def _handle(self, path: Path) -> int:
         if path not in self._handles:
@@ -134,6 +157,8 @@ class PositionalFiles:
                     f"{path}: ended inside tensor {tensor!r}; did the file change meanwhile?"
                 )
             done += count
+        if self._drop:
+            os.posix_fadvise(handle, offset, len(view), os.POSIX_FADV_DONTNEED)
 
     def close(self) -> None:
         """Release the handles."""

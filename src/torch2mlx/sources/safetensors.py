@@ -154,7 +154,7 @@ class SafetensorsSource(TensorSource):
 
     def __init__(self, files: Sequence[Path], weight_map: Mapping[str, str] | None = None) -> None:
         self._files = tuple(sorted(files))
-        self._reads = PositionalFiles()
+        self._reads = PositionalFiles(self._files)
         self._entries: dict[str, tuple[TensorInfo, int]] = {}
         for path in self._files:
             for name, entry in _entries(path).items():

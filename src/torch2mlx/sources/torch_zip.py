@@ -52,7 +52,7 @@ class TorchZipSource(TensorSource):
 
     def __init__(self, files: Sequence[Path], weight_map: Mapping[str, str] | None = None) -> None:
         self._files = tuple(sorted(files))
-        self._reads = PositionalFiles()
+        self._reads = PositionalFiles(self._files)
         self._entries: dict[str, tuple[TensorInfo, StoredTensor, int]] = {}
         notes: list[str] = []
         for path in self._files:

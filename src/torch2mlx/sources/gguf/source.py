@@ -44,7 +44,7 @@ class GGUFSource(TensorSource):
         sizes = {int(kind): size for kind, size in gguf.GGML_QUANT_SIZES.items()}
         self._types = {int(kind): kind.name for kind in gguf.GGMLQuantizationType}
         self._files = tuple(sorted(files))
-        self._reads = PositionalFiles()
+        self._reads = PositionalFiles(self._files)
         self._stored: dict[str, BlockTensor] = {}
         self.metadata: dict[str, Any] = {}
         for path in self._files:
