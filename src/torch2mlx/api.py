@@ -471,7 +471,23 @@ class _Conversion:
             files = [staging.folder / shard.file for shard in self.plan.shards]
             with self._timed("verify"):
                 report = self.gate.prove_result(staging.folder, files)
+            self._require_quality(report)
         return self._describe(staging, summary, tokenizer, report, (*self.notes, *notes))
+
+    def _require_quality(self, report: ParityReport) -> None:
+        from torch2mlx.verification.quality import require_quality
+
+        options = self.options
+        cures = []
+        if not options.calibrate:
+            cures.append("--calibrate, at the same size")
+        elif not options.distill:
+            cures.append("--distill, at the same size")
+        if options.target_bpw is None:
+            size = self.plan.bits_per_weight
+            cures.append(f"--target-bpw {size + 0.25:.2f}, more bits where they count most")
+        cures.append("more bits for all, such as --q-bits 8")
+        require_quality(report, options.max_kl, options.min_top1, cures)
 
     @property
     def room(self) -> int:

@@ -277,6 +277,20 @@ def convert(
     calibration_tokens: Annotated[
         int | None, typer.Option(help="Tokens to calibrate with.", show_default="16384")
     ] = None,
+    max_kl: Annotated[
+        float | None,
+        typer.Option(
+            help="Publish only if the mean KL divergence from the original is at most this.",
+            show_default=False,
+        ),
+    ] = None,
+    min_top1: Annotated[
+        float | None,
+        typer.Option(
+            help="Publish only if so large a share of most likely tokens is the original's.",
+            show_default=False,
+        ),
+    ] = None,
     dequantize: Annotated[
         bool, typer.Option("-d", "--dequantize", help="Make a plain model of a quantized MLX one.")
     ] = False,
@@ -383,6 +397,8 @@ def convert(
         distill=distill,
         calibration_text=tuple(calibration_text or ()),
         calibration_tokens=calibration_tokens,
+        max_kl=max_kl,
+        min_top1=min_top1,
         dequantize=dequantize,
         dtype=dtype.value if dtype else None,
         max_shard_size=max_shard_size,

@@ -9,6 +9,7 @@
     ├── NumericError          NaN, Inf or overflow in a tensor
     ├── DestinationError      the destination exists, cannot be written, or the disk is full
     └── ParityError           the result differs from PyTorch
+        └── QualityError      it is right, but quantization cost more than was allowed
 
 A message names the file or tensor, what was expected and found, and what to do.
 """
@@ -25,6 +26,7 @@ __all__ = [
     "OptionError",
     "ParityError",
     "PlanError",
+    "QualityError",
     "SourceError",
     "Torch2MLXError",
     "UnsupportedError",
@@ -101,3 +103,7 @@ class ParityError(Torch2MLXError):
     """The converted model does not equal the PyTorch original."""
 
     exit_code = 8
+
+
+class QualityError(ParityError):
+    """The converted model is right, but quantization cost more than the user allowed."""

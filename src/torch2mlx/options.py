@@ -28,7 +28,7 @@ class ConvertOptions:
     """Options of `torch2mlx.convert`, as given; `check` turns them into values.
 
     Attributes:
-        quantize: quantize at all; the next eleven are refused without it.
+        quantize: quantize at all; the fields up to `dequantize` are refused without it.
         q_bits, q_group_size, q_mode: the format (see `Scheme.resolve` for the defaults).
         recipe: one of mlx-lm's mixed recipes.
         keep: patterns of modules that stay unquantized.
@@ -41,6 +41,8 @@ class ConvertOptions:
         distill: tune scales and biases afterwards, so that predictions stay the original's.
         calibration_text: files to calibrate with; None: texts of the Python installation.
         calibration_tokens: how many tokens of text to use.
+        max_kl, min_top1: publish only if the mean KL divergence from the original (nats a token)
+            is at most, and top-1 agreement (0 to 1) at least so much, on the built-in text.
         dequantize: make a plain model of a quantized MLX folder.
         dtype: float16, bfloat16 or float32 for what is not quantized.
         max_shard_size: bound on each weight file, such as "5GB".
@@ -71,6 +73,8 @@ class ConvertOptions:
     distill: bool = False
     calibration_text: Sequence[str] = ()
     calibration_tokens: int | None = None
+    max_kl: float | None = None
+    min_top1: float | None = None
     dequantize: bool = False
     dtype: str | None = None
     max_shard_size: str | int = "5GB"
@@ -92,6 +96,7 @@ class ConvertOptions:
             "--bits": _patterns("--bits", self.bits), "--embedding": self.embedding,
             "--head": self.head, "--router": self.router, "--strict": self.strict,
             "--calibrate": self.calibrate, "--target-bpw": self.target_bpw,
+            "--max-kl": self.max_kl, "--min-top1": self.min_top1,
         }  # fmt: skip
         given = [f for f, v in needs_q.items() if v is not None and v is not False and v != ()]
         if given and not self.quantize:
@@ -110,6 +115,10 @@ class ConvertOptions:
             )
         if self.target_bpw is not None:
             self._check_target()
+        if not self.verify and (self.max_kl is not None or self.min_top1 is not None):
+            raise OptionError(
+                "--max-kl and --min-top1 need the verification; leave out --no-verify"
+            )
         if self.quantize and self.dequantize:
             raise OptionError("-q and -d exclude each other: quantize or dequantize")
         if self.max_context is not None and self.max_context < 2:
@@ -192,7 +201,7 @@ class ConvertOptions:
             shared: dict[str, Any] = {
                 "recipe": None, "bits": (), "embedding": None, "head": None,
                 "calibrate": False, "distill": False, "calibration_text": (),
-                "calibration_tokens": None, "target_bpw": None,
+                "calibration_tokens": None, "target_bpw": None, "max_kl": None, "min_top1": None,
             }  # fmt: skip
             if mode:
                 shared |= {"q_group_size": None}

@@ -122,3 +122,13 @@ def test_distillation_brings_predictions_nearer(
         budgets = {b["name"]: b["figures"] for b in manifest["verification"]["budgets"]}
         divergence[name] = budgets["quantization"]["mean_kl"]
     assert divergence["distilled"] < 0.95 * divergence["plain"]
+
+
+def test_a_result_beyond_the_bound_is_not_published(checkpoint, run_cli, tmp_path: Path) -> None:
+    run = run_cli(
+        "convert", checkpoint("llama_tied"), tmp_path / "out", "-q", "--q-bits", "2",
+        "--max-kl", "0.001", "--quiet",
+    )  # fmt: skip
+    assert run.code == 8
+    assert "--calibrate" in run.message
+    assert not (tmp_path / "out").exists()

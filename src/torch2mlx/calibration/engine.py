@@ -381,6 +381,7 @@ class _Layer:
         import torch
 
         if not (visit.same and self.solver is not None):
+            self.solver = None  # its matrices may be as large as the layer
             first = next(iter(visit.inputs.values()))
             width = first.shape[-1]
             square = torch.zeros(width, width, device=first.device)
@@ -391,7 +392,6 @@ class _Layer:
                     original = visit.inputs.get(number + self.batches) if compared else None
                     moments.add(visit.inputs[number], original)
             self.tokens = moments.tokens
-            self.solver = None
             if visit.unit.expert >= 0:
                 shared = self.shared.setdefault(
                     _family(visit.unit), Moments(torch.zeros_like(square), None)

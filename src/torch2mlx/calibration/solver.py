@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Moments", "Quantized", "Solver"]
 
-_CHUNK = 1 << 28  # bytes of the normal equations of scales and biases that exist at a time
+_EXACT = 4096  # widths up to which matrices are factored in float64
+_CHUNK = 1 << 27  # bytes of the normal equations of scales and biases that exist at a time
 
 
 @dataclass
@@ -74,7 +75,7 @@ class Solver:
     """Quantizes matrices that share their inputs.
 
     Args:
-        moments: of the inputs.
+        moments: of the inputs; they are used up.
         damping: added to the diagonal of H, relative to its mean; it also holds the target near
             the original weights.
         sweeps: rounds of least squares and coordinate descent.
@@ -84,20 +85,26 @@ class Solver:
         import torch
 
         self.sweeps = sweeps
-        square = moments.square.double()
+        square, cross = moments.square, moments.cross
+        moments.cross = None
+        if len(square) <= _EXACT:
+            square, cross = square.double(), None if cross is None else cross.double()
         mean = float(square.diagonal().mean())
         ridge = damping * mean if mean > 0 else 1.0
-        self.hessian = square.clone()
-        self.hessian.diagonal().add_(ridge)
-        factor = torch.linalg.cholesky(self.hessian)
-        inverse = torch.cholesky_inverse(factor)
-        self._upper = torch.linalg.cholesky(inverse, upper=True).float()
+        gap = None if cross is None else cross.sub_(square)
+        hessian = square
+        hessian.diagonal().add_(ridge)
+        factor = torch.linalg.cholesky(hessian)
         self._shift = None
-        if moments.cross is not None:
+        if gap is not None:
             # V - W = W (X'^T X - X^T X) (H + ridge)^-1
-            gap = moments.cross.double() - square
             self._shift = torch.cholesky_solve(gap.T, factor).T.float()
-        self.hessian = self.hessian.float()
+        del gap, cross
+        self.hessian = hessian.float()
+        del hessian, square
+        inverse = torch.cholesky_inverse(factor)
+        del factor
+        self._upper = torch.linalg.cholesky(inverse, upper=True).float()
 
     def quantize(self, weight: torch.Tensor, grid: Grid) -> Quantized:
         """The matrix `weight` float32 [out, in] on a grid."""

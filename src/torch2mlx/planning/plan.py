@@ -106,6 +106,12 @@ class Plan:
         return sum(shard.nbytes for shard in self.shards)
 
     @property
+    def bits_per_weight(self) -> float:
+        """Stored bits for each weight, file headers not counted."""
+        stored = sum(spec.nbytes for output in self.outputs for spec in output.specs)
+        return 8 * stored / max(1, self.parameters)
+
+    @property
     def parameters(self) -> int:
         """Number of weights before quantization."""
         return sum(output.expr.size for output in self.outputs)

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from torch2mlx.errors import OptionError
-from torch2mlx.verification.report import Budget
+from torch2mlx.errors import OptionError, QualityError
+from torch2mlx.verification.report import Budget, ParityReport
 
 if TYPE_CHECKING:
     import torch
@@ -26,6 +26,7 @@ __all__ = [
     "RecordedLogits",
     "evaluation_text",
     "measure_quality",
+    "require_quality",
     "tail_loop_rate",
     "text_windows",
 ]
@@ -202,6 +203,41 @@ def measure_quality(
 def _perplexity(losses: torch.Tensor) -> float:
     mean = float(losses.mean())
     return math.exp(mean) if mean < 700 else math.inf
+
+
+def require_quality(
+    report: ParityReport, max_kl: float | None, min_top1: float | None, cures: Sequence[str]
+) -> None:
+    """Refuse a result whose quantization cost more than was allowed.
+
+    Args:
+        report: of the gate.
+        max_kl: largest mean KL divergence a token, in nats; None: any.
+        min_top1: least share of equal most likely tokens, 0 to 1; None: any.
+        cures: what would make it better, the cheapest first.
+
+    Raises:
+        QualityError: beyond a bound; or nothing was measured, so that no bound is known to hold.
+    """
+    if max_kl is None and min_top1 is None:
+        return
+    figures = next((b.figures for b in report.budgets if b.name == "quantization"), {})
+    if "mean_kl" not in figures:
+        raise QualityError(
+            "--max-kl and --min-top1 cannot be checked: the whole model in float32 does not fit "
+            "--memory-limit, so nothing was measured on text; raise it or leave them out"
+        )
+    problems = []
+    if max_kl is not None and not figures["mean_kl"] <= max_kl:
+        problems.append(f"the mean KL divergence is {figures['mean_kl']:.4g}, above {max_kl:g}")
+    if min_top1 is not None and not figures["top1"] >= min_top1:
+        problems.append(f"top-1 agreement is {figures['top1']:.4g}, below {min_top1:g}")
+    if problems:
+        advice = "; ".join(cures)
+        raise QualityError(
+            f"quantization costs too much: {' and '.join(problems)}; nothing was published. "
+            f"The cheapest cure first: {advice}"
+        )
 
 
 def tail_loop_rate(texts: Sequence[Sequence[int]]) -> float:
