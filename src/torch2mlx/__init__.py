@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from torch2mlx.errors import Torch2MLXError
 
 if TYPE_CHECKING:
-    from torch2mlx.api import convert, generate, inspect, plan, upload, verify
+    from torch2mlx.api import convert, doctor, generate, inspect, plan, upload, verify
 
 __version__ = "0.1.0"
 
@@ -27,6 +27,7 @@ __all__ = [
     "Torch2MLXError",
     "__version__",
     "convert",
+    "doctor",
     "generate",
     "inspect",
     "plan",
@@ -36,7 +37,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("convert", "generate", "inspect", "plan", "upload", "verify"):
+    if name in ("convert", "doctor", "generate", "inspect", "plan", "upload", "verify"):
         from torch2mlx import api
 
         return getattr(api, name)

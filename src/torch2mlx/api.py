@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from torch2mlx.conversion.executor import Target
     from torch2mlx.conversion.identity import SourceState
     from torch2mlx.conversion.team import Team
+    from torch2mlx.diagnosis import Examination
     from torch2mlx.packaging.index import WeightSummary
     from torch2mlx.packaging.manifest import Manifest
     from torch2mlx.packaging.staging import Staging
@@ -49,6 +50,7 @@ __all__ = [
     "Generation",
     "Verification",
     "convert",
+    "doctor",
     "generate",
     "inspect",
     "plan",
@@ -822,6 +824,26 @@ def verify(
             progress=progress or Silent(),
         )
     return Verification(Path(folder), report, tokenizer)
+
+
+def doctor(folder: str | Path | None = None, *, fix: bool = False) -> Examination:
+    """Look for known faults of an MLX folder, whoever made it, or of this machine.
+
+    Args:
+        folder: an MLX folder; None: this machine.
+        fix: mend what can be mended without the original.
+
+    Raises:
+        SourceError: there is no such folder.
+        OptionError: nothing of a machine can be mended.
+    """
+    from torch2mlx.diagnosis import examine_folder, examine_machine
+
+    if folder is None:
+        if fix:
+            raise OptionError("--fix mends a folder: torch2mlx doctor DST --fix")
+        return examine_machine()
+    return examine_folder(Path(folder), fix=fix)
 
 
 def generate(

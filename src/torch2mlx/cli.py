@@ -496,6 +496,30 @@ def generate(
     _show(result, as_json)
 
 
+@app.command(epilog="Example:  torch2mlx doctor ./smollm2-4bit --fix")
+def doctor(
+    folder: Annotated[
+        str | None,
+        typer.Argument(metavar="[DST]", help="An MLX folder; without it, this machine."),
+    ] = None,
+    fix: Annotated[
+        bool,
+        typer.Option("--fix", help="Mend what is safe to mend; changed files keep a .bak copy."),
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Find what is wrong with an MLX folder, or with this machine: symptom, cause, cure.
+
+    Exits with 8 where something is wrong and was not mended.
+    """
+    from torch2mlx import api
+
+    result = api.doctor(folder, fix=fix)
+    _show(result, as_json)
+    if not result.healthy:
+        raise typer.Exit(8)
+
+
 @app.command(epilog="Example:  torch2mlx clean ./models --yes")
 def clean(
     folder: Annotated[

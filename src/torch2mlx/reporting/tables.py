@@ -11,6 +11,7 @@ from rich.table import Table
 
 from torch2mlx.api import Conversion, Generation, Verification
 from torch2mlx.compiler.route import Compiled
+from torch2mlx.diagnosis import Examination
 from torch2mlx.inspection import Inspection
 from torch2mlx.reporting.terminal import format_bytes
 from torch2mlx.selection import Selection, Strategy
@@ -81,6 +82,23 @@ def _(result: Selection) -> None:
     else:
         console.print(f"{chosen.name}: {result.reason}")
         console.print(f"  {result.command(chosen)}", soft_wrap=True)
+
+
+@render.register
+def _(result: Examination) -> None:
+    console = Console(highlight=False)
+    table = _grid()
+    for name, value in result.facts.items():
+        table.add_row(name, value)
+    console.print(table)
+    for finding in result.findings:
+        mended = " (mended)" if finding.name in result.fixed else ""
+        console.print(f"\n{finding.name}{mended}", style="green" if mended else "yellow")
+        console.print(f"  symptom: {finding.symptom}", soft_wrap=True, markup=False)
+        console.print(f"  cause:   {finding.cause}", soft_wrap=True, markup=False)
+        console.print(f"  cure:    {finding.cure}", soft_wrap=True, markup=False)
+    if not result.findings:
+        console.print("nothing wrong found", style="green")
 
 
 def _columns(strategy: Strategy) -> tuple[str, ...]:

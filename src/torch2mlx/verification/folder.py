@@ -22,7 +22,7 @@ from torch2mlx.sources.safetensors import SafetensorsSource
 from torch2mlx.verification.gate import Gate
 from torch2mlx.verification.report import ParityReport
 
-__all__ = ["verify_folder"]
+__all__ = ["differences", "verify_folder"]
 
 _SHARD = re.compile(r"(?P<stem>.+)-\d{5,}-of-(?P<total>\d{5,})\.safetensors")
 _MOST_SHARDS = 10_000  # more in a name are no count
@@ -156,7 +156,7 @@ def _require_same_settings(port: Port, config: dict[str, Any], folder: Path) -> 
         raise ParityError(
             f"{folder}/config.json loads {found.module}, but the source is a model of {port.module}"
         )
-    differing = list(_differences(port.args, found.args))
+    differing = list(differences(port.args, found.args))
     if differing:
         raise ParityError(
             f"{folder}/config.json reaches the port with other settings than the source:\n  "
@@ -168,7 +168,8 @@ def _require_same_settings(port: Port, config: dict[str, Any], folder: Path) -> 
 _INERT = frozenset({"model_type", "quantization"})  # settings that no port computes with
 
 
-def _differences(expected: Any, found: Any) -> Iterator[str]:
+def differences(expected: Any, found: Any) -> Iterator[str]:
+    """Settings of a port's arguments that differ from the expected ones, as "name: ..." texts."""
     theirs = vars(found)
     for key, value in vars(expected).items():
         if key not in _INERT and _plain(theirs.get(key)) != _plain(value):
