@@ -18,7 +18,9 @@ import torch2mlx
 from torch2mlx.compiler.meta import parameters_on_meta
 from torch2mlx.compiler.package import compile_source
 from torch2mlx.compiler.parity import import_model, mlx_array
-from torch2mlx.errors import NumericError, OptionError, PlanError, SourceError
+from torch2mlx.conversion.shard_file import ShardFile
+from torch2mlx.errors import DestinationError, NumericError, OptionError, PlanError, SourceError
+from torch2mlx.progress import Silent
 
 MODULE = """
 import torch
@@ -173,14 +175,55 @@ def test_nan_in_a_parameter_is_refused(tmp_path: Path) -> None:
 
 def test_options_that_do_not_apply(tmp_path: Path) -> None:
     net, out = _net(), tmp_path / "out"
-    with pytest.raises(OptionError, match=r"-d: a module.*--max-context.*--restart"):
-        torch2mlx.convert(
-            net, out, example_inputs=(X,), dequantize=True, max_context=9, restart=True
-        )
+    with pytest.raises(OptionError, match=r"-d: a module.*--max-context"):
+        torch2mlx.convert(net, out, example_inputs=(X,), dequantize=True, max_context=9)
     with pytest.raises(OptionError, match="--dtype: an exported program has the dtypes"):
         torch2mlx.convert(torch.export.export(net, (X,)), out, dtype="float16")
     with pytest.raises(OptionError, match="--weights belongs to a module"):
         torch2mlx.convert(tmp_path, out, weights="w.safetensors")
+
+
+def _stopped(net: nn.Module, out: Path, **options: Any) -> None:
+    """Convert, and be interrupted when the first of several weight files is finished."""
+    finish = ShardFile.finish
+    made = []
+
+    def interrupted(file: ShardFile) -> str:
+        if made:
+            raise KeyboardInterrupt
+        made.append(file.path.name)
+        return finish(file)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ShardFile, "finish", interrupted)
+        with pytest.raises(KeyboardInterrupt, match="1 finished file is kept"):
+            torch2mlx.convert(net, out, example_inputs=(X,), max_shard_size="50KB", **options)
+
+
+def test_stopped_run_goes_on(tmp_path: Path) -> None:
+    class Notes(Silent):
+        said = ""
+
+        def note(self, text: str) -> None:
+            self.said += text
+
+    options: dict[str, Any] = {"quantize": True, "q_bits": 8}
+    given: dict[str, Any] = {"example_inputs": (X,), "max_shard_size": "50KB", **options}
+    torch2mlx.convert(_net(), tmp_path / "whole", **given)
+    _stopped(_net(), tmp_path / "out", **options)
+    heard = Notes()
+    torch2mlx.convert(_net(), tmp_path / "out", progress=heard, **given)
+    assert "going on: 1 of" in heard.said
+    assert [p.name for p in tmp_path.iterdir() if p.name[0] == "."] == []
+    for file in (tmp_path / "whole").iterdir():
+        if file.name != "torch2mlx.json":
+            assert (tmp_path / "out" / file.name).read_bytes() == file.read_bytes()
+
+    _stopped(_net(), tmp_path / "other", **options)
+    with pytest.raises(DestinationError, match=r"values in memory\) changed.*--restart"):
+        torch2mlx.convert(_net(1), tmp_path / "other", **given)
+    made = torch2mlx.convert(_net(1), tmp_path / "other", restart=True, **given)
+    assert made.to_dict()["drift"] < 0.05
 
 
 def test_parameters_on_meta_keep_buffers_and_ties() -> None:

@@ -20,7 +20,7 @@ from torch2mlx.compiler.publish import CompiledModule, publish
 from torch2mlx.compiler.weights import check_names, checkpoint_state, module_state
 from torch2mlx.errors import CompileError, OptionError
 from torch2mlx.options import ConvertOptions
-from torch2mlx.packaging.staging import Staging
+from torch2mlx.packaging.staging import check_destination
 from torch2mlx.progress import Progress, Silent
 from torch2mlx.sources.base import Checkpoint
 
@@ -233,27 +233,21 @@ def compile_module(
     points = list(entry_points) or [
         EntryPoint("forward", tuple(example_inputs), example_kwargs or {}, dynamic_shapes)
     ]
-    with Staging(destination, wait=options.wait) as staging:
-        if weights is None:
-            _require_data(module)
-        else:
-            check_names(module, weights)  # before the longer work of compiling
-        made = compile_entries(module, points, options.dtype)
-        if weights is None:
-            name = location or f"{type(module).__module__}.{type(module).__qualname__}"
-            state = module_state(module, made.constants, name, "module")
-        else:
-            state = checkpoint_state(module, made.constants, weights)
-        return publish(
-            staging,
-            made.generated,
-            made.entries,
-            state,
-            module,
-            options,
-            progress or Silent(),
-            seed,
-        )
+    check_destination(destination)  # before the longer work of compiling
+    if weights is None:
+        _require_data(module)
+    else:
+        check_names(module, weights)
+    made = compile_entries(module, points, options.dtype)
+    if weights is None:
+        name = location or f"{type(module).__module__}.{type(module).__qualname__}"
+        state = module_state(module, made.constants, name, "module")
+    else:
+        state = checkpoint_state(module, made.constants, weights)
+    listener = progress or Silent()
+    return publish(
+        destination, made.generated, made.entries, state, module, options, listener, seed
+    )
 
 
 def _require_data(module: torch.nn.Module) -> None:
@@ -283,21 +277,15 @@ def compile_exported(
     assert program.example_inputs is not None
     options = options or ConvertOptions()
     args, kwargs = program.example_inputs
-    with Staging(destination, wait=options.wait) as staging:
-        module = program.module()
-        point = EntryPoint("forward", tuple(args), kwargs)
-        made = _lower([(point, point, decomposed(program))], module, _root_name(program))
-        state = module_state(module, made.constants, location, "exported program")
-        return publish(
-            staging,
-            made.generated,
-            made.entries,
-            state,
-            module,
-            options,
-            progress or Silent(),
-            seed,
-        )
+    check_destination(destination)
+    module = program.module()
+    point = EntryPoint("forward", tuple(args), kwargs)
+    made = _lower([(point, point, decomposed(program))], module, _root_name(program))
+    state = module_state(module, made.constants, location, "exported program")
+    listener = progress or Silent()
+    return publish(
+        destination, made.generated, made.entries, state, module, options, listener, seed
+    )
 
 
 def _root_name(program: ExportedProgram) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from torch2mlx.compiler.codegen import GeneratedModel
@@ -16,14 +18,21 @@ from torch2mlx.compiler.entry_points import CompiledEntry
 from torch2mlx.compiler.loading import with_loader
 from torch2mlx.compiler.parity import Agreement, call_model, check_parity, import_model
 from torch2mlx.compiler.quantize import Quantized, assign, check_quantized
-from torch2mlx.compiler.weights import WeightState, plan_weights, weight_expressions
+from torch2mlx.compiler.weights import WeightState, plan_weights, values_digest, weight_expressions
 from torch2mlx.conversion.executor import execute
-from torch2mlx.conversion.identity import SourceState
+from torch2mlx.conversion.identity import SourceState, plan_identity
+from torch2mlx.conversion.records import FileRecord
 from torch2mlx.errors import ParityError
 from torch2mlx.options import ConvertOptions
 from torch2mlx.packaging.files import output_records, source_record
 from torch2mlx.packaging.index import WeightSummary, write_index
-from torch2mlx.packaging.manifest import Manifest, SourceRecord, plan_record, weight_record
+from torch2mlx.packaging.manifest import (
+    Manifest,
+    SourceRecord,
+    library_versions,
+    plan_record,
+    weight_record,
+)
 from torch2mlx.packaging.staging import Staging
 from torch2mlx.planning.plan import Plan
 from torch2mlx.planning.regions import full
@@ -62,7 +71,7 @@ class CompiledModule:
 
 
 def publish(
-    staging: Staging,
+    destination: str | Path,
     generated: GeneratedModel,
     entries: Sequence[CompiledEntry],
     weights: WeightState,
@@ -73,8 +82,11 @@ def publish(
 ) -> CompiledModule:
     """Write everything, compare with PyTorch, and give the folder its name.
 
+    A run that was stopped left what it finished, and the next one with the same code, weights and
+    options goes on there.
+
     Args:
-        staging: entered.
+        destination: folder to create.
         generated: code and list of weights.
         entries: each method, with its example.
         weights: values of the weights.
@@ -89,13 +101,13 @@ def publish(
         OptionError: options that do not fit the model.
         ParityError: an output or a tensor differs; nothing is published.
     """
-    return _Publication(staging, generated, entries, weights, module, options, progress).run(seed)
+    made = _Publication(generated, entries, weights, module, options, progress)
+    return made.run(destination, seed)
 
 
 class _Publication:
     def __init__(
         self,
-        staging: Staging,
         generated: GeneratedModel,
         entries: Sequence[CompiledEntry],
         weights: WeightState,
@@ -103,35 +115,35 @@ class _Publication:
         options: ConvertOptions,
         progress: Progress,
     ) -> None:
-        self.staging, self.folder = staging, staging.folder
         self.generated, self.entries, self.weights = generated, entries, weights
         self.module, self.options, self.progress = module, options, progress
         self.source = SourceState.take(weights.source.files)
         self.measured: dict[str, float] = {}
+        self.folder: Path
 
-    def run(self, seed: int) -> CompiledModule:
-        generated, folder = self.generated, self.folder
-        _write(folder / "model.py", generated.source)
+    def run(self, destination: str | Path, seed: int) -> CompiledModule:
         plan = self._plan()
-        self.staging.require_room(plan.nbytes)
         sharded, quantized = len(plan.shards) > 1, plan.assignment is not None
-        name = generated.class_name
-        _write(
-            folder / "model.py",
-            with_loader(generated.source, name, sharded=sharded, quantized=quantized),
+        generated = self.generated
+        code = with_loader(
+            generated.source, generated.class_name, sharded=sharded, quantized=quantized
         )
-        _write(folder / "config.json", json.dumps(self._config(plan), indent=2) + "\n")
-        with self._timed("convert"), self.progress.stage("Writing weights", plan.nbytes) as advance:
-            files = execute(
-                plan,
-                self.weights.source,
-                folder,
-                memory_limit=parse_size(self.options.memory_limit),
-                progress=advance,
-                check=self.source.check,
-            )
+        with Staging(
+            destination,
+            identity=self._identity(plan, code),
+            restart=self.options.restart,
+            wait=self.options.wait,
+        ) as staging:
+            self.folder = staging.folder
+            staging.require_room(plan.nbytes)
+            _write(self.folder / "model.py", code)
+            _write(self.folder / "config.json", json.dumps(self._config(plan), indent=2) + "\n")
+            return self._fill(staging, plan, seed)
+
+    def _fill(self, staging: Staging, plan: Plan, seed: int) -> CompiledModule:
+        files = self._write_weights(staging, plan)
         schemes = {o.module: o.scheme for o in plan.outputs if o.scheme is not None}
-        summary = write_index(folder, {path: scheme.bits for path, scheme in schemes.items()})
+        summary = write_index(self.folder, {path: s.bits for path, s in schemes.items()})
         agreement, proof, done = None, None, None
         if self.options.verify:
             with self._timed("verify"), self.progress.stage("Comparing with PyTorch"):
@@ -139,11 +151,41 @@ class _Publication:
                 agreement, done = self._compare(plan, seed)
         elif plan.assignment is not None:
             done = Quantized(plan.assignment, None)
-        _write(folder / "README.md", self._readme(agreement, done))
-        manifest = self._manifest(plan, summary, agreement, proof)
+        _write(self.folder / "README.md", self._readme(agreement, done))
+        manifest = self._manifest(plan, summary, agreement, proof, staging.records())
         self.source.check(thorough=True)
         operators = sum(len(entry.graph.nodes) for entry in self.entries)
-        return CompiledModule(self.staging.publish(), name, operators, agreement, done, manifest)
+        name = self.generated.class_name
+        return CompiledModule(staging.publish(), name, operators, agreement, done, manifest)
+
+    def _write_weights(self, staging: Staging, plan: Plan) -> list[Path]:
+        finished = staging.records()
+        with self._timed("convert"), self.progress.stage("Writing weights", plan.nbytes) as advance:
+            done = [shard for shard in plan.shards if shard.file in finished]
+            if done:
+                self.progress.note(
+                    f"going on: {len(done)} of {len(plan.shards)} weight files are finished"
+                )
+                advance(sum(shard.nbytes for shard in done))
+            return execute(
+                plan,
+                self.weights.source,
+                staging.folder,
+                memory_limit=parse_size(self.options.memory_limit),
+                progress=advance,
+                journal=staging.journal,
+                check=self.source.check,
+            )
+
+    def _identity(self, plan: Plan, code: str) -> dict[str, Any]:
+        """Everything that decides the bytes of the folder."""
+        weights = self.weights
+        source: dict[str, Any] = self.source.to_dict(weights.folder)
+        in_memory = values_digest(weights.source)
+        if in_memory is not None:
+            source["(values in memory)"] = in_memory
+        identity = plan_identity(plan, source, self.options.to_dict(), library_versions())
+        return {**identity, "code": hashlib.sha256(code.encode()).hexdigest()}
 
     def _plan(self) -> Plan:
         weights = {w.name: w for entry in self.entries for w in entry.graph.weights}
@@ -151,9 +193,10 @@ class _Publication:
         quantize = self.options.quant_options()
         assignment = None
         if quantize is not None:
-            assignment = assign(
-                getattr(import_model(self.folder), self.generated.class_name)(), quantize
-            )
+            with TemporaryDirectory() as scratch:
+                _write(Path(scratch) / "model.py", self.generated.source)
+                classes = import_model(Path(scratch))
+            assignment = assign(getattr(classes, self.generated.class_name)(), quantize)
         kinds = {name: weights[s.source].kind for name, s in stored.items()}
         return plan_weights(
             weight_expressions(self.generated, weights, self.weights.tensors),
@@ -228,6 +271,7 @@ class _Publication:
         summary: WeightSummary,
         agreement: Agreement | None,
         proof: Mapping[str, Any] | None,
+        written: Mapping[str, FileRecord],
     ) -> Manifest:
         weights = self.weights
         verification: dict[str, Any] = {"skipped": True}
@@ -248,7 +292,7 @@ class _Publication:
             options=self.options.to_dict(),
             plan=plan_record(plan, "generated", plan.notes),
             weights=weight_record(summary),
-            outputs=output_records(self.folder, {}),
+            outputs=output_records(self.folder, written),
             verification=verification,
             measured=self.measured,
         )

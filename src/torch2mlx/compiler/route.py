@@ -34,7 +34,6 @@ _REFUSED = {
     "dequantize": "-d: a module has no quantized layers of MLX; leave it out",
     "max_context": "--max-context: belongs to ports of language models; bound an extent with "
     "--dynamic x:1=length:2..4096",
-    "restart": "--restart: a compiled module starts from the beginning anyway; leave it out",
 }
 
 

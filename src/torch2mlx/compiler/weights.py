@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from torch2mlx.compiler.codegen import GeneratedModel
 from torch2mlx.compiler.graph import Weight
@@ -28,8 +31,11 @@ __all__ = [
     "checkpoint_state",
     "module_state",
     "plan_weights",
+    "values_digest",
     "weight_expressions",
 ]
+
+_BLOCK = 8 << 20  # bytes that are hashed at a time
 
 
 @dataclass(frozen=True)
@@ -159,6 +165,28 @@ def weight_expressions(
         # Casts come last, where overflow is told from NaN.
         found[name] = cast(expr, dtype_from_torch(weights[stored.source].type.dtype))
     return found
+
+
+def values_digest(source: TensorSource) -> str | None:
+    """SHA-256 of every tensor that is in no file, of its name, type and values; None: all are.
+
+    A later run can then tell whether its module is the same.
+    """
+    files = set(source.files)
+    digest, found = hashlib.sha256(), False
+    for name, info in sorted(source.tensors.items()):
+        if info.file in files:
+            continue
+        found = True
+        digest.update(f"{name} {info.dtype.name} {info.shape}\n".encode())
+        rows = info.shape[0] if info.shape else 0
+        step = max(1, _BLOCK * rows // max(info.nbytes, 1))
+        for start in range(0, rows, step):
+            values = source.read(name, start, min(start + step, rows))
+            digest.update(np.ascontiguousarray(values).data)
+        if not info.shape:
+            digest.update(source.read(name).tobytes())
+    return digest.hexdigest() if found else None
 
 
 def plan_weights(
