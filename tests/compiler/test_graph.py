@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from torch2mlx.compiler.dimensions import dimension_names
 from torch2mlx.compiler.export import export_module
 from torch2mlx.compiler.graph import Graph, Ref, build_graph, references, verify
-from torch2mlx.compiler.package import tied_names
+from torch2mlx.compiler.package import compile_module, tied_names
 from torch2mlx.compiler.symbolic import SymbolicInt
 from torch2mlx.errors import CompileError
 
@@ -132,3 +133,28 @@ def test_double_precision_as_a_result_is_refused() -> None:
     module.dtype = torch.float64
     with pytest.raises(CompileError, match=r"torch\.float64.*return torch\.float32"):
         build_graph(export_module(module, (torch.randn(3),)), "Precise")
+
+
+class Placed(nn.Module):
+    """Features take the places of a token, as images do; one check counts them."""
+
+    def forward(self, ids: Tensor, features: Tensor) -> Tensor:
+        mask = ids == 7
+        torch._check((mask.sum() == features.shape[0]).item())
+        places = mask[..., None].expand(*ids.shape, features.shape[1])
+        return torch.zeros(places.shape).masked_scatter(places, features)
+
+
+def test_numbers_that_only_checks_read_are_none() -> None:
+    ids = torch.tensor([[1, 7, 7, 2]])
+    program = export_module(Placed(), (ids, torch.randn(2, 3)))
+    targets = {str(node.target) for node in build_graph(program).nodes}
+    assert "aten.masked_scatter.default" in targets
+    assert "aten.item.default" not in targets
+
+
+def test_placeholders_keep_their_number_in_fresh_values(tmp_path: Path) -> None:
+    ids = torch.tensor([[1, 7, 7, 2, 3, 4, 5, 6]])
+    made = compile_module(Placed(), tmp_path / "out", (ids, torch.randn(2, 3)))
+    assert made.agreement is not None
+    assert made.agreement.cases == ("example", "fresh values")

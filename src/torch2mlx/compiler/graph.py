@@ -439,6 +439,8 @@ class _Reader:
         if any(s.name.startswith(("u", "zuf")) for s in symbols) and isinstance(
             node.target, torch._ops.OpOverload
         ):
+            if _only_checked(node):
+                return
             place = _place(self.origin(node))
             self.reasons.append(f"{place}: {node.target} makes a number out of a tensor's data")
 
@@ -564,6 +566,18 @@ def unknown_operators(program: ExportedProgram, known: Collection[Any]) -> list[
             and node.target not in known
             and node.target._schema.name not in dropped
         )
+    )
+
+
+def _only_checked(node: Any) -> bool:
+    """Whether a number is read from data for checks alone, as `torch._check` does."""
+    import torch
+
+    numbers = torch.SymInt | torch.SymFloat | torch.SymBool | int | float | bool
+    return all(
+        getattr(getattr(user.target, "_schema", None), "name", "") in _DROPPED
+        or (isinstance(user.meta.get("val"), numbers) and _only_checked(user))
+        for user in node.users
     )
 
 

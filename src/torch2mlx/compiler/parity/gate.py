@@ -11,7 +11,7 @@ from torch2mlx.compiler.codegen import GeneratedModel
 from torch2mlx.compiler.dimensions import dimensions
 from torch2mlx.compiler.entry_points import CompiledEntry
 from torch2mlx.compiler.parity.distance import relative_error
-from torch2mlx.compiler.parity.inputs import STEPS, fresh_inputs, other_sizes
+from torch2mlx.compiler.parity.inputs import INTEGERS, STEPS, fresh_inputs, other_sizes
 from torch2mlx.compiler.parity.localize import first_difference
 from torch2mlx.compiler.parity.running import call_model
 from torch2mlx.errors import ParityError
@@ -92,13 +92,31 @@ class _Check:
         worst, told = 0.0, []
         for entry in self.entries:
             cases = [("example", entry.flat)]
-            cases.append(("fresh values", fresh_inputs(entry.flat, entry.graph, {}, generator)))
+            fresh = self._fresh(entry, generator)
+            cases += [("fresh values", fresh)] if fresh is not None else []
             cases += self._others(entry, generator)
             for name, flat in cases:
                 text = name if len(self.entries) == 1 else f"{entry.method}: {name}"
                 worst = max(worst, self._case(entry, text, flat))
                 told.append(text)
         return Agreement(tuple(told), worst, self.limit)
+
+    def _fresh(self, entry: CompiledEntry, generator: torch.Generator) -> list[Any] | None:
+        """Other values in the example's sizes; its integers as freely as torch takes them.
+
+        A prompt has as many placeholders as its image has patches: drawn anew, torch refuses it.
+        """
+        for integers in INTEGERS:
+            flat = fresh_inputs(entry.flat, entry.graph, {}, generator, integers)
+            before = self._state()
+            try:
+                self._torch(entry, flat)
+            except Exception:  # whatever the user's own code raises
+                continue
+            finally:
+                self._restore(before)
+            return flat
+        return None
 
     def _others(
         self, entry: CompiledEntry, generator: torch.Generator

@@ -13,10 +13,13 @@ from torch2mlx.compiler.symbolic import SymbolicInt
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["STEPS", "fresh_inputs", "other_sizes"]
+__all__ = ["INTEGERS", "STEPS", "fresh_inputs", "other_sizes"]
 
 STEPS = (1, 2, 4, 8, 16, 32, 64)
 """How far other sizes lie: a model may take only multiples of something."""
+
+INTEGERS = ("drawn", "shuffled", "kept")
+"""What becomes of the example's integers: drawn from its values, in another order, as they are."""
 
 
 def other_sizes(known: Sequence[Dimension], sign: int, step: int) -> dict[str, int] | None:
@@ -32,7 +35,11 @@ def other_sizes(known: Sequence[Dimension], sign: int, step: int) -> dict[str, i
 
 
 def fresh_inputs(
-    flat: Sequence[Any], graph: Graph, sizes: Mapping[str, int], generator: torch.Generator
+    flat: Sequence[Any],
+    graph: Graph,
+    sizes: Mapping[str, int],
+    generator: torch.Generator,
+    integers: str = "drawn",
 ) -> list[Any]:
     """Inputs of the example's kind: other values, in the given sizes.
 
@@ -41,6 +48,7 @@ def fresh_inputs(
         graph: knows their shapes.
         sizes: name of an extent → its size; {}: as in the example.
         generator: of the values.
+        integers: one of `INTEGERS`; the last two need the example's sizes.
     """
     import torch
 
@@ -61,6 +69,13 @@ def fresh_inputs(
             continue
         # Integers index something: only values of the example are known to be valid.
         pool = value.flatten()
+        if integers == "kept":
+            result.append(value)
+            continue
+        if integers == "shuffled":
+            places = torch.randperm(pool.numel(), generator=generator)
+            result.append(pool[places].reshape(shape))
+            continue
         places = torch.randint(max(pool.numel(), 1), (math.prod(shape),), generator=generator)
         result.append(pool[places].reshape(shape))
     return result

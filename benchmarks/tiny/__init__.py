@@ -1,0 +1,1 @@
+"""Tiny random instances of every architecture in transformers, and inputs that they take."""
