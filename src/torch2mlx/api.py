@@ -139,7 +139,7 @@ def inspect(
     """Say what a checkpoint is and what could go wrong, from headers and small files alone.
 
     Args:
-        source: a folder, a checkpoint file or a hub id.
+        source: a folder, a checkpoint file, a hub id or a URL.
         revision: branch, tag or commit of a hub id.
         trust_remote_code: count the checkpoint's Python files as usable.
 
@@ -165,7 +165,7 @@ def plan(
     """Compare ways to convert a checkpoint, from headers alone: size, memory, quality, machines.
 
     Args:
-        source: a folder, a checkpoint file or a hub id.
+        source: a folder, a checkpoint file, a hub id or a URL.
         fit: memory that the model may take while it runs, such as "16GB".
         context: tokens of the longest text; None: what the config says, at most 8192.
         memory_limit: of the conversion.
@@ -210,8 +210,9 @@ def convert(
     language models become mlx-lm's models; a module becomes MLX code of its own.
 
     Args:
-        source: a folder, a checkpoint file (.safetensors, .bin, .pt, .pth, .gguf) or a hub id;
-            or an `nn.Module`, an `ExportedProgram`, a .pt2 file or "package.module:factory".
+        source: a folder, a checkpoint file (.safetensors, .bin, .pt, .pth, .gguf), a hub id or
+            a URL such as s3://bucket/folder; or an `nn.Module`, an `ExportedProgram`, a .pt2 file
+            or "package.module:factory".
         destination: folder to create; it must not exist.
         example_inputs: of a module: positional arguments of its `forward`.
         example_kwargs: of a module: keyword arguments.
@@ -228,6 +229,7 @@ def convert(
     """
     from torch2mlx.compiler.route import Example, convert_program, is_program
     from torch2mlx.packaging.staging import check_destination
+    from torch2mlx.sources.remote.urls import shown
 
     try:
         asked = ConvertOptions(**options)
@@ -244,22 +246,25 @@ def convert(
         for note in compiled.notes:
             listener.note(note)
         return compiled
+    name = shown(str(source))
     if examples.given:
         raise OptionError(
-            f"{source}: a checkpoint takes no example; to compile a module, name what builds it: "
+            f"{name}: a checkpoint takes no example; to compile a module, name what builds it: "
             "package.module:factory"
         )
     if asked.weights is not None:
-        raise OptionError(f"{source}: is a checkpoint itself; --weights belongs to a module")
+        raise OptionError(f"{name}: is a checkpoint itself; --weights belongs to a module")
     assert isinstance(source, str | Path)
-    checkpoint = _open(source, asked.revision, asked.trust_remote_code)
+    checkpoint = _open(source, asked.revision, asked.trust_remote_code, asked.keep_download)
     with closing(checkpoint.source):
         for one in (asked, *asked.further().values()):
             one.check_source(checkpoint.kind, checkpoint.location)
         return _Conversion(checkpoint, Path(destination), asked, listener).run()
 
 
-def _open(source: str | Path, revision: str | None, trust_remote_code: bool) -> Checkpoint:
+def _open(
+    source: str | Path, revision: str | None, trust_remote_code: bool, keep_download: bool = False
+) -> Checkpoint:
     from torch2mlx.architectures.port import load_port
     from torch2mlx.routing import may_generate
     from torch2mlx.sources import open_checkpoint
@@ -272,7 +277,11 @@ def _open(source: str | Path, revision: str | None, trust_remote_code: bool) -> 
                 raise
 
     return open_checkpoint(
-        source, revision=revision, trust_remote_code=trust_remote_code, accept_config=accept
+        source,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+        accept_config=accept,
+        keep_download=keep_download,
     )
 
 
@@ -980,7 +989,7 @@ def upload(folder: str | Path, repository: str) -> str:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HFValidationError
 
-    from torch2mlx.sources.hub import is_network_error
+    from torch2mlx.sources.remote.files import is_network_error
 
     hub = HfApi()
     try:

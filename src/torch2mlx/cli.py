@@ -89,7 +89,7 @@ Source = Annotated[
     str | None,
     typer.Argument(
         metavar="SRC",
-        help="A folder, a checkpoint file, a hub id, a .pt2 file or package.module:factory.",
+        help="A folder, a checkpoint file, a hub id, a URL, a .pt2 file or package.module:factory.",
         show_default=False,
     ),
 ]
@@ -140,7 +140,9 @@ def _show(result: Any, as_json: bool) -> None:
 
 @app.command(epilog="Example:  torch2mlx inspect HuggingFaceTB/SmolLM2-135M-Instruct")
 def inspect(
-    source: Annotated[str, typer.Argument(metavar="SRC", help="A folder, a file or a hub id.")],
+    source: Annotated[
+        str, typer.Argument(metavar="SRC", help="A folder, a file, a hub id or a URL.")
+    ],
     revision: Revision = None,
     trust_remote_code: Trust = False,
     as_json: Json = False,
@@ -155,7 +157,9 @@ def inspect(
 
 @app.command(epilog="Example:  torch2mlx plan ./SmolLM2-135M --fit 16GB --context 4096")
 def plan(
-    source: Annotated[str, typer.Argument(metavar="SRC", help="A folder, a file or a hub id.")],
+    source: Annotated[
+        str, typer.Argument(metavar="SRC", help="A folder, a file, a hub id or a URL.")
+    ],
     fit: Annotated[
         str | None,
         typer.Option(help="Memory that the model may take, e.g. 16GB.", show_default=False),
@@ -337,6 +341,12 @@ def convert(
             show_default=False,
         ),
     ] = None,
+    keep_download: Annotated[
+        bool,
+        typer.Option(
+            "--keep-download", help="Download the weights of a hub id into the hub's cache."
+        ),
+    ] = False,
     restart: Annotated[
         bool,
         typer.Option(
@@ -407,6 +417,7 @@ def convert(
         max_context=max_context,
         trust_remote_code=trust_remote_code,
         revision=revision,
+        keep_download=keep_download,
         restart=restart,
         wait=wait,
         weights=weights,

@@ -110,9 +110,9 @@ def _tokenizer(checkpoint: Checkpoint) -> tuple[bool, bool]:
     files = checkpoint.tokenizer_files
     tokenizer = any("tokenizer" in n or "vocab" in n or n.endswith(".model") for n in files)
     template = any("chat_template" in n for n in files) or any(
-        "chat_template" in path.read_text(encoding="utf-8", errors="replace")
-        for n, path in files.items()
-        if n.endswith("_config.json") and path.exists()
+        "chat_template" in files[n].read_text(encoding="utf-8", errors="replace")
+        for n in files
+        if n.endswith("_config.json") and files[n].exists()
     )
     return tokenizer, template
 

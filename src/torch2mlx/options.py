@@ -17,7 +17,7 @@ __all__ = ["ConvertOptions"]
 
 
 # A run that was stopped and continued leaves the manifest of one that was not.
-_OF_THE_RUN = ("restart", "wait", "also")
+_OF_THE_RUN = ("keep_download", "restart", "wait", "also")
 
 _MODES = {mode: mode for mode in ("mxfp4", "nvfp4", "mxfp8")}
 _SHORT_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
@@ -51,6 +51,7 @@ class ConvertOptions:
         max_context: prove and allow only this many tokens; None: as many as the config says.
         trust_remote_code: allow code that the checkpoint brings.
         revision: branch, tag or commit of a hub id.
+        keep_download: download the weights of a hub id into the hub's cache first.
         restart: discard what an earlier run left that was begun from something else.
         wait: wait for another run for the same destination.
         weights: of a module: a checkpoint with the values of its weights.
@@ -83,6 +84,7 @@ class ConvertOptions:
     max_context: int | None = None
     trust_remote_code: bool = False
     revision: str | None = None
+    keep_download: bool = False
     restart: bool = False
     wait: bool = False
     weights: str | Path | None = None

@@ -29,16 +29,27 @@ class FakeHub:
     failure: ClassVar[Exception | None]
     asked: ClassVar[list[str]]
 
-    def model_info(self, repo_id: str, *, revision: str | None = None) -> Any:
+    def model_info(
+        self, repo_id: str, *, revision: str | None = None, files_metadata: bool = False
+    ) -> Any:
         if self.failure is not None:
             raise self.failure
         paths = sorted(path for path in self.root.rglob("*") if path.is_file())
         names = [path.relative_to(self.root).as_posix() for path in paths]
-        siblings = [SimpleNamespace(rfilename=name) for name in names]
+        siblings = [
+            SimpleNamespace(rfilename=n, size=p.stat().st_size, lfs=None, blob_id=n)
+            for n, p in zip(names, paths, strict=True)
+        ]
         return SimpleNamespace(sha=COMMIT, siblings=siblings)
 
-    def hf_hub_download(self, repo_id: str, filename: str, *, revision: str) -> str:
+    def hf_hub_download(
+        self, repo_id: str, filename: str, *, revision: str, local_files_only: bool = False
+    ) -> str:
         assert revision == COMMIT
+        if local_files_only:
+            if not (self.cache / filename).exists():
+                raise errors.LocalEntryNotFoundError("not cached")
+            return str(self.cache / filename)
         self.asked.append(filename)
         target = self.cache / filename
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -97,6 +108,7 @@ def test_only_what_is_needed_config_first(hub: type[FakeHub]) -> None:
     checkpoint = open_checkpoint(
         "owner/name",
         revision="v1",
+        keep_download=True,
         accept_config=lambda config: seen.append((config["model_type"], list(hub.asked))),
     )
     assert seen == [("llama", ["config.json"])]
@@ -111,7 +123,7 @@ def test_only_what_is_needed_config_first(hub: type[FakeHub]) -> None:
         "chat_template.jinja",
         "LICENSE",
     }
-    open_checkpoint("owner/name", trust_remote_code=True)
+    open_checkpoint("owner/name", trust_remote_code=True, keep_download=True)
     assert "modeling_x.py" in hub.asked
 
 
@@ -134,7 +146,7 @@ def test_refused_config_costs_nothing(hub: type[FakeHub]) -> None:
 def test_one_file_of_a_repository(hub: type[FakeHub]) -> None:
     publish(hub)
     save_file({"v": torch.ones(2)}, hub.root / "variant.safetensors")
-    checkpoint = open_checkpoint("owner/name/variant.safetensors")
+    checkpoint = open_checkpoint("owner/name/variant.safetensors", keep_download=True)
     assert set(checkpoint.state) == {"v"}
     assert "model-00001-of-00002.safetensors" not in hub.asked
     with pytest.raises(SourceError, match=r"has no file gone\.gguf"):
@@ -166,7 +178,7 @@ def test_one_message(hub: type[FakeHub], failure: Exception, words: str) -> None
 
 def test_cache_is_used_without_a_network(hub: type[FakeHub]) -> None:
     publish(hub)
-    open_checkpoint("owner/name")
+    open_checkpoint("owner/name", keep_download=True)
     hub.failure = ConnectionError("no route")
     assert set(open_checkpoint("owner/name").state) == {"w0", "w1"}
 

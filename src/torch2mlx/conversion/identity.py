@@ -6,7 +6,6 @@ Two runs with the same identity write the same bytes, so one may go on where the
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -79,9 +78,8 @@ def _edges(path: Path) -> str:
     digest = hashlib.sha256()
     try:
         with path.open("rb", buffering=0) as file:
-            size = os.fstat(file.fileno()).st_size
             digest.update(file.read(_EDGE))
-            file.seek(max(0, size - _EDGE))
+            file.seek(max(0, path.stat().st_size - _EDGE))
             digest.update(file.read(_EDGE))
     except OSError as error:
         raise SourceError(f"{path}: cannot be read: {error.strerror or error}") from error

@@ -111,7 +111,7 @@ class Checkpoint:
     """A checkpoint as a Hugging Face user sees it, whatever its files are.
 
     Attributes:
-        location: what the user named: a folder, a file or a hub id.
+        location: what the user named: a folder, a file, a hub id or a URL without credentials.
         folder: the local folder with config and tokenizer files.
         kind: "safetensors", "torch", "gguf", or "mlx" for a quantized MLX folder.
         config: config.json as a dict (made from the metadata where the format has none).
@@ -120,7 +120,8 @@ class Checkpoint:
         state: tensors under their Hugging Face names, as expressions over `source`.
         packed: names of `state` that MLX's affine format can take without loss.
         tokenizer_files: files to be copied byte for byte, by name in the output; those of a GGUF
-            file are made when first asked for, and last as long as the checkpoint.
+            file are made when first asked for, and last as long as the checkpoint; those of a
+            remote one are fetched into `folder` when first asked for.
         notes: what a user should know (skipped files, alternatives ...).
     """
 
@@ -138,4 +139,8 @@ class Checkpoint:
     @property
     def tokenizer_source(self) -> Path:
         """Where transformers finds the original tokenizer: the folder, or the GGUF file."""
-        return self.source.files[0] if self.kind == "gguf" else self.folder
+        if self.kind == "gguf":
+            return self.source.files[0]
+        for name in self.tokenizer_files:
+            self.tokenizer_files[name]  # fetched by now
+        return self.folder

@@ -1,4 +1,4 @@
-"""Open a checkpoint, whatever it is: a folder, a file or a hub id."""
+"""Open a checkpoint, whatever it is: a folder, a file, a hub id or a URL."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch2mlx.planning.expressions import Expr, Source
 from torch2mlx.sources.base import Checkpoint, TensorSource
 from torch2mlx.sources.companions import companion_files, read_config, read_generation_config
 from torch2mlx.sources.local_files import read_json_object, stays_inside, unreadable
+from torch2mlx.sources.remote.snapshot import Snapshot
 from torch2mlx.sources.safetensors import SafetensorsSource
 from torch2mlx.sources.weight_files import WeightFiles, choose_file, choose_weights
 
@@ -25,17 +26,21 @@ def open_checkpoint(
     trust_remote_code: bool = False,
     accept_config: Callable[[dict[str, Any]], None] | None = None,
     needs_config: bool = True,
+    keep_download: bool = False,
 ) -> Checkpoint:
-    """Open a folder, a weight file or a hub id; headers are read and checked, tensors are not.
+    """Open a folder, a file, a hub id or a URL; headers are read and checked, tensors are not.
 
     Args:
-        location: a folder, a .safetensors/.bin/.pt/.pth/.gguf file, an index, or "owner/name".
+        location: a folder, a .safetensors/.bin/.pt/.pth/.gguf file, an index, "owner/name", or a
+            URL of a folder or file that fsspec can read.
         revision: branch, tag or commit of a hub id.
         trust_remote_code: also take the checkpoint's Python files along; nothing runs them here.
         accept_config: called with config.json before weights of a hub id are downloaded; what
             it raises is passed on.
         needs_config: a config.json must say which model the weights belong to; otherwise none
             is read.
+        keep_download: download the weights of a hub id into the hub's cache instead of reading
+            them where they are.
 
     Raises:
         SourceError: nothing there, damaged, ambiguous, or not a checkpoint; the message says which
@@ -46,7 +51,9 @@ def open_checkpoint(
     if not path.exists():
         if path.is_symlink():
             raise SourceError(f"{location}: a link to {path.readlink()}, which does not exist")
-        return _open_hub(str(location), revision, trust_remote_code, accept_config, needs_config)
+        return _open_remote(
+            str(location), revision, trust_remote_code, accept_config, needs_config, keep_download
+        )
     if revision is not None:
         raise SourceError(f"{location}: is a local path; a revision belongs to a hub id")
     if path.is_dir():
@@ -54,55 +61,87 @@ def open_checkpoint(
     return _open_file(str(location), path.parent, path.name, trust_remote_code, needs_config)
 
 
-def _open_hub(
+def _open_remote(
     location: str,
     revision: str | None,
     trust_remote_code: bool,
     accept_config: Callable[[dict[str, Any]], None] | None,
     needs_config: bool,
+    keep_download: bool,
 ) -> Checkpoint:
-    from torch2mlx.sources.hub import download, parse_hub_location
+    from torch2mlx.sources.hub import open_snapshot, parse_hub_location
+    from torch2mlx.sources.remote.folder import open_folder
+    from torch2mlx.sources.remote.urls import HUB, is_url, shown
 
-    on_hub = parse_hub_location(location)
-    if on_hub is None:
-        raise SourceError(
-            f"{location}: no such file or folder, and not a hub id (owner/name) either"
-        )
-    folder = download(on_hub, revision, trust_remote_code, accept_config)
-    if on_hub.file is not None:
-        return _open_file(location, folder, on_hub.file, trust_remote_code, needs_config)
-    return _open_folder(location, folder, trust_remote_code, needs_config)
+    if is_url(location) and not location.startswith(HUB):
+        if revision is not None:
+            raise SourceError(f"{shown(location)}: is a URL; a revision belongs to a hub id")
+        snapshot, file = open_folder(location, trust_remote_code, accept_config)
+        location = shown(location)
+    else:
+        on_hub = parse_hub_location(location)
+        if on_hub is None:
+            raise SourceError(
+                f"{shown(location)}: no such file or folder, and not a hub id (owner/name) either"
+            )
+        snapshot = open_snapshot(on_hub, revision, trust_remote_code, accept_config, keep_download)
+        file, location = on_hub.file, location.removeprefix(HUB)
+    try:
+        if file is not None:
+            return _open_file(
+                location, snapshot.folder, file, trust_remote_code, needs_config, snapshot
+            )
+        return _open_folder(location, snapshot.folder, trust_remote_code, needs_config, snapshot)
+    except SourceError as error:
+        if not snapshot.weights:
+            raise
+        raise SourceError(str(error).replace(str(snapshot.folder), location)) from error
 
 
 def _open_file(
-    location: str, folder: Path, name: str, trust_remote_code: bool, needs_config: bool
+    location: str,
+    folder: Path,
+    name: str,
+    trust_remote_code: bool,
+    needs_config: bool,
+    remote: Snapshot | None = None,
 ) -> Checkpoint:
-    chosen = choose_file(
-        str(folder), name, _file_names(folder), lambda other: read_json_object(folder / other)
-    )
-    return _open(location, folder, chosen, trust_remote_code, needs_config)
+    names = _file_names(folder, remote)
+    chosen = choose_file(str(folder), name, names, lambda other: read_json_object(folder / other))
+    return _open(location, folder, chosen, trust_remote_code, needs_config, remote)
 
 
-def _file_names(folder: Path) -> list[str]:
+def _file_names(folder: Path, remote: Snapshot | None) -> list[str]:
+    elsewhere = [] if remote is None else list(remote.weights)
     try:
-        return [entry.name for entry in os.scandir(folder) if not entry.is_dir()]
+        return [entry.name for entry in os.scandir(folder) if not entry.is_dir()] + elsewhere
     except OSError as error:
         raise unreadable(folder, error) from error
 
 
 def _open_folder(
-    location: str, folder: Path, trust_remote_code: bool, needs_config: bool
+    location: str,
+    folder: Path,
+    trust_remote_code: bool,
+    needs_config: bool,
+    remote: Snapshot | None = None,
 ) -> Checkpoint:
-    chosen = choose_weights(
-        str(folder), _file_names(folder), lambda name: read_json_object(folder / name)
-    )
-    return _open(location, folder, chosen, trust_remote_code, needs_config)
+    names = _file_names(folder, remote)
+    chosen = choose_weights(str(folder), names, lambda name: read_json_object(folder / name))
+    return _open(location, folder, chosen, trust_remote_code, needs_config, remote)
 
 
 def _open(
-    location: str, folder: Path, chosen: WeightFiles, trust_remote_code: bool, needs_config: bool
+    location: str,
+    folder: Path,
+    chosen: WeightFiles,
+    trust_remote_code: bool,
+    needs_config: bool,
+    remote: Snapshot | None,
 ) -> Checkpoint:
-    files = [folder / name for name in chosen.files]
+    weights = remote.weights if remote is not None else {}
+    companions = remote.companions if remote is not None else None
+    files = [weights.get(name, folder / name) for name in chosen.files]
     _require_inside(folder, files, chosen.index)
     if chosen.kind == "gguf":
         from torch2mlx.sources.gguf import open_gguf
@@ -137,7 +176,9 @@ def _open(
         source=source,
         state=state,
         generation_config=read_generation_config(folder),
-        tokenizer_files=companion_files(folder, trust_remote_code),
+        tokenizer_files=(
+            companion_files(folder, trust_remote_code) if companions is None else companions
+        ),
         notes=tuple(notes),
     )
 

@@ -10,7 +10,13 @@ from typing import Any
 from torch2mlx.errors import SourceError
 from torch2mlx.sources.local_files import read_json_object, refuse_lfs_pointer, stays_inside
 
-__all__ = ["companion_files", "is_companion", "read_config", "read_generation_config"]
+__all__ = [
+    "check_companion",
+    "companion_files",
+    "is_companion",
+    "read_config",
+    "read_generation_config",
+]
 
 # Everything that a tokenizer, a processor or `generate` of transformers may want to load.
 _COMPANION = re.compile(
@@ -62,13 +68,18 @@ def companion_files(folder: Path, trust_remote_code: bool = False) -> dict[str, 
         if is_companion(name, trust_remote_code) and (folder / name).is_file()
     }
     for path in found.values():
-        if not stays_inside(folder, path):
-            raise SourceError(
-                f"{path}: a link to {path.resolve()}, which is outside of the folder, so it is not "
-                "copied into the output; put the file itself there if it belongs to the model"
-            )
-        refuse_lfs_pointer(path)
+        check_companion(folder, path)
     return found
+
+
+def check_companion(folder: Path, path: Path) -> None:
+    """Raise SourceError for a Git LFS pointer, and for a link that leads out of the folder."""
+    if not stays_inside(folder, path):
+        raise SourceError(
+            f"{path}: a link to {path.resolve()}, which is outside of the folder, so it is not "
+            "copied into the output; put the file itself there if it belongs to the model"
+        )
+    refuse_lfs_pointer(path)
 
 
 def _names(folder: Path) -> Iterable[str]:

@@ -1,21 +1,28 @@
-"""Hub ids: what a conversion needs, and nothing else, as a local snapshot."""
+"""Hub ids: small files as a local snapshot, safetensors weights where they are.
+
+What lies in the local cache already is used from there.  Weights in other formats are downloaded.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PosixPath
 from typing import TYPE_CHECKING, Any
 
 from torch2mlx.errors import SourceError
-from torch2mlx.sources.companions import is_companion, read_config
+from torch2mlx.sources.companions import check_companion, is_companion, read_config
 from torch2mlx.sources.local_files import read_json_object
+from torch2mlx.sources.remote.ahead import ReadAhead
+from torch2mlx.sources.remote.files import RemoteFile, RemotePath, is_network_error, reason_of
+from torch2mlx.sources.remote.snapshot import FetchedFiles, Snapshot
+from torch2mlx.sources.remote.urls import HUB
 from torch2mlx.sources.weight_files import WeightFiles, choose_file, choose_weights, kind_of
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-__all__ = ["HubLocation", "download", "is_network_error", "parse_hub_location"]
+__all__ = ["HubLocation", "open_snapshot", "parse_hub_location"]
 
 AcceptConfig = Callable[[dict[str, Any]], None]
 
@@ -32,7 +39,8 @@ class HubLocation:
 
 
 def parse_hub_location(location: str) -> HubLocation | None:
-    """What "owner/name" or "owner/name/file.gguf" names; None for anything else."""
+    """What "owner/name" or "owner/name/file.gguf" names, with hf:// or without; else None."""
+    location = location.removeprefix(HUB)
     match = _FILE.fullmatch(location)
     if match and kind_of(match["file"]):
         return HubLocation(match["repo"], match["file"])
@@ -41,22 +49,23 @@ def parse_hub_location(location: str) -> HubLocation | None:
     return None
 
 
-def download(
+def open_snapshot(
     location: HubLocation,
     revision: str | None = None,
     trust_remote_code: bool = False,
     accept_config: AcceptConfig | None = None,
-) -> Path:
-    """The local snapshot of a hub id: config first, then one set of weights and its companions.
+    keep_download: bool = False,
+) -> Snapshot:
+    """A repository at one commit: config first, then the names of one set of weights.
 
-    huggingface_hub shows the progress, keeps the cache and resumes.  Without a network the cached
-    snapshot is used as it is.
+    huggingface_hub keeps the cache.  Without a network the cached snapshot is used as it is.
 
     Args:
         location: the repository.
         revision: branch, tag or commit; None for the main branch.
         trust_remote_code: also take Python files.
-        accept_config: called with the config before weights are downloaded; may raise to refuse.
+        accept_config: called with the config before anything else is read; may raise to refuse.
+        keep_download: download the weights into the cache.
 
     Raises:
         SourceError: not found, gated, no network and nothing cached, or no checkpoint.
@@ -72,7 +81,7 @@ def download(
     api = HfApi()
     where = f"hub model {location.repo}"
     try:
-        return _fetch(api, location, revision, trust_remote_code, accept_config)
+        return _find(api, location, revision, trust_remote_code, accept_config, keep_download)
     except GatedRepoError:
         raise SourceError(
             f"{where}: access is gated; accept its conditions on the model's page, then log in "
@@ -92,16 +101,7 @@ def download(
     except Exception as error:
         if not is_network_error(error):
             raise
-        return _cached(api, location, revision, error)
-
-
-def is_network_error(error: Exception) -> bool:
-    """True where the hub could not be asked.
-
-    The HTTP library under huggingface_hub changes with its version, so its errors are known by
-    the name of their module.
-    """
-    return isinstance(error, OSError) or type(error).__module__.startswith("httpx")
+        return Snapshot(_cached(api, location, revision, error))
 
 
 def _cached(api: HfApi, location: HubLocation, revision: str | None, reason: Exception) -> Path:
@@ -109,54 +109,108 @@ def _cached(api: HfApi, location: HubLocation, revision: str | None, reason: Exc
     try:
         found = api.snapshot_download(location.repo, revision=revision, local_files_only=True)
     except (OSError, ValueError):
-        short = (str(reason).splitlines() or [""])[0] or type(reason).__name__
         raise SourceError(
             f"hub model {location.repo}: no such file or folder here, the hub cannot be reached "
-            f"({short}), and the model is not in the local cache; connect, or give a local folder"
+            f"({reason_of(reason)}), and the model is not in the local cache; connect, or give a "
+            "local folder"
         ) from reason
     return Path(found)
 
 
-def _fetch(
+def _find(
     api: HfApi,
     location: HubLocation,
     revision: str | None,
     trust_remote_code: bool,
     accept_config: AcceptConfig | None,
-) -> Path:
-    info = api.model_info(location.repo, revision=revision)
-    names = [sibling.rfilename for sibling in info.siblings or []]
+    keep_download: bool,
+) -> Snapshot:
+    repo = location.repo
+    info = api.model_info(repo, revision=revision, files_metadata=True)
+    siblings = {sibling.rfilename: sibling for sibling in info.siblings or []}
+    names = list(siblings)
     commit = info.sha or revision
 
     def local(name: str) -> Path:
-        return Path(api.hf_hub_download(location.repo, name, revision=commit))
+        return Path(api.hf_hub_download(repo, name, revision=commit))
 
     if "config.json" in names:
         config = read_config(local("config.json").parent)
         if accept_config is not None:
             accept_config(config)
-    where = f"hub model {location.repo}"
-    flat = [name for name in names if "/" not in name]
-
-    def read_json(name: str) -> dict[str, Any]:
-        return read_json_object(local(name))
-
-    if location.file is None:
-        chosen = choose_weights(where, flat, read_json)
-    elif location.file in flat:
-        chosen = choose_file(where, location.file, flat, read_json)
-    else:
-        raise SourceError(f"{where}: has no file {location.file}")
+    where = f"hub model {repo}"
+    chosen = _choose(where, location, names, lambda name: read_json_object(local(name)))
     if "config.json" not in names and chosen.kind != "gguf":
         raise SourceError(
             f"{where}: has no config.json, which says what model the weights belong to; no "
             "weights were downloaded"
         )
-    wanted = _wanted(names, chosen, trust_remote_code)
-    return Path(
-        api.snapshot_download(
-            location.repo, revision=commit, allow_patterns=[_literal(name) for name in wanted]
+    absent = [name for name in chosen.files if not _is_cached(api, repo, name, commit)]
+    # The hub's file system takes no ids without an owner.
+    if keep_download or not absent or chosen.kind != "safetensors" or "/" not in repo:
+        wanted = [_literal(name) for name in _wanted(names, chosen, trust_remote_code)]
+        return Snapshot(Path(api.snapshot_download(repo, revision=commit, allow_patterns=wanted)))
+    folder = local("config.json").parent
+    for name in names:  # what PyTorch may run, and what says where a text ends
+        if name == "generation_config.json" or (trust_remote_code and _is_code(name)):
+            local(name)
+    ahead = ReadAhead()
+    weights: dict[str, Path] = {
+        name: RemotePath.of(
+            PosixPath(folder / name), _remote_file(repo, commit, siblings[name]), ahead
         )
+        for name in absent
+    }
+
+    def fetch(name: str) -> Path:
+        path = local(name)
+        check_companion(folder, path)
+        return path
+
+    companions = [n for n in names if is_companion(n, trust_remote_code)]
+    return Snapshot(folder, weights, FetchedFiles(companions, fetch))
+
+
+def _choose(
+    where: str,
+    location: HubLocation,
+    names: list[str],
+    read_json: Callable[[str], dict[str, Any]],
+) -> WeightFiles:
+    flat = [name for name in names if "/" not in name]
+    if location.file is None:
+        return choose_weights(where, flat, read_json)
+    if location.file in flat:
+        return choose_file(where, location.file, flat, read_json)
+    raise SourceError(f"{where}: has no file {location.file}")
+
+
+def _is_code(name: str) -> bool:
+    return name.endswith(".py") and "/" not in name
+
+
+def _is_cached(api: HfApi, repo: str, name: str, commit: str | None) -> bool:
+    try:
+        api.hf_hub_download(repo, name, revision=commit, local_files_only=True)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _remote_file(repo: str, commit: str | None, sibling: Any) -> RemoteFile:
+    """A weight file of a commit, whose content and size are known from the hub's listing."""
+    from huggingface_hub import HfFileSystem
+
+    name = sibling.rfilename
+    version = sibling.lfs.sha256 if sibling.lfs else sibling.blob_id
+    return RemoteFile(
+        HfFileSystem(),
+        f"{repo}@{commit}/{name}",
+        f"{HUB}{repo}/{name}",
+        sibling.size,
+        str(version),
+        {"size": sibling.size, "cache_type": "none"},
+        pinned=True,
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from torch2mlx.errors import SourceError
+from torch2mlx.sources.remote.files import RemotePath
 
 __all__ = [
     "PositionalFiles",
@@ -143,6 +144,9 @@ class PositionalFiles:
             SourceError: the file cannot be read or ends early; names file and tensor.
         """
         view = block.reshape(-1).view(np.uint8).data
+        if isinstance(path, RemotePath) and path.remote is not None:
+            path.ahead.read_into(view, path.remote, offset)
+            return
         handle = self._handle(path)
         done = 0
         while done < len(view):

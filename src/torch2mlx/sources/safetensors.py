@@ -8,7 +8,6 @@ are relative to the end of the header, must not overlap and must leave no gap
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch2mlx.dtypes import DTYPES
 from torch2mlx.errors import SourceError
 from torch2mlx.sources.base import TensorInfo, TensorSource
 from torch2mlx.sources.local_files import PositionalFiles, refuse_lfs_pointer, unreadable
+from torch2mlx.sources.remote.files import RemotePath
 
 __all__ = ["SafetensorsSource", "read_header"]
 
@@ -39,9 +39,8 @@ def read_header(path: Path) -> tuple[dict[str, Any], int]:
     refuse_lfs_pointer(path)
     try:
         with path.open("rb") as file:
-            start = file.read(8)
-            length = int.from_bytes(start, "little")
-            size = os.fstat(file.fileno()).st_size
+            length = int.from_bytes(file.read(8), "little")
+            size = path.stat().st_size
             text = file.read(min(length, _MAX_HEADER)) if length <= size - 8 else b""
     except OSError as error:
         raise unreadable(path, error) from error
@@ -157,7 +156,11 @@ class SafetensorsSource(TensorSource):
         self._reads = PositionalFiles(self._files)
         self._entries: dict[str, tuple[TensorInfo, int]] = {}
         for path in self._files:
-            for name, entry in _entries(path).items():
+            entries = _entries(path)
+            if isinstance(path, RemotePath) and path.remote is not None:
+                spans = [(offset, offset + info.nbytes) for info, offset in entries.values()]
+                path.ahead.learn(path.remote, spans)
+            for name, entry in entries.items():
                 if name in self._entries:
                     raise SourceError(
                         f"tensor {name!r} is in {self._entries[name][0].file} and in {path.name}; "
@@ -194,6 +197,9 @@ class SafetensorsSource(TensorSource):
 
     def close(self) -> None:
         self._reads.close()
+        for path in self._files:
+            if isinstance(path, RemotePath) and path.remote is not None:
+                path.ahead.close()
 
 
 def check_weight_map(infos: Mapping[str, TensorInfo], weight_map: Mapping[str, str]) -> None:

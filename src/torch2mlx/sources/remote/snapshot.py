@@ -1,0 +1,51 @@
+"""A remote checkpoint as it was when it was opened: small files here, weights there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+__all__ = ["FetchedFiles", "Snapshot"]
+
+
+class FetchedFiles(Mapping[str, Path]):
+    """Small files by name, fetched when they are first asked for.
+
+    Args:
+        names: what there is.
+        fetch: fetches one of them.
+    """
+
+    def __init__(self, names: Iterable[str], fetch: Callable[[str], Path]) -> None:
+        self._names = tuple(sorted(names))
+        self._fetch = fetch
+        self._found: dict[str, Path] = {}
+
+    def __getitem__(self, name: str) -> Path:
+        if name not in self._found:
+            if name not in self._names:
+                raise KeyError(name)
+            self._found[name] = self._fetch(name)
+        return self._found[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Where the files of a checkpoint are.
+
+    Attributes:
+        folder: local, with config and index.
+        weights: weight files that are read where they are, by name.
+        companions: tokenizer and other small files; None: all that `folder` has.
+    """
+
+    folder: Path
+    weights: Mapping[str, Path] = field(default_factory=dict)
+    companions: Mapping[str, Path] | None = None
