@@ -31,6 +31,9 @@ __all__ = ["Compiled", "Example", "convert_program", "is_program"]
 _FACTORY = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 _REFUSED = {
     "calibrate": "--calibrate: belongs to ports of language models; leave it out",
+    "target_bpw": "--target-bpw: belongs to ports of language models; choose --q-bits",
+    "max_kl": "--max-kl: belongs to ports of language models; leave it out",
+    "min_top1": "--min-top1: belongs to ports of language models; leave it out",
     "dequantize": "-d: a module has no quantized layers of MLX; leave it out",
     "max_context": "--max-context: belongs to ports of language models; bound an extent with "
     "--dynamic x:1=length:2..4096",
