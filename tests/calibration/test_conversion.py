@@ -101,7 +101,8 @@ def test_the_installed_texts_are_the_same_each_time() -> None:
         def __call__(self, text: str):
             return type("Encoding", (), {"input_ids": list(text.encode())})
 
-    first, again = (calibration_ids(Bytes(), installed_texts(), 4096, 128) for _ in range(2))
+    texts = installed_texts()
+    first, again = (calibration_ids(Bytes(), texts, 4096, 128) for _ in range(2))
     assert first.shape == (32, 128)
     np.testing.assert_array_equal(first, again)
 
