@@ -4,7 +4,8 @@
 
 Each case runs in a forked process with all libraries loaded: the checkpoint is opened, inspected,
 planned, and every tensor is read; every twentieth is also converted as a whole.  A finding is an
-exception of another kind, a crash, more than 10 seconds, more than 1 GB of memory above the
+exception of another kind, a crash, more than 10 seconds of processor time or two minutes in
+all (machines are busy), more than 1 GB of memory above the
 process's footprint, a file outside of the output, or a payload that ran.
 """
 
@@ -31,7 +32,8 @@ from mutations import make_seeds, mutate_case
 
 __all__ = ["Outcome", "run_case", "try_checkpoint"]
 
-SECONDS = 10
+SECONDS = 10  # of processor time
+WALL = 120  # seconds after which a silent process is ended
 MEMORY = 1 << 30
 CONVERTED = 20  # every so many cases the whole conversion runs
 
@@ -45,7 +47,7 @@ class Outcome:
         format: what was damaged.
         result: "read", an error class of torch2mlx, or a finding that begins with "!".
         detail: message, or the end of a traceback.
-        seconds: of wall time.
+        seconds: of processor time.
     """
 
     number: int
@@ -107,9 +109,9 @@ def run_case(number: int, seed: int, seeds: Path, room: Path) -> Outcome:
     source, output = place / "source", place / "out"
     name, kind = mutate_case(number, seed, seeds, source)
     before = _fingerprint(place)
-    start, footprint = time.monotonic(), _peak()
-    signal.signal(signal.SIGALRM, _too_long)
-    signal.alarm(SECONDS)
+    start, footprint = time.process_time(), _peak()
+    signal.signal(signal.SIGPROF, _too_long)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:
         whole = number % CONVERTED == CONVERTED - 1
         result, detail = try_checkpoint(source, output if whole else None), kind
@@ -118,8 +120,8 @@ def run_case(number: int, seed: int, seeds: Path, room: Path) -> Outcome:
     except BaseException as error:
         result, detail = f"!{type(error).__name__}", traceback.format_exc(limit=-4)
     finally:
-        signal.alarm(0)
-    seconds = time.monotonic() - start
+        signal.setitimer(signal.ITIMER_PROF, 0)
+    seconds = time.process_time() - start
     left = {p for p in _fingerprint(place) - before if not Path(p).is_relative_to(output)}
     if left:
         result, detail = "!files", " ".join(sorted(left))
@@ -170,7 +172,7 @@ def run(first: int, cases: int, seed: int, seeds: Path, room: Path, batch: int) 
         send.close()
         current: int | None = None
         try:
-            while receive.poll(SECONDS * 3):
+            while receive.poll(WALL):
                 what, value = receive.recv()
                 if what == "begins":
                     current = value
