@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from torch2mlx.architectures.catalog import port_name, similar_ports
+from torch2mlx.architectures.catalog import port_name, runs_sharded, similar_ports
 from torch2mlx.architectures.limits import stated_limits
 from torch2mlx.architectures.registry import rules_for
 from torch2mlx.sources.base import Checkpoint
@@ -25,6 +25,7 @@ class Inspection:
         kind: "safetensors", "torch" or "gguf".
         model_type, architectures: from config.json.
         route: name of the mlx-lm port that will be tried, or None.
+        sharded: that port runs on several machines with mlx.launch.
         files: number of weight files.
         parameters: number of weights.
         nbytes: bytes of the weight files' tensors.
@@ -42,6 +43,7 @@ class Inspection:
     model_type: str
     architectures: tuple[str, ...]
     route: str | None
+    sharded: bool
     files: int
     parameters: int
     nbytes: int
@@ -70,12 +72,14 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
     for expr in checkpoint.state.values():
         dtypes[expr.dtype.torch_name] += expr.size
     tokenizer, template = _tokenizer(checkpoint)
+    port = _route(config)
     return Inspection(
         location=checkpoint.location,
         kind=checkpoint.kind,
         model_type=str(config.get("model_type")),
         architectures=tuple(config.get("architectures") or ()),
-        route=_route(config),
+        route=port,
+        sharded=port is not None and runs_sharded(port),
         files=len(checkpoint.source.files),
         parameters=sum(expr.size for expr in checkpoint.state.values()),
         nbytes=sum(path.stat().st_size for path in checkpoint.source.files),

@@ -14,7 +14,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-__all__ = ["available_ports", "port_name", "port_settings", "similar_ports"]
+__all__ = [
+    "available_ports",
+    "port_name",
+    "port_settings",
+    "runs_sharded",
+    "sharded_ports",
+    "similar_ports",
+]
 
 # Modules of mlx_lm.models that define no model.
 _SHARED = frozenset(
@@ -83,6 +90,51 @@ def _settings(module: str, seen: set[str]) -> set[str]:
             for other in others:
                 names |= _settings(other, seen)
     return names
+
+
+@cache
+def runs_sharded(port: str) -> bool:
+    """Whether a port's `Model` has the method `shard`, its own or inherited.
+
+    Through it mlx-lm splits every layer over several machines that `mlx.launch` has started.
+
+    Args:
+        port: name of a module of `mlx_lm.models`, as `port_name` gives it.
+    """
+    return _has_method(port, "Model", "shard")
+
+
+def _has_method(module: str, name: str, method: str) -> bool:
+    path = _folder() / "models" / f"{module}.py"
+    if not path.exists():
+        return False
+    classes: dict[str, ast.ClassDef] = {}
+    imported: dict[str, tuple[str, str]] = {}  # name here → module and name there
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ClassDef):
+            classes[node.name] = node
+        elif isinstance(node, ast.ImportFrom) and node.level == 1:
+            for alias in node.names:
+                origin = (node.module, alias.name) if node.module else (alias.name, "")
+                imported[alias.asname or alias.name] = origin
+    if name not in classes:
+        return name in imported and _has_method(*imported[name], method)
+    if any(isinstance(n, ast.FunctionDef) and n.name == method for n in classes[name].body):
+        return True
+    for base in classes[name].bases:
+        if isinstance(base, ast.Name) and _has_method(module, base.id, method):
+            return True
+        if isinstance(base, ast.Attribute) and isinstance(base.value, ast.Name):
+            origin, _ = imported.get(base.value.id, ("", ""))
+            if _has_method(origin, base.attr, method):
+                return True
+    return False
+
+
+def sharded_ports() -> tuple[str, ...]:
+    """Model types, aliases included, whose ports run on several machines, sorted."""
+    names = available_ports()
+    return tuple(name for name in names if runs_sharded(_aliases().get(name, name)))
 
 
 def similar_ports(model_type: str) -> list[str]:

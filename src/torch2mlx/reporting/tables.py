@@ -49,6 +49,7 @@ def _(result: Inspection) -> None:
     table.add_row("tokenizer", "yes" if result.tokenizer else "none")
     table.add_row("chat template", "yes" if result.chat_template else "none")
     table.add_row("route", f"mlx-lm port {result.route}" if result.route else "none")
+    table.add_row("several Macs", f"with mlx.launch: {'yes' if result.sharded else 'no'}")
     console.print(table)
     for note in result.notes:
         console.print(f"note: {note}", style="dim")
