@@ -6,6 +6,7 @@ verification; what a stage does is in its own package.
 
 from __future__ import annotations
 
+import json
 import resource
 import shutil
 import sys
@@ -31,7 +32,7 @@ from torch2mlx.progress import Progress, Silent
 if TYPE_CHECKING:
     import torch
 
-    from torch2mlx.compiler.route import Compiled
+    from torch2mlx.compiler.route import Compiled, Example
     from torch2mlx.conversion.executor import Target
     from torch2mlx.conversion.identity import SourceState
     from torch2mlx.conversion.team import Team
@@ -64,12 +65,12 @@ class Conversion:
     """What a conversion made.
 
     Attributes:
-        destination: the published folder.
+        destination: the published folder; its URL where that is remote.
         manifest: everything that `torch2mlx.json` in it says.
         also: further outputs of the same pass over the source.
     """
 
-    destination: Path
+    destination: Path | str
     manifest: Manifest
     also: tuple[Conversion, ...] = ()
 
@@ -213,7 +214,8 @@ def convert(
         source: a folder, a checkpoint file (.safetensors, .bin, .pt, .pth, .gguf), a hub id or
             a URL such as s3://bucket/folder; or an `nn.Module`, an `ExportedProgram`, a .pt2 file
             or "package.module:factory".
-        destination: folder to create; it must not exist.
+        destination: folder to create; it must not exist.  At a URL (s3://bucket/folder,
+            hf://owner/name) it is made in the working directory, then uploaded and removed.
         example_inputs: of a module: positional arguments of its `forward`.
         example_kwargs: of a module: keyword arguments.
         dynamic_shapes: of a module: as for `torch.export.export`; other extents are fixed.
@@ -227,20 +229,35 @@ def convert(
     Raises:
         Torch2MLXError: one of `torch2mlx.errors`, with a message for the user.
     """
-    from torch2mlx.compiler.route import Example, convert_program, is_program
-    from torch2mlx.packaging.staging import check_destination
-    from torch2mlx.sources.remote.urls import shown
+    from torch2mlx.compiler.route import Example
+    from torch2mlx.sources.remote.urls import is_url
 
     try:
         asked = ConvertOptions(**options)
     except TypeError as error:
         raise TypeError(f"convert(): {error}") from None
     asked.check()
-    check_destination(destination)
     listener = progress or Silent()
     examples = Example(
         example_inputs, example_kwargs, dynamic_shapes, example, tuple(dynamic), entry_points
     )
+    if is_url(str(destination)):
+        return _convert_and_upload(source, str(destination), asked, examples, listener)
+    return _convert(source, destination, asked, examples, listener)
+
+
+def _convert(
+    source: str | Path | torch.nn.Module | torch.export.ExportedProgram,
+    destination: str | Path,
+    asked: ConvertOptions,
+    examples: Example,
+    listener: Progress,
+) -> Conversion | Compiled:
+    from torch2mlx.compiler.route import convert_program, is_program
+    from torch2mlx.packaging.staging import check_destination
+    from torch2mlx.sources.remote.urls import shown
+
+    check_destination(destination)
     if is_program(source):
         compiled = convert_program(source, destination, asked, examples, listener)
         for note in compiled.notes:
@@ -260,6 +277,48 @@ def convert(
         for one in (asked, *asked.further().values()):
             one.check_source(checkpoint.kind, checkpoint.location)
         return _Conversion(checkpoint, Path(destination), asked, listener).run()
+
+
+def _convert_and_upload(
+    source: Any, destination: str, asked: ConvertOptions, examples: Example, listener: Progress
+) -> Conversion | Compiled:
+    """Make the folder here, as always; upload it once it is verified, then remove it."""
+    from torch2mlx.conversion.team import find_team
+    from torch2mlx.packaging.remote import RemoteDestination
+
+    if asked.also:
+        raise OptionError("--also: a remote DST takes one output; run the command once for each")
+    remote = RemoteDestination(destination)
+    finished = remote.local.exists()
+    if find_team().leads:
+        remote.require_new(begun=finished)
+    result = (
+        _made_before(remote.local, source, asked)
+        if finished
+        else _convert(source, remote.local, asked, examples, listener)
+    )
+    if find_team().leads:
+        total = sum(path.stat().st_size for path in remote.local.rglob("*"))
+        with listener.stage("Uploading", total) as advance:
+            remote.upload(remote.local, advance)
+        shutil.rmtree(remote.local)
+    return replace(result, destination=remote.url)
+
+
+def _made_before(folder: Path, source: Any, asked: ConvertOptions) -> Conversion:
+    """The folder of a run that was stopped while it uploaded, if it is what is asked for."""
+    from torch2mlx.packaging.manifest import read_manifest
+    from torch2mlx.sources.remote.urls import HUB, shown
+
+    manifest = read_manifest(folder)
+    location = shown(str(source)).removeprefix(HUB)
+    options = json.loads(json.dumps(asked.to_dict(), default=str))
+    if manifest.source.location != location or dict(manifest.options) != options:
+        raise DestinationError(
+            f"{folder}: waits to be uploaded there since an earlier run, but comes from another "
+            "source or other options; remove it"
+        )
+    return Conversion(folder, manifest)
 
 
 def _open(

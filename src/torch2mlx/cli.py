@@ -193,7 +193,9 @@ def convert(
     destination: Annotated[
         str | None,
         typer.Argument(
-            metavar="DST", help="Folder to create (default: mlx_model).", show_default=False
+            metavar="DST",
+            help="Folder to create, here or at a URL (default: mlx_model).",
+            show_default=False,
         ),
     ] = None,
     hf_path: Annotated[
@@ -387,10 +389,14 @@ def convert(
     The options of mlx_lm.convert are accepted with the same meaning.
     """
     from torch2mlx import api
+    from torch2mlx.sources.remote.urls import is_url, shown
 
+    target = _one("DST", destination, "--mlx-path", mlx_path, default="mlx_model")
+    if upload_repo is not None and is_url(target):
+        raise OptionError(f"--upload-repo: {shown(target)} is remote itself; give one of the two")
     result = api.convert(
         _one("SRC", source, "--hf-path", hf_path),
-        _one("DST", destination, "--mlx-path", mlx_path, default="mlx_model"),
+        target,
         quantize=quantize,
         q_bits=q_bits,
         q_group_size=q_group_size,

@@ -125,8 +125,8 @@ def _has_method(module: str, name: str, method: str) -> bool:
         if isinstance(base, ast.Name) and _has_method(module, base.id, method):
             return True
         if isinstance(base, ast.Attribute) and isinstance(base.value, ast.Name):
-            origin, _ = imported.get(base.value.id, ("", ""))
-            if _has_method(origin, base.attr, method):
+            other, _ = imported.get(base.value.id, ("", ""))
+            if _has_method(other, base.attr, method):
                 return True
     return False
 

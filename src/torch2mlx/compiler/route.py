@@ -73,7 +73,7 @@ class Compiled:
     """What the compiler made.
 
     Attributes:
-        destination: the published folder.
+        destination: the published folder; its URL where that is remote.
         model_class: name of the root class in its model.py.
         operators: number of ATen calls that were lowered.
         cases: inputs on which it was compared with PyTorch.
@@ -86,7 +86,7 @@ class Compiled:
         notes: what a user should know.
     """
 
-    destination: Path
+    destination: Path | str
     model_class: str
     operators: int
     cases: tuple[str, ...]

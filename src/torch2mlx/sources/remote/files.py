@@ -7,7 +7,7 @@ import io
 import os
 import stat
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import PosixPath
@@ -19,7 +19,14 @@ from torch2mlx.sources.remote.urls import scrubbed
 if TYPE_CHECKING:
     from torch2mlx.sources.remote.ahead import ReadAhead
 
-__all__ = ["RemoteFile", "RemotePath", "is_network_error", "reason_of", "version_of"]
+__all__ = [
+    "RemoteFile",
+    "RemotePath",
+    "is_network_error",
+    "patiently",
+    "reason_of",
+    "version_of",
+]
 
 PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)  # seconds before each further attempt
 
@@ -87,7 +94,7 @@ class RemoteFile:
         Raises:
             SourceError: there is no such file, or the server does not tell its size.
         """
-        info = _patiently(url, lambda: system.info(path))
+        info = patiently(url, lambda: system.info(path))
         size = info.get("size")
         if not isinstance(size, int):
             raise SourceError(
@@ -109,7 +116,7 @@ class RemoteFile:
                 raise ConnectionError(f"{len(data):,} of {stop - start:,} bytes arrived")
             return bytes(data)
 
-        data: bytes = _patiently(self.url, read)
+        data: bytes = patiently(self.url, read)
         if len(data) > stop - start:
             raise SourceError(f"{self.url}: the server sends no parts of files; download it")
         return data
@@ -124,7 +131,7 @@ class RemoteFile:
         if self.pinned:
             return
         self.system.invalidate_cache()
-        info = _patiently(self.url, lambda: self.system.info(self.path))
+        info = patiently(self.url, lambda: self.system.info(self.path))
         if info.get("size") != self.size or version_of(info) != self.version:
             raise SourceError(
                 f"{self.url}: changed while it was being read; run the command again once nobody "
@@ -132,8 +139,16 @@ class RemoteFile:
             )
 
 
-def _patiently(url: str, ask: Any) -> Any:
-    """The answer of a server, asked again after dropped connections and errors of its own."""
+def patiently(url: str, ask: Callable[[], Any]) -> Any:
+    """The answer of a server, asked again after dropped connections and errors of its own.
+
+    Args:
+        url: for messages, without credentials.
+        ask: asks once.
+
+    Raises:
+        SourceError: no such file, no access, or the connection stays broken.
+    """
     for pause in (*PAUSES, None):
         try:
             return ask()
@@ -149,8 +164,8 @@ def _patiently(url: str, ask: Any) -> Any:
             if pause is None or _is_final(error):
                 tries = "" if _is_final(error) else f" after {len(PAUSES) + 1} attempts"
                 raise SourceError(
-                    f"{url}: cannot be read{tries}: {reason_of(error)}; the same command goes on "
-                    "from what is finished"
+                    f"{url}: cannot be reached{tries}: {reason_of(error)}; the same command "
+                    "goes on from what is finished"
                 ) from error
             time.sleep(pause)
     raise AssertionError("the last attempt returns or raises")
