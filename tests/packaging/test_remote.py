@@ -150,6 +150,7 @@ def test_a_repository_takes_one_commit(
     [
         ("hf://me", "names no folder"),
         ("memory://", "names no folder"),
+        ("https://me:secret@host/out", "https://host/out: web servers take no folders"),
         ("s3://k:secret@bucket/out", r"pip install 'torch2mlx\[s3\]'"),
     ],
 )

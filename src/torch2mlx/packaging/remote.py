@@ -43,6 +43,11 @@ class RemoteDestination:
                 f"destination {self.url}: names no folder; expected hf://owner/name or a URL such "
                 "as s3://bucket/folder"
             )
+        if url.lower().startswith(("http://", "https://")):
+            raise DestinationError(
+                f"destination {self.url}: web servers take no folders; give a folder here, "
+                "hf://owner/name or an object store such as s3://bucket/folder"
+            )
         digest = hashlib.sha256(self.url.encode()).hexdigest()[:8]
         self.local = Path.cwd() / f"{name}.upload-{digest}"
         if self._hub is None:

@@ -34,7 +34,7 @@ _HEAD = 1 << 16  # bytes; most headers are shorter
 # Where the errors of the HTTP libraries under fsspec's file systems come from.
 _HTTP_LIBRARIES = ("httpx", "httpcore", "aiohttp", "botocore", "aiobotocore", "urllib3", "requests")
 _FINAL = (FileNotFoundError, PermissionError, IsADirectoryError)
-_TRY_AGAIN = (408, 425, 429)  # of the statuses 4xx
+_TRY_AGAIN = (408, 425, 429, 500)  # of the statuses up to 501, which says: not implemented
 # What file systems call the state of a file.
 _VERSIONS = ("ETag", "etag", "md5Hash", "mtime", "LastModified", "last_modified", "created")
 
@@ -62,7 +62,7 @@ def _is_final(error: Exception) -> bool:
     if isinstance(error, _FINAL) or not is_network_error(error):
         return True
     status = getattr(getattr(error, "response", None), "status_code", getattr(error, "status", 0))
-    return isinstance(status, int) and 400 <= status < 500 and status not in _TRY_AGAIN
+    return isinstance(status, int) and 400 <= status <= 501 and status not in _TRY_AGAIN
 
 
 @dataclass(frozen=True)
