@@ -574,6 +574,7 @@ def test_wrong_rope_in_the_port(
     monkeypatch.setattr(
         llama, "initialize_rope", lambda dims, base, *a, **k: initialize(dims, 10_000.0, *a, **k)
     )
+    monkeypatch.setattr("torch2mlx.routing.may_generate", lambda _: False)
     words = ("twin", "the MLX model differs from PyTorch", "layer 0", "nothing was published")
     fails(checkpoint("llama"), code=8, words=words)
 
@@ -585,8 +586,27 @@ def test_wrong_activation_in_the_port(
     from mlx_lm.models import llama
 
     monkeypatch.setattr(llama, "swiglu", lambda gate, x: nn.gelu(gate) * x)
+    monkeypatch.setattr("torch2mlx.routing.may_generate", lambda _: False)
     words = ("the MLX model differs from PyTorch", "layer 0", "--no-verify")
     fails(checkpoint("llama"), code=8, words=words)
+
+
+@pytest.mark.slow
+def test_a_wrong_port_gives_way_to_a_generated_one(
+    checkpoint: Callable[..., Path],
+    run_cli: Callable[..., Any],
+    place: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import mlx.nn as nn
+    from mlx_lm.models import llama
+
+    monkeypatch.setattr(llama, "swiglu", lambda gate, x: nn.gelu(gate) * x)
+    done = run_cli("convert", checkpoint("llama"), place / "out")
+    assert done.code == 0, done
+    manifest = json.loads((place / "out" / "torch2mlx.json").read_text())
+    assert manifest["plan"]["port"] == "model.py"
+    assert (place / "out" / "model.py").exists()
 
 
 def test_without_verification_the_manifest_says_so(

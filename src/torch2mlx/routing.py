@@ -51,6 +51,8 @@ def route(
     except (UnsupportedError, PlanError, ParityError) as refused:
         if checkpoint.kind == "mlx" or not may_generate(config):
             raise
+        if isinstance(refused, PlanError) and not _fits_original(checkpoint):
+            raise
         generated = replace(checkpoint, config={**config, "model_file": MODEL_FILE})
         try:
             prepared = prepare(generated)
@@ -64,3 +66,22 @@ def route(
             f"does not do: {reason}"
         )
         return generated, prepared, (note,)
+
+
+def _fits_original(checkpoint: Checkpoint) -> bool:
+    """Whether the tensors are those of transformers' own model, which any generated port needs.
+
+    Told from headers in a moment, where generating takes many.
+    """
+    from torch2mlx.architectures.bounds import check_counts
+    from torch2mlx.compiler.decoders.weights import fits
+    from torch2mlx.verification.reference import build_skeleton
+
+    try:
+        check_counts(checkpoint.config, checkpoint.state)
+        original = build_skeleton(checkpoint.config)
+        return fits(original, checkpoint.state, checkpoint.config)
+    except PlanError:
+        return False
+    except UnsupportedError:
+        return True  # the port's own mapping says why, in full

@@ -11,6 +11,11 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from torch2mlx.api import _generated_port
 from torch2mlx.architectures.port import MODEL_FILE, load_port
+from torch2mlx.compiler.decoders import source
+from torch2mlx.compiler.decoders.skeleton import build_skeleton
+from torch2mlx.compiler.decoders.source import generate_decoder
+from torch2mlx.compiler.decoders.tracing import trace
+from torch2mlx.verification.reference import decoder_layers
 from torch2mlx.verification.twin import run_twin
 
 LLAMA = {
@@ -173,6 +178,35 @@ def test_llama_equals_the_hand_written_port_and_reads_like_it() -> None:
     assert "nn.RMSNorm(64" in source
     assert "mx.fast.rope(" in source
     assert "torch" not in source.replace("torch2mlx", "").replace("PyTorch", "")
+
+
+@pytest.mark.parametrize(
+    ("model_type", "depth", "traced"),
+    [
+        ("gemma2", {"num_hidden_layers": 6}, 4),
+        pytest.param("bloom", {"n_layer": 4}, 2, marks=pytest.mark.slow),
+        pytest.param("jamba", {"num_hidden_layers": 10}, 4, marks=pytest.mark.slow),
+        pytest.param("deepseek_v3", {"num_hidden_layers": 5}, 3, marks=pytest.mark.slow),
+    ],
+)
+def test_copies_of_layers_are_what_tracing_them_gives(
+    model_type: str, depth: dict[str, int], traced: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = {**WITHOUT_PORT, **WITH_PORT}[model_type]
+    config = config_of(model_type, {**values, **depth})
+    followed: list[int] = []
+
+    def recorded(model: Any) -> Any:
+        followed.append(len(decoder_layers(model)[1]))
+        return trace(model)
+
+    monkeypatch.setattr(source, "trace", recorded)
+    copied = generate_decoder(build_skeleton(config))
+    assert followed == [traced]
+    monkeypatch.setattr(source, "find_repetition", lambda _: None)
+    whole = generate_decoder(build_skeleton(config))
+    assert copied.source == whole.source
+    assert copied.weights == whole.weights
 
 
 def test_layers_with_a_window_get_rotating_caches() -> None:

@@ -2,6 +2,7 @@
 
 skeleton   the model without weights
 tracing    its program, in which attention, caches, masks and experts are single operators
+repetition layers that are copies of traced ones
 placement  whose cache is whose: each layer takes its own
 lowering   these operators as functions and caches of mlx-lm
 source     the model file that mlx-lm loads

@@ -18,11 +18,12 @@ from torch2mlx.compiler.codegen.file import (
 from torch2mlx.compiler.codegen.runtime_source import runtime_source
 from torch2mlx.compiler.decoders import lowering as _lowering  # noqa: F401  (registers)
 from torch2mlx.compiler.decoders.placement import CacheSlot, Placed, place
+from torch2mlx.compiler.decoders.repetition import find_repetition, repeated, shortened
 from torch2mlx.compiler.decoders.rotary import with_rope
 from torch2mlx.compiler.decoders.skeleton import Skeleton
 from torch2mlx.compiler.decoders.tracing import trace
 from torch2mlx.compiler.dimensions import dimension_names
-from torch2mlx.compiler.graph import build_graph
+from torch2mlx.compiler.graph import Graph, build_graph
 from torch2mlx.compiler.package import tied_names
 from torch2mlx.compiler.passes import optimized
 from torch2mlx.compiler.program import build_program
@@ -86,12 +87,7 @@ def generate_decoder(skeleton: Skeleton) -> GeneratedDecoder:
         CompileError: with every reason why it has no exact counterpart.
     """
     model = skeleton.model
-    exported = trace(model)
-    names = {
-        symbol: "total" if name.startswith("cache") else name
-        for symbol, name in dimension_names(exported, None).items()
-    }
-    graph = build_graph(exported, type(model).__name__, tied_names(model), names)
+    exported, graph = _graph(model)
     placed = place(graph)
     program = optimized(with_rope(build_program(placed.graph)))
     total = "visible_keys(cache[0], input_ids.shape[1]).shape[-1]"
@@ -111,6 +107,34 @@ def generate_decoder(skeleton: Skeleton) -> GeneratedDecoder:
         )
     text = model_file(classes, placed, model.config)
     return GeneratedDecoder(text, weights, constants, placed.slots, len(placed.graph.nodes))
+
+
+def _graph(model: Any) -> tuple[torch.export.ExportedProgram, Graph]:
+    """What a model computes; of layers that repeat, two of each kind are followed."""
+    tied = tied_names(model)
+    repetition = find_repetition(model)
+    if repetition is not None:
+        try:
+            with shortened(model, repetition):
+                exported, graph = _traced(model, tied)
+        except CompileError as error:
+            # The model counts its layers by its config; every other reason would come again.
+            if not any("out of range" in reason for reason in error.reasons):
+                raise
+        else:
+            whole = repeated(graph, repetition)
+            if whole is not None:
+                return exported, whole
+    return _traced(model, tied)
+
+
+def _traced(model: Any, tied: Mapping[str, str]) -> tuple[torch.export.ExportedProgram, Graph]:
+    exported = trace(model)
+    names = {
+        symbol: "total" if name.startswith("cache") else name
+        for symbol, name in dimension_names(exported, None).items()
+    }
+    return exported, build_graph(exported, type(model).__name__, tied, names)
 
 
 def model_file(classes: GeneratedClasses, placed: Placed, config: Any) -> str:

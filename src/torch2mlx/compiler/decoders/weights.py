@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
+from torch2mlx.architectures.drops import drop_reason
 from torch2mlx.errors import UnsupportedError
 from torch2mlx.planning.expressions import Concat, Expr, Reshape, Slice, Transpose, stack
 
-__all__ = ["module_state"]
+__all__ = ["fits", "module_state"]
 
 
 class _Recorded(torch.Tensor):
@@ -181,3 +182,28 @@ def module_state(model: Any, state: Mapping[str, Expr]) -> dict[str, Expr]:
             tensor = made[0] if isinstance(made, list) else made
             result[name] = tensor.expr
     return result
+
+
+def fits(model: Any, state: Mapping[str, Expr], config: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint has every parameter of a model, in its shape, and none that is unknown.
+
+    Args:
+        model: of transformers, on the meta device.
+        state: tensors under their names in the checkpoint.
+        config: the checkpoint's, which says what may be left out.
+
+    Raises:
+        UnsupportedError: see `module_state`.
+    """
+    found = module_state(model, state)
+    parameters = list(model.named_parameters(remove_duplicate=False))
+    given = {
+        id(tensor)
+        for name, tensor in parameters
+        if name in found and found[name].shape == tuple(tensor.shape)
+    }
+    known = {name for name, _ in parameters} | {name for name, _ in model.named_buffers()}
+    unknown = found.keys() - known
+    return all(id(tensor) in given for _, tensor in parameters) and all(
+        drop_reason(name, found[name].shape, config) for name in unknown
+    )
