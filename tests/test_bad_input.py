@@ -243,7 +243,7 @@ def test_no_model_type(copied: Copied, fails: Callable[..., str]) -> None:
 def test_settings_of_the_wrong_type(copied: Copied, fails: Callable[..., str]) -> None:
     source = copied("llama")
     _edit_config(source, architectures="LlamaForCausalLM")
-    fails(source, code=3, words=("'architectures' to be a list", "LlamaForCausalLM"))
+    fails(source, code=3, words=("architectures to be a list", "LlamaForCausalLM"))
     _edit_config(source, architectures=None, hidden_size="wide")
     fails(source, code=4, words=("mlx_lm.models.llama cannot be built", "config.json"))
 
