@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import subprocess
 import sys
@@ -181,6 +182,30 @@ def test_options_that_do_not_apply(tmp_path: Path) -> None:
         torch2mlx.convert(torch.export.export(net, (X,)), out, dtype="float16")
     with pytest.raises(OptionError, match="--weights belongs to a module"):
         torch2mlx.convert(tmp_path, out, weights="w.safetensors")
+
+
+def test_a_model_too_large_to_compare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch2mlx.compiler.publish.available_bytes", lambda: 1000)
+    with pytest.raises(OptionError, match=r"about 0\.0 GB.*--no-verify"):
+        torch2mlx.convert(_net(), tmp_path / "out", example_inputs=(X,))
+    assert list(tmp_path.iterdir()) == []
+    torch2mlx.convert(_net(), tmp_path / "out", example_inputs=(X,), verify=False)
+
+
+def test_weights_are_freed_before_mlx_reads_its_own(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    devices = []
+
+    def loading(folder: Path) -> Any:
+        (module,) = [m for m in gc.get_objects() if type(m).__name__ == "Net"]
+        devices.append({p.device.type for p in module.parameters()})
+        return import_model(folder)
+
+    save_file(_stored(_net()), "weights.safetensors")
+    monkeypatch.setattr("torch2mlx.compiler.publish.import_model", loading)
+    torch2mlx.convert("weighed:build", "out", example="x.pt", weights="weights.safetensors")
+    assert devices == [{"meta"}]
 
 
 def _stopped(net: nn.Module, out: Path, **options: Any) -> None:

@@ -16,13 +16,20 @@ from torch2mlx.compiler.codegen import GeneratedModel
 from torch2mlx.compiler.codegen.tree import method_name
 from torch2mlx.compiler.entry_points import CompiledEntry
 from torch2mlx.compiler.loading import with_loader
-from torch2mlx.compiler.parity import Agreement, call_model, check_parity, import_model
+from torch2mlx.compiler.parity import (
+    Agreement,
+    call_model,
+    check_parity,
+    import_model,
+    run_original,
+)
 from torch2mlx.compiler.quantize import Quantized, assign, check_quantized
 from torch2mlx.compiler.weights import WeightState, plan_weights, values_digest, weight_expressions
 from torch2mlx.conversion.executor import execute
 from torch2mlx.conversion.identity import SourceState, plan_identity
+from torch2mlx.conversion.memory import available_bytes
 from torch2mlx.conversion.records import FileRecord
-from torch2mlx.errors import ParityError
+from torch2mlx.errors import OptionError, ParityError
 from torch2mlx.options import ConvertOptions
 from torch2mlx.packaging.files import output_records, source_record
 from torch2mlx.packaging.index import WeightSummary, write_index
@@ -47,6 +54,8 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = ["CompiledModule", "publish", "weights_of"]
+
+_ACTIVATIONS = 1.3  # memory of a comparison over its weights: activations, a tensor in transit
 
 
 @dataclass(frozen=True)
@@ -123,6 +132,7 @@ class _Publication:
 
     def run(self, destination: str | Path, seed: int) -> CompiledModule:
         plan = self._plan()
+        self._require_memory(plan)
         sharded, quantized = len(plan.shards) > 1, plan.assignment is not None
         generated = self.generated
         code = with_loader(
@@ -215,19 +225,45 @@ class _Publication:
         return report.to_dict()
 
     def _compare(self, plan: Plan, seed: int) -> tuple[Agreement, Quantized | None]:
-        """Both models on the same inputs, unquantized; then what quantization changed."""
+        """Both models on the same inputs, unquantized; then what quantization changed.
+
+        Weights that PyTorch reads from files are gone before MLX has its own.
+        """
         folder, name = self.folder, self.generated.class_name
+        with self._original() as module:
+            cases = run_original(self.entries, module, seed)
         if plan.assignment is None:
             model = import_model(folder).load(str(folder))
-        else:
-            model = self._unquantized(plan)
+            return check_parity(model, self.generated, cases, self._original), None
+        model = self._unquantized(plan)
         before = self._examples(model)
-        with weights_of(self.module, self.weights):
-            agreement = check_parity(model, self.generated, self.entries, self.module, seed)
-        if plan.assignment is None:
-            return agreement, None
+        agreement = check_parity(model, self.generated, cases, self._original)
+        del model
         done = check_quantized(folder, name, plan.assignment, before, self._examples)
         return agreement, done
+
+    @contextmanager
+    def _original(self) -> Iterator[torch.nn.Module]:
+        with weights_of(self.module, self.weights):
+            yield self.module
+
+    def _require_memory(self, plan: Plan) -> None:
+        """OptionError where the comparison would not fit into memory."""
+        if not self.options.verify:
+            return
+        ours = sum(output.expr.nbytes for output in plan.outputs)
+        theirs = 0
+        if self.weights.source.files:
+            tensors = {id(t): t for t in self.module.state_dict(keep_vars=True).values()}
+            theirs = sum(t.numel() * t.element_size() for t in tensors.values())
+        needed, available = int(_ACTIVATIONS * max(ours, theirs)), available_bytes()
+        if available is not None and needed > available:
+            raise OptionError(
+                f"{self.generated.class_name}: the comparison with PyTorch needs about "
+                f"{needed / 1e9:.1f} GB of memory, and {available / 1e9:.1f} GB are available; "
+                "free memory, use a machine that has more, or leave the comparison out with "
+                "--no-verify"
+            )
 
     def _unquantized(self, plan: Plan) -> Any:
         from torch2mlx.dtypes import to_mx
@@ -243,6 +279,7 @@ class _Publication:
 
     def _examples(self, model: Any) -> list[Any]:
         """Outputs of a model on the example of every method; buffers stay as they are."""
+        import mlx.core as mx
         from mlx.utils import tree_flatten
 
         before = tree_flatten(model.parameters())
@@ -252,6 +289,7 @@ class _Publication:
             outputs += call_model(
                 model, entry.method, arguments, entry.point.args, entry.point.kwargs
             )
+        mx.eval(outputs)  # what is not computed yet would keep the weights
         model.load_weights(before)
         return outputs
 

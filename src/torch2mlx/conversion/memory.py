@@ -9,9 +9,10 @@ from pathlib import Path
 
 from torch2mlx.planning.expressions import Expr, Whole
 
-__all__ = ["Meter", "resident_bytes", "whole_bytes"]
+__all__ = ["Meter", "available_bytes", "resident_bytes", "whole_bytes"]
 
 _STATM = Path("/proc/self/statm")
+_MEMINFO = Path("/proc/meminfo")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -22,6 +23,17 @@ def resident_bytes() -> int:
     except OSError:
         unit = 1 if sys.platform == "darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def available_bytes() -> int | None:
+    """Memory that the system could give to new work, page cache included; None: unknown."""
+    try:
+        for line in _MEMINFO.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return None
 
 
 class Meter:
