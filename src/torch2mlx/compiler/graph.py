@@ -270,6 +270,7 @@ class _Reader:
         self.program = program
         self.names = dict(dimension_names)
         self.method = method
+        self.class_name = ""
         self.current: Any = None  # the node that is read
         self.refs: dict[Any, Any] = {}
         self.reasons: list[str] = []
@@ -277,6 +278,7 @@ class _Reader:
     def read(self, class_name: str, tied: Mapping[str, str]) -> Graph:
         from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
 
+        self.class_name = class_name
         nodes = {n.name: n for n in self.program.graph.nodes}
         inputs: list[Input] = []
         flat: list[Any] = []
@@ -471,6 +473,8 @@ class _Reader:
         frames = []
         for (key, (path, kind)), place in zip(stack.items(), lines, strict=True):
             class_name = kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"
+            if class_name.startswith("torch.export._trace."):  # around a program without modules
+                class_name = self.class_name
             clean = _clean(path)
             frames.append(Frame(clean, str(key), class_name, *place))
         file, line = _user_line(trace)

@@ -200,6 +200,7 @@ def compile_module(
     example_kwargs: Mapping[str, Any] | None = None,
     dynamic_shapes: Any = None,
     *,
+    original: torch.nn.Module | None = None,
     entry_points: Sequence[EntryPoint] = (),
     weights: Checkpoint | None = None,
     options: ConvertOptions | None = None,
@@ -215,6 +216,7 @@ def compile_module(
         example_inputs: positional arguments of `forward`.
         example_kwargs: keyword arguments of `forward`.
         dynamic_shapes: as for `torch.export.export`; other extents are fixed.
+        original: what the result is compared with, where the module was made from it (TorchScript).
         entry_points: methods to compile, in place of `forward` and its example.
         weights: where the values of parameters and persistent buffers are; None: in the module.
         options: dtype, quantization, shards, memory, verification.
@@ -246,7 +248,14 @@ def compile_module(
         state = checkpoint_state(module, made.constants, weights)
     listener = progress or Silent()
     return publish(
-        destination, made.generated, made.entries, state, module, options, listener, seed
+        destination,
+        made.generated,
+        made.entries,
+        state,
+        module if original is None else original,
+        options,
+        listener,
+        seed,
     )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import re
 import sys
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from torch2mlx.compiler.dimensions import parse_dynamic
 from torch2mlx.compiler.entry_points import EntryPoint, check_methods
 from torch2mlx.compiler.meta import parameters_on_meta
+from torch2mlx.compiler.torchscript import ADVICE, is_torchscript, load_torchscript, module_of
 from torch2mlx.errors import OptionError, SourceError, UnsupportedError
 from torch2mlx.options import ConvertOptions
 from torch2mlx.planning.plan import FLOAT_DTYPES
@@ -112,17 +112,9 @@ def is_program(source: Any) -> bool:
     if not isinstance(source, str | Path):
         return True
     path = Path(source)
-    if path.suffix == ".pt2" or _is_torchscript(path):
+    if path.suffix == ".pt2" or is_torchscript(path):
         return True
     return _FACTORY.fullmatch(str(source)) is not None and not path.exists()
-
-
-def _is_torchscript(path: Path) -> bool:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return any("/code/" in name for name in archive.namelist())
-    except (OSError, ValueError, zipfile.BadZipFile):
-        return False
 
 
 def convert_program(
@@ -135,8 +127,8 @@ def convert_program(
     """Compile a program, compare it with PyTorch, and publish its folder.
 
     Args:
-        source: `nn.Module`, `ExportedProgram`, path of a `.pt2` file, or
-            "package.module:factory" (a class, a function without arguments, or a module).
+        source: `nn.Module`, `ExportedProgram`, path of a `.pt2` file or of a TorchScript archive,
+            or "package.module:factory" (a class, a function without arguments, or a module).
         destination: folder to create.
         options: `options.weights` names a checkpoint with the values of a module's weights; a
             factory is then called with its parameters on the meta device.
@@ -154,16 +146,16 @@ def convert_program(
     location = str(source) if isinstance(source, str | Path) else ""
     if isinstance(source, str | Path) and Path(source).suffix == ".pt2":
         source = load_exported(Path(source))
-    elif isinstance(source, str | Path) and _is_torchscript(Path(source)):
-        raise _torchscript(f"{source}: a TorchScript archive")
+    elif isinstance(source, str | Path) and is_torchscript(Path(source)):
+        source = load_torchscript(Path(source), options.trust_remote_code)
     elif isinstance(source, str):
         _require_example(source, example)
         source = load_factory(source, on_meta=options.weights is not None)
     import torch
     from torch.export import ExportedProgram
 
-    if isinstance(source, torch.jit.ScriptModule | torch.jit.ScriptFunction):
-        raise _torchscript(type(source).__name__)
+    if isinstance(source, torch.jit.ScriptFunction):
+        raise UnsupportedError(f"ScriptFunction: only a TorchScript module is compiled; {ADVICE}")
     if isinstance(source, ExportedProgram):
         return _compile_exported(source, destination, options, example, listener, location)
     if not isinstance(source, torch.nn.Module):
@@ -171,15 +163,19 @@ def convert_program(
             f"convert(): {type(source).__name__} is no source; give an nn.Module, an "
             "ExportedProgram, 'package.module:factory' or the path of a checkpoint"
         )
-    _require_example(type(source).__name__, example)
+    _require_example(location or type(source).__name__, example)
     from torch2mlx.compiler.package import compile_module
 
+    original = source
+    if isinstance(source, torch.jit.ScriptModule):
+        source = _from_torchscript(source, options, example)
     points = read_entry_points(source, example)
     with _open_weights(options) as weights:
         return _result(
             compile_module(
                 source,
                 destination,
+                original=original,
                 entry_points=points,
                 weights=weights,
                 options=options,
@@ -263,12 +259,14 @@ def _check_options(options: ConvertOptions) -> None:
         raise OptionError("; ".join(refused))
 
 
-def _torchscript(subject: str) -> UnsupportedError:
-    return UnsupportedError(
-        f"{subject}: TorchScript cannot be compiled, because the Python source is gone; build the "
-        "original nn.Module, give it the weights with "
-        "load_state_dict(torch.jit.load(file).state_dict()), and convert that"
-    )
+def _from_torchscript(
+    script: torch.jit.ScriptModule, options: ConvertOptions, example: Example
+) -> torch.nn.Module:
+    if options.weights is not None:
+        raise OptionError("--weights: TorchScript has its own weights; leave it out")
+    if example.entry_points is not None:
+        raise OptionError("entry points: of TorchScript only forward is compiled; give an example")
+    return module_of(script, *_forward_arguments(example))
 
 
 def _require_example(name: str, example: Example) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from torch2mlx.compiler.dimensions import dimensions
@@ -154,7 +155,13 @@ def _others(
 
 def changed_buffers(module: torch.nn.Module, names: Sequence[str]) -> dict[str, torch.Tensor]:
     """Copies of buffers."""
-    return {name: module.get_buffer(name).clone() for name in names}
+    return {name: _buffer(module, name).clone() for name in names}
+
+
+def _buffer(module: torch.nn.Module, name: str) -> torch.Tensor:
+    """TorchScript has attributes only, no `get_buffer`."""
+    found: torch.Tensor = attrgetter(name)(module)
+    return found
 
 
 def set_buffers(module: torch.nn.Module, values: Mapping[str, torch.Tensor]) -> None:
@@ -163,20 +170,20 @@ def set_buffers(module: torch.nn.Module, values: Mapping[str, torch.Tensor]) -> 
 
     with torch.no_grad():
         for name, value in values.items():
-            module.get_buffer(name).copy_(value)
+            _buffer(module, name).copy_(value)
 
 
 @contextmanager
 def restored(module: torch.nn.Module, names: Sequence[str]) -> Iterator[None]:
     """While it lasts, buffers may be changed or replaced, and are then as they were."""
-    own = {name: module.get_buffer(name) for name in names}
+    own = {name: _buffer(module, name) for name in names}
     values = changed_buffers(module, names)
     try:
         yield
     finally:
         for name, tensor in own.items():
             owner, _, leaf = name.rpartition(".")
-            setattr(module.get_submodule(owner), leaf, tensor)
+            setattr(attrgetter(owner)(module) if owner else module, leaf, tensor)
         set_buffers(module, values)
 
 
