@@ -47,7 +47,11 @@ SOURCE_SHARD = 40_000  # bytes: several files in the source too
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "copy": ("llama-tiny", {"max_shard_size": "40KB"}),
     "4-bit": ("llama-tiny", {"quantize": True, "max_shard_size": "12KB"}),
-    "experts to 4-bit": ("mixtral-tiny", {"quantize": True, "max_shard_size": "30KB"}),
+    "experts": ("mixtral-tiny", {"quantize": True, "max_shard_size": "30KB"}),
+    "calibrated": (
+        "llama-tiny",
+        {"quantize": True, "calibrate": True, "calibration_tokens": 256, "max_shard_size": "12KB"},
+    ),
 }
 
 
@@ -92,8 +96,9 @@ class Ended:
 class Lab:
     """Sources, references and the place where outputs are made."""
 
-    def __init__(self, root: Path, library: ctypes.CDLL) -> None:
+    def __init__(self, root: Path, library: ctypes.CDLL, cases: list[str]) -> None:
         self.root = root
+        self.cases = cases
         self.library = library
         self.place = root / "place"
         self.place.mkdir()
@@ -101,14 +106,14 @@ class Lab:
         fabricate.SHARD_BYTES = SOURCE_SHARD
         self.sources = {
             name: fabricate.fabricate(name, root / "sources" / name)
-            for name in sorted({source for source, _ in CASES.values()})
+            for name in sorted({CASES[case][0] for case in cases})
         }
         self.reference: dict[str, dict[str, bytes]] = {}
         self.usual: dict[str, Ended] = {}
 
     def prepare(self) -> None:
         """One run of each case that nothing stops."""
-        for case in CASES:
+        for case in self.cases:
             self.usual[case] = ended = self.run(case, Fault())
             if ended.error:
                 sys.exit(f"{case}: {ended.error}: {ended.message}")
@@ -301,9 +306,15 @@ def main() -> None:
     )
     for name in ("kills", "power", "full", "eio", "short"):
         parser.add_argument(f"--{name}", type=int, default=10, help="trials (default: 10)")
+    parser.add_argument(
+        "--cases", default="copy,4-bit,experts", help=f"comma-separated, of {', '.join(CASES)}"
+    )
     parser.add_argument("--seed", type=int, default=2026)
     parser.add_argument("--json", type=Path, help="write the counts there")
     arguments = parser.parse_args()
+    cases = arguments.cases.split(",")
+    if unknown := set(cases) - set(CASES):
+        parser.error(f"unknown: {', '.join(sorted(unknown))}")
     library = preload()
     library.fault_calls.restype = ctypes.c_long
     library.fault_arm.argtypes = [
@@ -313,7 +324,7 @@ def main() -> None:
     results: dict[str, Any] = {}
     failed = []
     with tempfile.TemporaryDirectory(prefix="reliability-") as root:
-        lab = Lab(Path(root).resolve(), library)
+        lab = Lab(Path(root).resolve(), library, cases)
         lab.prepare()
         rng = random.Random(arguments.seed)
         for name, draw in drawers(rng).items():
@@ -321,7 +332,7 @@ def main() -> None:
             start, wrong = time.monotonic(), []
             trials = getattr(arguments, name)
             for number in range(trials):
-                case = list(CASES)[number % len(CASES)]
+                case = cases[number % len(cases)]
                 wrong += trial(lab, case, draw, rng)
             results[name] = {"trials": trials, "wrong": len(wrong), **EVENTS}
             print(

@@ -1,6 +1,6 @@
 """Several processes, on one host or on many, that make one output together.
 
-`accelerate launch` or `torchrun` starts them and says in the environment who is who; torch's
+`torchrun` or a launcher like it starts them and says in the environment who is who; torch's
 key-value store, which the launcher needs anyway, carries a few words between them, and everything
 else goes through the shared folder.  The first process plans, takes the lock, deals out the weight
 files by their bytes, and does what comes after; the others make their files and record them in
