@@ -29,7 +29,8 @@ Checkpoint = Callable[..., Path]
 
 def test_public_names() -> None:
     assert torch2mlx.__all__ == [
-        "Torch2MLXError", "__version__", "convert", "generate", "inspect", "upload", "verify",
+        "Torch2MLXError", "__version__", "convert", "doctor", "generate", "inspect", "plan",
+        "upload", "verify",
     ]  # fmt: skip
     assert dir(torch2mlx) == sorted(torch2mlx.__all__)
     for name in torch2mlx.__all__:

@@ -35,6 +35,7 @@ _REFUSED = {
     "max_kl": "--max-kl: belongs to ports of language models; leave it out",
     "min_top1": "--min-top1: belongs to ports of language models; leave it out",
     "dequantize": "-d: a module has no quantized layers of MLX; leave it out",
+    "keep_download": "--keep-download: belongs to a hub id as SRC; leave it out",
     "max_context": "--max-context: belongs to ports of language models; bound an extent with "
     "--dynamic x:1=length:2..4096",
 }

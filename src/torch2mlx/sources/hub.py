@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from pathlib import Path, PosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch2mlx.errors import SourceError
 from torch2mlx.sources.companions import check_companion, is_companion, read_config
 from torch2mlx.sources.local_files import read_json_object
-from torch2mlx.sources.remote.ahead import ReadAhead
-from torch2mlx.sources.remote.files import RemoteFile, RemotePath, is_network_error, reason_of
-from torch2mlx.sources.remote.snapshot import FetchedFiles, Snapshot
+from torch2mlx.sources.remote.files import RemoteFile, is_network_error, reason_of
+from torch2mlx.sources.remote.snapshot import FetchedFiles, Snapshot, remote_weights
 from torch2mlx.sources.remote.urls import HUB
 from torch2mlx.sources.weight_files import WeightFiles, choose_file, choose_weights, kind_of
 
@@ -146,6 +145,12 @@ def _find(
             "weights were downloaded"
         )
     absent = [name for name in chosen.files if not _is_cached(api, repo, name, commit)]
+    missing = [name for name in absent if name not in siblings]
+    if missing:
+        raise SourceError(
+            f"{where}: {len(missing)} of {len(chosen.files)} weight files of its index are "
+            f"missing: {', '.join(missing[:8])}"
+        )
     # The hub's file system takes no ids without an owner.
     if keep_download or not absent or chosen.kind != "safetensors" or "/" not in repo:
         wanted = [_literal(name) for name in _wanted(names, chosen, trust_remote_code)]
@@ -154,13 +159,8 @@ def _find(
     for name in names:  # what PyTorch may run, and what says where a text ends
         if name == "generation_config.json" or (trust_remote_code and _is_code(name)):
             local(name)
-    ahead = ReadAhead()
-    weights: dict[str, Path] = {
-        name: RemotePath.of(
-            PosixPath(folder / name), _remote_file(repo, commit, siblings[name]), ahead
-        )
-        for name in absent
-    }
+    files = {name: _remote_file(repo, commit, siblings[name]) for name in absent}
+    weights = remote_weights(folder, files)
 
     def fetch(name: str) -> Path:
         path = local(name)

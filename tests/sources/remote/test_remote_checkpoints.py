@@ -179,6 +179,16 @@ def test_names_never_lead_out_of_the_folder(large: Path, memory: Place, tmp_path
         torch2mlx.inspect(location)
 
 
+def test_an_index_of_files_that_are_not_there(copied: Callable[..., Path], place: Place) -> None:
+    folder = copied("llama", shard_size="500KB")
+    index = folder / "model.safetensors.index.json"
+    index.write_text(index.read_text().replace('"model-00001', '"sub/model-00001'))
+    next(folder.glob("model-00001*")).unlink()
+    location, _ = place(folder)
+    with pytest.raises(SourceError, match=r"sub/model-00001-of-.*"):
+        torch2mlx.inspect(location)
+
+
 def test_what_is_cached_is_used(large: Path, hub: Place, tmp_path: Path) -> None:
     location, traffic = hub(large)
     checkpoint = open_checkpoint(location, keep_download=True)

@@ -7,15 +7,14 @@ import os
 import re
 import tempfile
 from collections.abc import Callable
-from pathlib import Path, PosixPath, PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from torch2mlx.errors import SourceError
 from torch2mlx.sources.companions import check_companion, is_companion, read_config
 from torch2mlx.sources.local_files import read_json_object
-from torch2mlx.sources.remote.ahead import ReadAhead
-from torch2mlx.sources.remote.files import RemoteFile, RemotePath, is_network_error, reason_of
-from torch2mlx.sources.remote.snapshot import FetchedFiles, Snapshot
+from torch2mlx.sources.remote.files import RemoteFile, is_network_error, reason_of
+from torch2mlx.sources.remote.snapshot import FetchedFiles, Snapshot, remote_weights
 from torch2mlx.sources.remote.urls import shown
 from torch2mlx.sources.weight_files import choose_file, choose_weights, kind_of
 
@@ -153,10 +152,6 @@ def _snapshot(
         code = trust_remote_code and name.endswith(".py")
         if name == "generation_config.json" or code:
             folder.fetch(name)
-    ahead = ReadAhead()
-    weights: dict[str, Path] = {
-        name: RemotePath.of(PosixPath(folder.local / name), folder.find(name), ahead)
-        for name in chosen.files
-    }
+    weights = remote_weights(folder.local, {name: folder.find(name) for name in chosen.files})
     companions = [name for name in folder.names if is_companion(name, trust_remote_code)]
     return Snapshot(folder.local, weights, FetchedFiles(companions, folder.fetch))

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PosixPath
 
-__all__ = ["FetchedFiles", "Snapshot"]
+from torch2mlx.sources.remote.ahead import ReadAhead
+from torch2mlx.sources.remote.files import RemoteFile, RemotePath
+
+__all__ = ["FetchedFiles", "Snapshot", "remote_weights"]
+
+_CONNECTIONS = 8
 
 
 class FetchedFiles(Mapping[str, Path]):
@@ -49,3 +55,21 @@ class Snapshot:
     folder: Path
     weights: Mapping[str, Path] = field(default_factory=dict)
     companions: Mapping[str, Path] | None = None
+
+
+def remote_weights(folder: Path, files: Mapping[str, RemoteFile]) -> dict[str, Path]:
+    """Paths of weight files that are read where they are; their first bytes are fetched at once.
+
+    Args:
+        folder: local, where config and index are.
+        files: by name.
+
+    Raises:
+        SourceError: one cannot be read.
+    """
+    with ThreadPoolExecutor(_CONNECTIONS) as pool:
+        list(pool.map(lambda file: file.head, files.values()))
+    ahead = ReadAhead()
+    return {
+        name: RemotePath.of(PosixPath(folder / name), file, ahead) for name, file in files.items()
+    }
