@@ -2,7 +2,7 @@
 
     python examples/cvae.py
 
-Trains on drawn digits, converts the whole model and its decoder, and shows what both frameworks
+Trains on drawn digits, converts two methods of the model, and shows what both frameworks
 reconstruct, and what they draw from the same random codes.
 """
 
@@ -67,7 +67,12 @@ class CVAE(nn.Module):
         z = mean
         if self.training:
             z = mean + torch.randn_like(mean) * (0.5 * log_variance).exp()
-        return self.decoder(z), mean, log_variance
+        return self.decode(z), mean, log_variance
+
+    def decode(self, z: torch.Tensor) -> torch.Tensor:
+        """Images of codes."""
+        images: torch.Tensor = self.decoder(z)
+        return images
 
 
 def train(model: CVAE, steps: int) -> None:
@@ -92,19 +97,17 @@ def main(run: Run) -> None:
 
     batch = torch.export.Dim("batch")
     torch2mlx.convert(
-        model, run.folder / "cvae", example_inputs=(images[:4],), dynamic_shapes={"x": {0: batch}}
-    )
-    torch2mlx.convert(
-        model.decoder,
-        run.folder / "decoder",
-        example_inputs=(codes[:4],),
-        dynamic_shapes={"z": {0: batch}},
+        model,
+        run.folder,
+        entry_points={"forward": (images[:4],), "decode": (codes[:4],)},
+        dynamic_shapes={"forward": {"x": {0: batch}}, "decode": {"z": {0: batch}}},
     )
     with torch.inference_mode():
         rebuilt, mean, log_variance = model(images)
-        drawn = model.decoder(codes)
-    mlx_rebuilt, mlx_mean, mlx_log_variance = load(run.folder / "cvae")(to_mlx(images))
-    mlx_drawn = load(run.folder / "decoder")(to_mlx(codes))
+        drawn = model.decode(codes)
+    mlx_model = load(run.folder)
+    mlx_rebuilt, mlx_mean, mlx_log_variance = mlx_model(to_mlx(images))
+    mlx_drawn = mlx_model.decode(to_mlx(codes))
 
     compare("reconstructions", rebuilt, mlx_rebuilt)
     compare("means", mean, mlx_mean)

@@ -76,19 +76,8 @@ class RealNVP(nn.Module):
         return z
 
 
-class Sampler(nn.Module):
-    """The other direction of a flow, as a module."""
-
-    def __init__(self, flow: RealNVP) -> None:
-        super().__init__()
-        self.flow = flow
-
-    def forward(self, z: torch.Tensor) -> torch.Tensor:
-        return self.flow.inverse(z)
-
-
 def main(run: Run) -> None:
-    """Train, convert both directions, compare, show."""
+    """Train, convert, compare both directions, show."""
     flow = RealNVP()
     fit(flow, lambda: -flow(two_moons(256))[1].mean(), run.steps, rate=3e-3)
     points, noise = two_moons(2000), torch.randn(2000, 2)
@@ -97,22 +86,19 @@ def main(run: Run) -> None:
 
     batch = torch.export.Dim("batch")
     torch2mlx.convert(
-        flow, run.folder / "flow", example_inputs=(points[:8],), dynamic_shapes={"x": {0: batch}}
-    )
-    torch2mlx.convert(
-        Sampler(flow),
-        run.folder / "sampler",
-        example_inputs=(noise[:8],),
-        dynamic_shapes={"z": {0: batch}},
+        flow,
+        run.folder,
+        entry_points={"forward": (points[:8],), "inverse": (noise[:8],)},
+        dynamic_shapes={"forward": {"x": {0: batch}}, "inverse": {"z": {0: batch}}},
     )
     with torch.inference_mode():
         codes, density = flow(points)
         samples = flow.inverse(noise)
         landscape = flow(plane)[1].exp()
-    mlx_flow = load(run.folder / "flow")
+    mlx_flow = load(run.folder)
     mlx_codes, mlx_density = mlx_flow(to_mlx(points))
     mlx_landscape = mlx_flow(to_mlx(plane))[1].exp()
-    mlx_samples = load(run.folder / "sampler")(to_mlx(noise))
+    mlx_samples = mlx_flow.inverse(to_mlx(noise))
 
     compare("points to noise", codes, mlx_codes)
     compare("logarithm of the density", density, mlx_density)
