@@ -95,6 +95,16 @@ WITH_PORT: dict[str, dict[str, Any]] = {
         "expand": 2,
         "chunk_size": 16,
     },
+    "mamba": {"hidden_size": 64, "num_hidden_layers": 2, "state_size": 8, "vocab_size": 200},
+    "falcon_h1": {
+        **HEADS,
+        "mamba_d_ssm": 64,
+        "mamba_n_heads": 4,
+        "mamba_d_head": 16,
+        "mamba_d_state": 16,
+        "mamba_n_groups": 1,
+        "mamba_chunk_size": 16,
+    },
     "falcon_mamba": {
         "hidden_size": 64,
         "num_hidden_layers": 2,

@@ -26,12 +26,14 @@ class CacheSlot:
     Attributes:
         layer: number of the layer in the original.
         window: tokens that its attention sees, 0 for all.
-        states: number of states of a state-space layer, 0 for keys and values.
+        states: number of states of a state-space layer, 0 for keys and values alone.
+        keys: it keeps keys and values; with states as well it is a `CacheList` of these two.
     """
 
     layer: int
     window: int = 0
     states: int = 0
+    keys: bool = True
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ class _Placement:
         scans = (self.ops.mamba2_scan, self.ops.selective_scan, self.ops.keep_columns)
         self.scans = [n for n in graph.nodes if n.target in [op.default for op in scans]]
         self.kept = [n for n in graph.nodes if n in self.updates or n in self.scans]
-        self.shared: dict[int, str] = {}
+        self.taken: set[str] = set()
         self.windows: dict[int, int] = {}
         self.before: dict[str, list[Node]] = {}
         self.new: dict[str, Node] = {}
@@ -84,15 +86,15 @@ class _Placement:
             raise CompileError(graph.class_name, ["it keeps nothing in its cache"])
         keys = {int(n.args[3]) for n in self.updates}
         states = {int(n.args[2]) for n in self.scans}
-        if keys & states:
-            text = "its layers keep both keys and states"
-            raise CompileError(graph.class_name, [text])
+        self.both = keys & states
         numbers = sorted(keys | states)
+        self.numbers = numbers
         self.slot_of = {number: slot for slot, number in enumerate(numbers)}
         cache = next(i for i in graph.inputs if i.name == "cache")
         self.total = cache.type.shape[0]
         # A list of caches, not a tensor: nobody reads an extent off it.
-        listed = replace(cache, type=TensorType(cache.type.dtype, (len(numbers),)))
+        extents = (len(numbers), *_PARTS[bool(self.both)])
+        listed = replace(cache, type=TensorType(cache.type.dtype, extents))
         graph = replace(graph, inputs=tuple(listed if i is cache else i for i in graph.inputs))
         self._take_layer_caches()
         for node in graph.nodes:
@@ -109,19 +111,28 @@ class _Placement:
             if node.name not in moved:
                 result.append(self.new.get(node.name, node))
         slots = tuple(
-            CacheSlot(number, self.windows.get(number, 0), 2 * (number in states))
+            CacheSlot(number, self.windows.get(number, 0), 2 * (number in states), number in keys)
             for number in numbers
         )
         placed, renamed = _rename_experts(replace(graph, nodes=tuple(result)), self.ops)
         layers = _layer_path(self.kept[0].origin).rpartition(".")[0]
         return Placed(placed, slots, layers, renamed)
 
-    def _add_cache(self, before: str, name: str, slot: int, origin: Origin) -> None:
+    def _add_cache(
+        self, before: str, name: str, slot: int, origin: Origin, states: bool = False
+    ) -> None:
         """Take a layer's cache out of the list, before a node."""
         target = self.ops.layer_cache.default
-        kind = TensorType(_cache_dtype(), ())
-        node = Node(name, target, (Ref("cache"), slot), {}, (kind,), False, origin)
-        self.before.setdefault(before, []).append(node)
+        made = self.before.setdefault(before, [])
+        kind = TensorType(_cache_dtype(), _PARTS[bool(self.both)])
+        whole = name
+        if self.numbers[slot] in self.both:
+            whole = f"{name}_whole"
+            part = TensorType(_cache_dtype(), ())
+        made.append(Node(whole, target, (Ref("cache"), slot), {}, (kind,), False, origin))
+        if whole != name:
+            chosen = (Ref(whole), 0 if states else 1)
+            made.append(Node(name, target, chosen, {}, (part,), False, origin))
 
     def _take_layer_caches(self) -> None:
         firsts = self._first_in_layer()
@@ -130,11 +141,13 @@ class _Placement:
             number = int(node.args[3] if node in self.updates else node.args[2])
             number_in[_layer_path(node.origin)] = number
             slot = self.slot_of[number]
-            name = f"cache_{slot}"
-            if slot not in self.shared:
-                self.shared[slot] = name
+            states = node in self.scans
+            name = f"states_{slot}" if states else f"cache_{slot}"
+            if name not in self.taken:
+                self.taken.add(name)
                 first = firsts.get(_layer_path(node.origin), node.name)
-                self._add_cache(first, name, slot, Origin(_outside_layers(node.origin)))
+                outside = Origin(_outside_layers(node.origin))
+                self._add_cache(first, name, slot, outside, states)
             if node in self.scans:
                 given = (node.args[0], Ref(name), *node.args[2:])
                 self.new[node.name] = replace(node, args=given)
@@ -144,7 +157,7 @@ class _Placement:
         for node in self.graph.nodes:
             if node.target is self.ops.without_padding.default:
                 number = number_in[_layer_path(node.origin)]
-                cache = Ref(f"cache_{self.slot_of[number]}")
+                cache = Ref(f"states_{self.slot_of[number]}")
                 self.new[node.name] = replace(node, args=(node.args[0], cache, number))
 
     def _place_mask(self, node: Node) -> None:
@@ -168,7 +181,7 @@ class _Placement:
 
     def _place_attention(self, node: Node) -> None:
         number = self._layer_of(node.args[1])
-        own = None if number is None else Ref(self.shared[self.slot_of[number]])
+        own = None if number is None else Ref(f"cache_{self.slot_of[number]}")
         self.new[node.name] = replace(node, args=(*node.args[:4], own, *node.args[5:]))
         mask = self.nodes.get(node.args[3].name) if isinstance(node.args[3], Ref) else None
         if number is not None and mask is not None and mask.target is self.ops.mask.default:
@@ -210,6 +223,10 @@ class _Placement:
         if not self.updates:
             raise CompileError(self.graph.class_name, ["it needs positions, and keeps no keys"])
         return min(self.slot_of[int(n.args[3])] for n in self.updates)
+
+
+_PARTS: dict[bool, tuple[int, ...]] = {False: (), True: (2,)}
+"""Extents that stand for one entry of the list: where some have two parts, all do."""
 
 
 def _cache_dtype() -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -90,7 +91,8 @@ def generate_decoder(skeleton: Skeleton) -> GeneratedDecoder:
     exported, graph = _graph(model)
     placed = place(graph)
     program = optimized(with_rope(build_program(placed.graph)))
-    total = "visible_keys(cache[0], input_ids.shape[1]).shape[-1]"
+    first = "cache[0][1]" if placed.slots[0].states and placed.slots[0].keys else "cache[0]"
+    total = f"visible_keys({first}, input_ids.shape[1]).shape[-1]"
     classes = generate_classes(program, dtype=mx.bfloat16, extents={"total": total})
     weights = {
         name: StoredWeight(placed.renamed.get(stored.source, stored.source), stored.axes)
@@ -144,7 +146,8 @@ def model_file(classes: GeneratedClasses, placed: Placed, config: Any) -> str:
     for name, module in writer.imports.items():
         imports.setdefault(module, set()).add(name)
     for slot in placed.slots:
-        imports.setdefault("mlx_lm.models.cache", set()).add(_cache(slot).partition("(")[0])
+        names = re.findall(r"\w+Cache(?:List)?|CacheList", _cache(slot))
+        imports.setdefault("mlx_lm.models.cache", set()).update(names)
     runtime = dict(writer.runtime)
     if any("visible_keys(" in text for text in classes.texts):
         runtime["visible_keys"] = decoding.visible_keys
@@ -176,9 +179,11 @@ def model_file(classes: GeneratedClasses, placed: Placed, config: Any) -> str:
 
 
 def _cache(slot: CacheSlot) -> str:
-    if slot.states:
-        return f"ArraysCache({slot.states})"
-    return f"RotatingKVCache(max_size={slot.window})" if slot.window else "KVCache()"
+    keys = f"RotatingKVCache(max_size={slot.window})" if slot.window else "KVCache()"
+    if not slot.states:
+        return keys
+    states = f"ArraysCache({slot.states})"
+    return f"CacheList({states}, {keys})" if slot.keys else states
 
 
 def _caches(slots: tuple[CacheSlot, ...], layers: str) -> str:
