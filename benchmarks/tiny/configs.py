@@ -49,7 +49,7 @@ _SMALL = {  # key → largest value
     "num_queries": 8, "num_query_tokens": 8, "num_channels_latents": 16, "codebook_size": 64,
     "codebook_dim": 16, "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4,
     "mamba_d_head": 16, "mamba_head_dim": 16, "mamba_d_ssm": 128, "n_groups": 1,
-    "mamba_n_groups": 1, "index_n_heads": 4, "index_head_dim": 16, "index_topk": 12,
+    "mamba_n_groups": 1, "index_n_heads": 16, "index_head_dim": 16, "index_topk": 12,
     "num_latents": 16, "mm_tokens_per_image": 4, "num_soft_tokens": 4,
     "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": VOCABULARY,
     "linear_key_head_dim": 16, "linear_value_head_dim": 16, "linear_num_key_heads": 2,
@@ -61,6 +61,8 @@ _SMALL = {  # key → largest value
     "num_buckets": 32, "num_mel_filters": 80, "num_points": 4, "num_denoising": 0,
     "num_feature_levels": 4, "perceiver_depth": 1, "resampler_depth": 1, "mtp_num_layers": 0,
 }  # fmt: skip
+# Sizes that some configs leave open and their models need.
+_UNSET = {"head_dim": _HEAD, "num_key_value_heads": _HEADS, "num_experts_per_tok": 2}
 _POSITIONS = """max_position_embeddings n_positions max_seq_len max_sequence_length n_ctx
     max_seq_length seq_length max_position""".split()
 _SQUARES = re.compile(r"(^|_)(image_size|img_size|input_size|crop_size|pretrain_image_size)$")
@@ -138,6 +140,9 @@ def _cut(raw: Config, level: int) -> Config:
     for key, value in raw.items():
         if key in ("id2label", "label2id", "stage_names"):
             continue
+        if not isinstance(key, str):
+            result[key] = value
+            continue
         if key == "per_layer_config" and isinstance(value, dict):
             layers = {k: v for k, v in value.items() if int(k) < kept}
             result[key] = {
@@ -146,14 +151,16 @@ def _cut(raw: Config, level: int) -> Config:
             continue
         if isinstance(value, dict) and not key.startswith(("rope_", "task_specific")):
             result[key] = _cut(value, level)
-            if "vision_config" in raw and isinstance(result[key].get("rope_parameters"), dict):
-                result[key]["rope_parameters"].setdefault("mrope_section", [16, 24, 24])
+            rope = result[key].get("rope_parameters")
+            flat = isinstance(rope, dict) and not any(isinstance(v, dict) for v in rope.values())
+            if "vision_config" in raw and flat:
+                rope.setdefault("mrope_section", [16, 24, 24])
                 _cut_rope(result[key])
         elif isinstance(value, list) and value and depth and len(value) == depth:
             result[key] = [widths(key, v) for v in value[:kept]]
         elif isinstance(value, str) and depth and len(value) == depth and "layer" in key:
             result[key] = value[:kept]
-        elif isinstance(value, bool) or value is None or isinstance(value, str):
+        elif isinstance(value, bool | str) or (value is None and key not in _UNSET):
             result[key] = value
         elif isinstance(value, int) and _LAYER_KEY.search(key):
             result[key] = min(value, kept if value == depth else _LAYERS)
@@ -215,6 +222,10 @@ def _square(value: int, raw: Config) -> int:
 
 
 def _by_rule(key: str, value: Any, raw: Config) -> Any:
+    if key == "head_dim" and raw.get("qk_rope_head_dim"):
+        return value and _SMALL["qk_rope_head_dim"]  # of the part that is rotated
+    if value is None and key in _UNSET:
+        return _UNSET[key]
     if isinstance(value, list):
         return _scaled_list(key, value)
     if isinstance(value, bool) or not isinstance(value, int):
@@ -340,5 +351,31 @@ _TABLE: tuple[tuple[str, Any], ...] = (
     ),
     ("glm4v_text glm4v_moe_text glm_image_text", {"rope_parameters": {"mrope_section": [2, 1, 1]}}),
     ("xlm flaubert", {"n_words": 256}),
+    ("aria", {"projector_patch_to_query_dict": {16: 8}}),
+    ("dots1", {"n_routed_experts": 8, "n_shared_experts": 1, "n_group": 1, "topk_group": 1}),
+    ("lfm2_moe", {"layer_types": ["conv", "full_attention"]}),
+    ("esm", {"vocab_size": 64, "pad_token_id": 1, "mask_token_id": 32}),
+    ("qwen4_exp_text", {"token_budget": 16, "compress_ratio": 4}),
+    ("gemma3n_text", {"num_kv_shared_layers": 0}),
+    ("gemma3n", {"text_config": {"num_kv_shared_layers": 0}}),
+    ("bailing_hybrid", {"n_group": 1, "topk_group": 1}),
+    ("step3p7", {"text_config": {"sliding_window": 9}}),
+    ("blip-2 instructblip instructblipvideo", {"image_token_index": 250}),
+    ("sam sam_hq", {"prompt_encoder_config": {"image_size": 64, "image_embedding_size": 4}}),
+    ("depth_anything prompt_depth_anything chmv2", {"reassemble_hidden_size": 64}),
+    (
+        "llama4",
+        {
+            "vision_config": {
+                "intermediate_size": 256,
+                "projector_input_dim": 64,
+                "projector_output_dim": 64,
+                "vision_output_dim": 64,
+            }
+        },
+    ),
+    ("voxtral", {"audio_config": {"intermediate_size": 256}}),
+    ("xmod", {"default_language": "en_XX"}),
+    ("timm_backbone", _with(backbone="resnet18", use_pretrained_backbone=False)),
 )
 EXCEPTIONS: dict[str, Any] = {name: value for names, value in _TABLE for name in names.split()}

@@ -32,10 +32,12 @@ class Inputs:
     Attributes:
         values: by name.
         placeholders: number of image or audio tokens among input_ids, by token id.
+        computed: names of values that follow from others, and are no input of a user's.
     """
 
     values: Mapping[str, Any]
     placeholders: Mapping[int, int]
+    computed: frozenset[str] = frozenset()
 
 
 def find_inputs(model: torch.nn.Module) -> tuple[Inputs, Any]:
@@ -113,7 +115,7 @@ def fresh(inputs: Inputs, seed: int) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(seed)
     values: dict[str, Any] = {}
     for name, value in inputs.values.items():
-        if not isinstance(value, torch.Tensor):
+        if not isinstance(value, torch.Tensor) or name in inputs.computed:
             values[name] = value
         elif value.is_floating_point() and not bool((value == value.round()).all()):
             values[name] = torch.randn(value.shape, generator=generator)

@@ -34,6 +34,7 @@ def run_trial(entry: Entry, tell: Callable[[str, Any], None], forward_only: bool
     started = time.perf_counter()
     torch.set_num_threads(1)
     torch.manual_seed(0)
+    tell("torch", torch.__version__.partition("+")[0])
     tell("stage", "build")
     instance = _instance(entry, tell)
     if instance is None:
@@ -231,13 +232,28 @@ def _tell_tokens(
     except Exception as error:  # generate has needs of its own
         tell("generate_fails", _reason(error)[:200])
         return
-    found = greedy()
+    _tell_agreement(model, prompt, want, greedy(), tell)
+
+
+def _tell_agreement(
+    model: torch.nn.Module,
+    prompt: dict[str, Any],
+    want: list[int],
+    found: list[int],
+    tell: Callable[[str, Any], None],
+) -> None:
+    """Equal to `generate`; or, where its cache changes the tokens, to `generate` without one."""
+    if found != want:
+        anew = _reference_tokens(model, prompt, use_cache=False)[: len(want)]
+        if anew != want:
+            tell("cache_differs", True)
+            want = anew
     tell("tokens_equal", found == want)
     if found != want:
         tell("tokens", [want, found])
 
 
-def _reference_tokens(model: Any, prompt: dict[str, Any]) -> list[int]:
+def _reference_tokens(model: Any, prompt: dict[str, Any], use_cache: bool = True) -> list[int]:
     decoded = "decoder_input_ids" in prompt
     with torch.no_grad(), redirect_stdout(io.StringIO()):
         model.generation_config.eos_token_id = None
@@ -250,7 +266,7 @@ def _reference_tokens(model: Any, prompt: dict[str, Any]) -> list[int]:
         model.generation_config.suppress_tokens = None
         model.generation_config.begin_suppress_tokens = None
         found = model.generate(
-            **prompt, max_new_tokens=_NEW_TOKENS, do_sample=False, num_beams=1, use_cache=True
+            **prompt, max_new_tokens=_NEW_TOKENS, do_sample=False, num_beams=1, use_cache=use_cache
         )
     start = prompt["decoder_input_ids" if decoded else "input_ids"].shape[1]
     tokens = found[0, start:].tolist()
@@ -262,51 +278,123 @@ def _reference_tokens(model: Any, prompt: dict[str, Any]) -> list[int]:
 def _compiled(
     model: torch.nn.Module, inputs: Inputs, scratch: Path, tell: Callable[[str, Any], None]
 ) -> None:
-    """As a compiled module, on the whole of its inputs."""
-    import mlx.core as mx
-
-    from torch2mlx.compiler.parity.running import flat_outputs, import_model, mlx_array
-
-    out = scratch / "compiled"
+    """As a compiled module, on the whole of its inputs; else as transformers' exporters do it."""
     started = time.perf_counter()
-    refused = _convert(model, str(out), example_kwargs=dict(inputs.values))
+    refused = _convert(model, str(scratch / "compiled"), example_kwargs=dict(inputs.values))
     tell("compile_seconds", round(time.perf_counter() - started, 2))
     if refused:
         tell("failure", {"stage": "convert", "reason": refused})
+        _like_exporters(model, inputs, scratch, tell)
         return
     tell("route", "compiled module")
     tell("stage", "compare")
-    loaded = import_model(out).load(str(out))
+    run = _runner(scratch / "compiled")
+    tell("error", _module_error(model, inputs, run))
+    if getattr(model, "can_generate", lambda: False)():
+        _tell_compiled_tokens(model, inputs, run, tell)
+
+
+Run = Callable[[dict[str, Any]], list[np.ndarray[Any, Any]]]
+
+
+def _runner(folder: Path) -> Run:
+    """Calls of a compiled folder with what the original takes."""
+    import mlx.core as mx
+    from torch.utils._pytree import tree_map_only
+
+    from torch2mlx.compiler.parity.running import flat_outputs, import_model, mlx_array
+
+    loaded = import_model(folder).load(str(folder))
     names = set(inspect.signature(type(loaded).__call__).parameters)
 
-    def run(values: dict[str, Any]) -> list[Any]:
-        given = {
-            n: mlx_array(v) if isinstance(v, torch.Tensor) else v
-            for n, v in values.items()
-            if n in names
-        }
+    def run(values: dict[str, Any]) -> list[np.ndarray[Any, Any]]:
+        given = {n: v for n, v in values.items() if n in names}
         with mx.stream(mx.cpu):
-            return [np.array(v) for v in flat_outputs(loaded(**given)) if isinstance(v, mx.array)]
+            outputs = loaded(**tree_map_only(torch.Tensor, mlx_array, given))
+            return [np.array(v) for v in flat_outputs(outputs) if isinstance(v, mx.array)]
 
+    return run
+
+
+def _module_error(model: torch.nn.Module, inputs: Inputs, run: Run) -> float:
     errors = []
     for seed in (11, 12):
         values = fresh(inputs, seed)
         with torch.no_grad():
             outputs = model(**values)
         want = [v.float().numpy() for v in _leaves(outputs)]
-        got = [v for v in run(values) if v.dtype.kind == "f" or v.dtype.kind == "c"]
-        errors.append(
-            max(map(_distance, want, got)) if len(want) == len(got) and want else float("inf")
-        )
-    tell("error", max(errors))
-    if getattr(model, "can_generate", lambda: False)() and hasattr(outputs, "logits"):
-        _tell_compiled_tokens(model, inputs, run, tell)
+        got = [v for v in run(values) if v.dtype.kind in "fc"]
+        same = want and len(want) == len(got)
+        errors.append(max(map(_distance, want, got)) if same else float("inf"))
+    return max(errors)
+
+
+def _like_exporters(
+    model: torch.nn.Module, inputs: Inputs, scratch: Path, tell: Callable[[str, Any], None]
+) -> None:
+    """With what transformers' exporters compute beforehand; a multimodal model in its parts.
+
+    Tells `prepared`, the largest error, where every part converts; nothing else.
+    """
+    from transformers.exporters.utils import decompose_multimodal, is_multimodal
+
+    tell("stage", "prepare")
+    parts: dict[str, tuple[torch.nn.Module, dict[str, Any]]]
+    try:
+        several = is_multimodal(model)
+        parts = decompose_multimodal(model, dict(inputs.values)) if several else {}
+    except Exception as error:  # what exporters cannot take apart
+        tell("prepared_refused", _reason(error)[:300])
+        return
+    errors = {}
+    for name, (module, values) in (parts or {"": (model, dict(inputs.values))}).items():
+        found = _prepared_error(module.eval(), values, scratch / f"part{name}")
+        if isinstance(found, str):
+            tell("prepared_refused", f"{name}: {found[:600]}")
+            return
+        errors[name or "whole"] = found
+    tell("parts", errors)
+    tell("prepared", max(errors.values()))
+
+
+def _prepared_error(module: torch.nn.Module, values: dict[str, Any], out: Path) -> float | str:
+    """The error of one part on its prepared inputs, or why it is refused."""
+    from transformers.exporters.exporter_dynamo import patch_forward_signature
+    from transformers.exporters.utils import apply_patches, prepare_for_export
+
+    given = {n: v for n, v in values.items() if v is not None}
+    try:
+        _, ready, _ = prepare_for_export(module, dict(given))
+        ready = {n: v for n, v in ready.items() if v is not None}
+        with torch.no_grad():
+            module(**ready)
+    except Exception as error:  # a preparation that does not fit the part
+        return _reason(error)
+    with apply_patches("dynamo"), patch_forward_signature(module, ready):
+        refused = _convert(module, str(out), example_kwargs=dict(ready))
+    if refused:
+        return refused
+    computed = frozenset(set(ready) - set(given))
+    return _module_error(module, Inputs(ready, {}, computed), _runner(out))
+
+
+def _is_causal(model: torch.nn.Module, values: dict[str, Any], name: str, start: int) -> bool:
+    """Whether the outputs before `start` stay as they are when later tokens change."""
+    later = values[name].clone()
+    later[:, start:] = later[:, start:].roll(1, -1) // 2 + 3
+    with torch.no_grad():
+        found = [_leaves(model(**{**values, name: ids})) for ids in (values[name], later)]
+    length = later.shape[1]
+    places = [i for i, v in enumerate(found[0]) if v.ndim == 3 and v.shape[1] == length]
+    return bool(places) and torch.allclose(
+        found[0][places[0]][:, : start - 1], found[1][places[0]][:, : start - 1], atol=1e-4
+    )
 
 
 def _tell_compiled_tokens(
     model: torch.nn.Module,
     inputs: Inputs,
-    run: Callable[[dict[str, Any]], list[Any]],
+    run: Run,
     tell: Callable[[str, Any], None],
 ) -> None:
     """Greedy steps without a cache: later places of the fixed length hold any token, unseen."""
@@ -343,6 +431,9 @@ def _tell_compiled_tokens(
                 ids[0, start + number] = token
         return found
 
+    if not _is_causal(model, values, name, start):
+        tell("generate_fails", "earlier outputs depend on later tokens")
+        return
     tell("stage", "generate")
     try:
         want = _reference_tokens(model, prompt)[:steps]
@@ -350,7 +441,5 @@ def _tell_compiled_tokens(
     except Exception as error:  # generate has needs of its own
         tell("generate_fails", _reason(error)[:200])
         return
-    tell("tokens_equal", found == want)
     tell("token_steps", steps)
-    if found != want:
-        tell("tokens", [want, found])
+    _tell_agreement(model, prompt, want, found, tell)

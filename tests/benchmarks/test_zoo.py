@@ -64,12 +64,12 @@ def test_the_page_counts_only_what_runs_in_torch() -> None:
         [
             record("a", "right", route="compiled module", error=1e-6),
             record("b", "wrong", route="compiled module", error=1e-3),
-            record("c", "failed", failure=refused),
+            record("c", "failed", failure=refused, prepared=1e-6),
             record("d", "not run", failure={"stage": "forward", "reason": "x"}),
         ],
         {"torch": "2"},
     )
-    assert "| vision | 3 | 1 | 33.3 % | 1 | 1 | 0 of 0 |" in page
+    assert "| vision | 3 | 1 | 33.3 % | 1 | 1 | 1 | 0 of 0 |" in page
     assert "Above 1e-4 with exit code 0: b (compiled module, 1.0e-03)." in page
     assert f"| {reason(refused['reason'])} | 1 | c |" in page
     assert "| d | x |" in page
