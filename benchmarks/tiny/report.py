@@ -105,7 +105,7 @@ def _families(results: Sequence[Result]) -> list[str]:
         "",
         *_wrapped(
             "Equal in parts: what is refused as a whole, but equal once transformers' exporters "
-            "have computed beforehand what depends on values (grids of images, positions), and taken "
+            "have computed beforehand what depends on values (grids, positions), and taken "
             "a multimodal model apart into encoder, projector and language model; each part is "
             "then compiled and compared. The parts are not put together here, so they do not count "
             "as equal. Greedy tokens: 16 steps (fewer behind the placeholders of an image) against "
