@@ -70,7 +70,7 @@ def _attempt(model: torch.nn.Module, inputs: Inputs) -> tuple[Inputs, Any] | str
                 return text
             number = int(wanted[2])
             hidden = getattr(model.config.get_text_config(), "hidden_size", 0) or 0
-            if number > 1024 and hidden and number % hidden == 0:
+            if number >= 512 and hidden and number % hidden == 0:
                 number //= hidden
             kind = (wanted[1] or "image").lower()
             name = _placeholder(
