@@ -30,6 +30,15 @@ HEADS = {**LLAMA, "head_dim": 16}
 GPT = {"n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 200, "n_positions": 128}
 EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 32}
 
+MAMBA2 = {
+    "num_hidden_layers": 4,
+    "mamba_n_heads": 8,
+    "mamba_d_head": 16,
+    "mamba_d_state": 16,
+    "mamba_n_groups": 1,
+    "mamba_chunk_size": 16,
+}
+
 WITHOUT_PORT: dict[str, dict[str, Any]] = {
     "opt": {
         "hidden_size": 64,
@@ -96,6 +105,15 @@ WITH_PORT: dict[str, dict[str, Any]] = {
         "chunk_size": 16,
     },
     "mamba": {"hidden_size": 64, "num_hidden_layers": 2, "state_size": 8, "vocab_size": 200},
+    "bamba": {**LLAMA, **MAMBA2, "attn_layer_indices": [1, 3]},
+    "granitemoehybrid": {
+        **LLAMA,
+        **MAMBA2,
+        "layer_types": ["mamba", "attention"] * 2,
+        "shared_intermediate_size": 96,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+    },
     "falcon_h1": {
         **HEADS,
         "mamba_d_ssm": 64,
