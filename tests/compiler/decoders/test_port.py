@@ -211,8 +211,8 @@ def test_llama_equals_the_hand_written_port_and_reads_like_it() -> None:
 @pytest.mark.parametrize(
     ("model_type", "depth", "traced"),
     [
-        ("gemma2", {"num_hidden_layers": 6}, 4),
-        pytest.param("bloom", {"n_layer": 4}, 2, marks=pytest.mark.slow),
+        ("opt", {"num_hidden_layers": 3}, 2),
+        pytest.param("gemma2", {"num_hidden_layers": 6}, 4, marks=pytest.mark.slow),
         pytest.param("jamba", {"num_hidden_layers": 10}, 4, marks=pytest.mark.slow),
         pytest.param("deepseek_v3", {"num_hidden_layers": 5}, 3, marks=pytest.mark.slow),
     ],
