@@ -60,6 +60,8 @@ def _reduce(b: Builder, function: Any, x: Value, dim: Dims, keepdim: bool, *args
 
 def accumulated(b: Builder, x: Value, function: Any, dim: Dims, keepdim: bool) -> Any:
     """Half types are accumulated in single precision, as torch does."""
+    if 0 in x.shape:  # MLX 0.32 can loop for ever over an empty array that lies in strides
+        x = b.call(mx.zeros, x.shape, x.dtype)
     if is_floating(x.dtype) and x.dtype.size == 2:
         wide = b.cast(x, mx.float32)
         return b.cast(_reduce(b, function, wide, dim, keepdim), x.dtype)
