@@ -1,4 +1,4 @@
-"""Resident memory of this process, and what a plan needs at least."""
+"""Resident memory of this process, and what the system has left."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ import resource
 import sys
 from pathlib import Path
 
-from torch2mlx.planning.expressions import Expr, Whole
-
-__all__ = ["Meter", "available_bytes", "resident_bytes", "whole_bytes"]
+__all__ = ["Meter", "available_bytes", "resident_bytes"]
 
 _STATM = Path("/proc/self/statm")
 _MEMINFO = Path("/proc/meminfo")
@@ -52,9 +50,3 @@ class Meter:
         growth = resident_bytes() - self._start
         self.peak = max(self.peak, growth)
         return growth
-
-
-def whole_bytes(expr: Expr) -> int:
-    """Bytes of the largest tensors that an expression cannot read by region."""
-    own = sum(o.nbytes for o in expr.children) if isinstance(expr, Whole) else 0
-    return max((own, *(whole_bytes(child) for child in expr.children)))

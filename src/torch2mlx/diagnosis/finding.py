@@ -52,7 +52,8 @@ class Patient:
         self.folder = folder
         self.unreadable: dict[str, str] = {}
 
-    def _read(self, what: str, read: Callable[[], Any]) -> Any:
+    def read(self, what: str, read: Callable[[], Any]) -> Any:
+        """What `read` returns; None where it raises an error of ours, which is kept."""
         try:
             return read()
         except Torch2MLXError as error:
@@ -63,7 +64,7 @@ class Patient:
     def config(self) -> dict[str, Any] | None:
         """config.json."""
         path = self.folder / "config.json"
-        found: dict[str, Any] | None = self._read("config.json", lambda: read_json_object(path))
+        found: dict[str, Any] | None = self.read("config.json", lambda: read_json_object(path))
         return found
 
     @cached_property
@@ -72,7 +73,7 @@ class Patient:
         path = self.folder / "generation_config.json"
         if not path.exists():
             return {}
-        return self._read("generation_config.json", lambda: read_json_object(path)) or {}
+        return self.read("generation_config.json", lambda: read_json_object(path)) or {}
 
     @cached_property
     def files(self) -> list[Path]:
@@ -85,7 +86,7 @@ class Patient:
         if not self.files:
             self.unreadable["weights"] = f"{self.folder}: no model*.safetensors"
             return None
-        found: SafetensorsSource | None = self._read(
+        found: SafetensorsSource | None = self.read(
             "weights", lambda: SafetensorsSource(self.files)
         )
         return found
@@ -103,7 +104,7 @@ class Patient:
         if self.config is None or self.config.get("model_file"):
             return None
         config = self.config
-        return self._read("port", lambda: plain_port(config))
+        return self.read("port", lambda: plain_port(config))
 
     @cached_property
     def meant(self) -> Any:
@@ -125,7 +126,7 @@ class Patient:
 
         if not has_tokenizer(self.folder):
             return None
-        return self._read("tokenizer", lambda: load_tokenizer(self.folder))
+        return self.read("tokenizer", lambda: load_tokenizer(self.folder))
 
     @cached_property
     def manifest(self) -> Any:
@@ -134,7 +135,7 @@ class Patient:
 
         if not (self.folder / MANIFEST).exists():
             return None
-        return self._read("torch2mlx.json", lambda: read_manifest(self.folder))
+        return self.read("torch2mlx.json", lambda: read_manifest(self.folder))
 
     def close(self) -> None:
         """Release the weight files."""

@@ -51,7 +51,7 @@ def _shards(patient: Patient) -> Iterator[Finding]:
     if index.exists() and patient.tensors is not None:
         from torch2mlx.sources.local_files import read_json_object
 
-        listed = patient._read(index.name, lambda: read_json_object(index)) or {}
+        listed = patient.read(index.name, lambda: read_json_object(index)) or {}
         mapped = listed.get("weight_map")
         wrong = (
             [n for n, i in patient.tensors.items() if mapped.get(n) != i.file.name]

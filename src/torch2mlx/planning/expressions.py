@@ -49,6 +49,7 @@ __all__ = [
     "rows_of",
     "sources_of",
     "stack",
+    "whole_bytes",
 ]
 
 Array = np.ndarray[Any, Any]
@@ -467,6 +468,12 @@ def sources_of(expr: Expr) -> Iterator[Source]:
         yield expr
     for child in expr.children:
         yield from sources_of(child)
+
+
+def whole_bytes(expr: Expr) -> int:
+    """Bytes of the largest tensors that an expression cannot read by region."""
+    own = sum(o.nbytes for o in expr.children) if isinstance(expr, Whole) else 0
+    return max((own, *(whole_bytes(child) for child in expr.children)))
 
 
 def _decoded(value: Any, dtype: DType) -> Any:

@@ -14,7 +14,7 @@ from typing import Any
 from torch2mlx.architectures.port import Port, PortMapping, Target
 from torch2mlx.dtypes import DTYPES, DType, parse_dtype
 from torch2mlx.errors import OptionError
-from torch2mlx.planning.expressions import Expr, Whole, cast
+from torch2mlx.planning.expressions import Expr, cast, whole_bytes
 from torch2mlx.planning.grids import StoredGrids
 from torch2mlx.planning.shards import ShardPlan, TensorSpec, plan_shards
 from torch2mlx.quantization.recipe import Assignment, QuantOptions, QuantTarget, assign_schemes
@@ -205,7 +205,7 @@ def build_plan(
     repacked = sum(output.packed is not None for output in outputs)
     if repacked:
         notes.append(f"{repacked} tensors take over their stored grid without loss")
-    whole = max((_whole_bytes(o.expr) for o in outputs), default=0)
+    whole = max((whole_bytes(o.expr) for o in outputs), default=0)
     if whole:
         notes.append(
             f"a function of this port needs whole tensors: up to {whole:,} bytes at once, whatever "
@@ -263,12 +263,6 @@ def _keep_grids(
         if scheme != base
     }
     return replace(assignment, base=base, schemes=schemes, reasons=reasons)
-
-
-def _whole_bytes(expr: Expr) -> int:
-    """Bytes of the largest tensors that an expression cannot read by region."""
-    own = sum(o.nbytes for o in expr.children) if isinstance(expr, Whole) else 0
-    return max((own, *(_whole_bytes(child) for child in expr.children)))
 
 
 def _in_final_dtype(expr: Expr, chosen: DType | None, port: Port, target: Target) -> Expr:

@@ -1,0 +1,567 @@
+"""Convert a checkpoint through a port: one output, or several from one pass over the source.
+
+The stages in their order: a port is chosen and proven, the outputs are planned, written, packaged
+and verified, and published at the end.  Modules take `torch2mlx.compiler.route` instead.
+"""
+
+from __future__ import annotations
+
+import resource
+import shutil
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch2mlx.errors import DestinationError, OptionError, SourceError
+from torch2mlx.options import ConvertOptions
+from torch2mlx.progress import Progress, Silent
+
+if TYPE_CHECKING:
+    from torch2mlx.conversion.executor import Target
+    from torch2mlx.conversion.identity import SourceState
+    from torch2mlx.conversion.team import Team
+    from torch2mlx.packaging.index import WeightSummary
+    from torch2mlx.packaging.manifest import Manifest
+    from torch2mlx.packaging.staging import Staging
+    from torch2mlx.planning.plan import Plan
+    from torch2mlx.quantization.recipe import QuantOptions
+    from torch2mlx.sources.base import Checkpoint
+    from torch2mlx.verification.report import Comparison, ParityReport
+
+__all__ = ["CheckpointConversion", "Conversion", "also_folder"]
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What a conversion made.
+
+    Attributes:
+        destination: the published folder; its URL where that is remote.
+        manifest: everything that `torch2mlx.json` in it says.
+        also: further outputs of the same pass over the source.
+    """
+
+    destination: Path | str
+    manifest: Manifest
+    also: tuple[Conversion, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        plain = {"destination": str(self.destination), **self.manifest.to_dict()}
+        return plain | {"also": [o.to_dict() for o in self.also]} if self.also else plain
+
+
+def also_folder(destination: Path, name: str) -> Path:
+    """Where a further output goes: DST-8bit for `--also 8bit`."""
+    return destination.with_name(f"{destination.name}-{name}")
+
+
+class CheckpointConversion:
+    """One output, stage by stage; the first of a run takes the further ones along."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, destination: Path, options: ConvertOptions, progress: Progress
+    ) -> None:
+        self.checkpoint = checkpoint
+        self.destination = destination
+        self.options = options
+        self.progress = progress
+        self.measured: dict[str, float] = {}
+        self.plan: Plan
+        self.port: Any
+        self.gate: Any = None
+        self.notes: tuple[str, ...] = ()
+        self.further = [
+            CheckpointConversion(checkpoint, also_folder(destination, name), other, progress)
+            for name, other in options.further().items()
+        ]
+
+    def run(self) -> Conversion:
+        from torch2mlx.conversion.team import find_team
+
+        team = find_team()
+        if not team.leads:
+            self.progress = Silent()
+        if team.size > 1 and (self.options.calibrate or self.options.target_bpw is not None):
+            raise OptionError(
+                "--calibrate and --target-bpw run in one process; start torch2mlx by itself"
+            )
+        with team.stops_together():
+            source = self._source_state()
+            if not team.leads:
+                return self._help(team, source)
+            self._choose_port()
+            if self.options.target_bpw is not None:
+                with self._timed("allocate"):
+                    self._allocate(self.options.target_bpw)
+            if self.options.calibrate:
+                with self._timed("calibrate"):
+                    self._calibrate()
+            return self._lead(team, source)
+
+    def _choose_port(self) -> None:
+        """Take the first port that is proven, and plan all outputs for it."""
+        from torch2mlx.routing import route
+
+        self.checkpoint, twin, self.notes = route(self.checkpoint, self._prove)
+        for text in (*self.notes, *self.plan.notes):
+            self.progress.note(text)
+        for other in self.further:
+            other.prepare_like(self)
+            if twin is not None:
+                other.gate = other._gate()
+                other.gate.comparisons.append(twin)
+
+    def _prove(self, checkpoint: Checkpoint) -> Comparison | None:
+        """Plan, and prove the port on a twin."""
+        self._prepare(checkpoint)
+        self.gate = self._gate()
+        if self.gate is None:
+            return None
+        with self._timed("verify"):
+            twin: Comparison = self.gate.prove_port()
+        return twin
+
+    def _prepare(self, checkpoint: Checkpoint) -> None:
+        from torch2mlx.architectures.bounds import check_counts
+        from torch2mlx.architectures.port import load_port
+
+        self.checkpoint = checkpoint
+        with self._timed("plan"), self.progress.stage("Planning from headers"):
+            check_counts(checkpoint.config, checkpoint.state)
+            self.port = load_port(checkpoint.config)
+            self.plan = self._planned(self.options.quant_options())
+
+    def prepare_like(self, first: CheckpointConversion) -> None:
+        """Plan a further output of a checkpoint that `first` converts too."""
+        self.checkpoint, self.progress, self.port = first.checkpoint, first.progress, first.port
+        self.notes = first.notes
+        self.plan = self._planned(self.options.quant_options())
+
+    def _planned(self, quantize: QuantOptions | None) -> Plan:
+        from torch2mlx.planning.plan import build_plan
+        from torch2mlx.planning.shards import parse_size
+
+        options = self.options
+        return build_plan(
+            self.checkpoint,
+            self.port,
+            dtype=options.dtype,
+            quantize=quantize,
+            keep_grids=options.keep_grids,
+            max_shard_size=parse_size(options.max_shard_size),
+        )
+
+    def _lead(self, team: Team, source: SourceState) -> Conversion:
+        with ExitStack() as stack:
+            first = stack.enter_context(self._stage(source))
+            made = {c: c.existing() for c in self.further if first.announced(c.destination)}
+            todo = [self, *(c for c in self.further if made.get(c) is None)]
+            stagings = [first, *(stack.enter_context(c._stage(source)) for c in todo[1:])]
+            for conversion, staging in zip(todo, stagings, strict=True):
+                staging.require_room(conversion.room)
+            with self._timed("convert"):
+                self._write(team, todo, stagings, source)
+            manifests = [c._finish(s) for c, s in zip(todo, stagings, strict=True)]
+            source.check(thorough=True)
+            # The first is last: while it is missing, the same command puts right what is not.
+            for conversion, staging, manifest in list(zip(todo, stagings, manifests, strict=True))[
+                :0:-1
+            ]:
+                first.announce(staging.destination)
+                made[conversion] = Conversion(staging.publish(), manifest)
+            further = tuple(found for c in self.further if (found := made[c]) is not None)
+            published = Conversion(first.publish(), manifests[0], further)
+        if self.options.calibrate:
+            from torch2mlx.calibration.conversion import calibration_folder
+
+            shutil.rmtree(calibration_folder(self.destination), ignore_errors=True)
+        team.tell("published", str(published.destination))
+        return published
+
+    def _stage(self, source: SourceState) -> Staging:
+        from torch2mlx.packaging.staging import Staging
+
+        return Staging(
+            self.destination,
+            identity=self._identity(source),
+            restart=self.options.restart,
+            wait=self.options.wait,
+        )
+
+    def existing(self) -> Conversion | None:
+        """What an earlier run published, if it is there."""
+        from torch2mlx.packaging.manifest import read_manifest
+
+        if not self.destination.exists():
+            return None
+        return Conversion(self.destination.absolute(), read_manifest(self.destination))
+
+    def _help(self, team: Team, source: SourceState) -> Conversion:
+        """Make the files that the leading process deals out, then wait for its end."""
+        from torch2mlx.conversion.executor import Target
+        from torch2mlx.conversion.identity import differences, same_work
+        from torch2mlx.conversion.journal import Journal
+        from torch2mlx.packaging.lock import work_folder
+        from torch2mlx.packaging.staging import check_destination
+
+        dealt = team.hear("dealt")
+        self._prepare(replace(self.checkpoint, config=dealt["config"]))
+        for other in self.further:
+            other.prepare_like(self)
+        with ExitStack() as stack:
+            targets = []
+            for conversion in (self, *self.further):
+                own = conversion._identity(source)
+                share = dealt["outputs"].get(conversion.destination.name)
+                if share is None:  # published by an earlier run
+                    continue
+                if not same_work(share["identity"], own):
+                    raise DestinationError(
+                        f"process {team.rank} does not see what process 0 sees: "
+                        f"{'; '.join(differences(share['identity'], own))}"
+                    )
+                work = work_folder(check_destination(conversion.destination))
+                journal = Journal(work, own, rank=team.rank)
+                stack.callback(journal.close)
+                mine = frozenset(f for f, rank in share["files"].items() if rank == team.rank)
+                targets.append(Target(conversion.plan, work / "output", journal, mine))
+            self._execute(team, targets, source, lambda _: None)
+        team.tell(f"written/{team.rank}", True)
+        team.hear("published")
+        return self._published()
+
+    def _published(self) -> Conversion:
+        from torch2mlx.packaging.manifest import read_manifest
+
+        found = [
+            Conversion(c.destination.absolute(), read_manifest(c.destination))
+            for c in (self, *self.further)
+        ]
+        return Conversion(found[0].destination, found[0].manifest, tuple(found[1:]))
+
+    def _finish(self, staging: Staging) -> Manifest:
+        """Everything beside the weights, the proof of them, and the manifest."""
+        summary, tokenizer, notes = self._package(staging.folder)
+        report = None
+        if self.gate is not None:
+            files = [staging.folder / shard.file for shard in self.plan.shards]
+            with self._timed("verify"):
+                report = self.gate.prove_result(staging.folder, files)
+            self._require_quality(report)
+        return self._describe(staging, summary, tokenizer, report, (*self.notes, *notes))
+
+    def _require_quality(self, report: ParityReport) -> None:
+        from torch2mlx.verification.quality import require_quality
+
+        options = self.options
+        cures = []
+        if not options.calibrate:
+            cures.append("--calibrate, at the same size")
+        elif not options.distill:
+            cures.append("--distill, at the same size")
+        if options.target_bpw is None:
+            size = self.plan.bits_per_weight
+            cures.append(f"--target-bpw {size + 0.25:.2f}, more bits where they count most")
+        cures.append("more bits for all, such as --q-bits 8")
+        require_quality(report, options.max_kl, options.min_top1, cures)
+
+    @property
+    def room(self) -> int:
+        """Bytes of the output."""
+        return self.plan.nbytes + sum(p.stat().st_size for p in self._companions().values())
+
+    def _source_state(self) -> SourceState:
+        from torch2mlx.conversion.identity import SourceState
+
+        config = self.checkpoint.folder / "config.json"
+        return SourceState.take(p for p in (*self.checkpoint.source.files, config) if p.is_file())
+
+    def _identity(self, source: SourceState) -> dict[str, Any]:
+        from torch2mlx.conversion.identity import plan_identity
+        from torch2mlx.packaging.manifest import library_versions
+
+        return plan_identity(
+            self.plan,
+            source.to_dict(self.checkpoint.folder),
+            self.options.to_dict(),
+            library_versions(),
+        )
+
+    def _gate(self) -> Any:
+        if not self.options.verify:
+            return None
+        from torch2mlx.planning.shards import parse_size
+        from torch2mlx.verification.gate import Gate
+
+        return Gate(
+            self.checkpoint,
+            self.port,
+            self.plan.outputs,
+            memory_limit=parse_size(self.options.memory_limit),
+            max_context=self.options.max_context,
+            trust_remote_code=self.options.trust_remote_code,
+            progress=self.progress,
+        )
+
+    def _allocate(self, target: float) -> None:
+        """Give the plan bits by module, those that the user named aside."""
+        from torch2mlx.calibration.conversion import allocate_bits
+
+        options = self.options
+        asked = options.quant_options()
+        assert asked is not None
+        with self.progress.stage("Measuring what each module's bits are worth"):
+            found = allocate_bits(
+                self.checkpoint,
+                self.plan.outputs,
+                asked.base,
+                target,
+                texts=options.calibration_text,
+                max_context=options.max_context,
+                trust_remote_code=options.trust_remote_code,
+            )
+        counts = Counter(found.bits.values())
+        note = (
+            f"{target:g} bits per weight: "
+            + ", ".join(f"{counts[bits]} modules at {bits} bits" for bits in sorted(counts))
+            + f"; predicted KL divergence, rounded to nearest: {found.divergence:.3g}"
+        )
+        self.progress.note(note)
+        chosen = replace(asked, overrides=(*found.bits.items(), *asked.overrides))
+        plan = self._planned(chosen)
+        self.plan = replace(plan, notes=(*plan.notes, note))
+        if self.gate is not None:
+            self.gate.outputs = self.plan.outputs
+
+    def _calibrate(self) -> None:
+        """Give the plan calibrated tensors, which the checkpoint's reader then knows too."""
+        from torch2mlx.calibration.conversion import calibrate_outputs
+
+        options = self.options
+        found = calibrate_outputs(
+            self.checkpoint,
+            self.plan.outputs,
+            self.destination,
+            texts=options.calibration_text,
+            tokens=options.calibration_tokens,
+            distill=options.distill,
+            max_context=options.max_context,
+            trust_remote_code=options.trust_remote_code,
+            progress=self.progress,
+        )
+        for note in found.notes:
+            self.progress.note(note)
+        self.checkpoint = replace(self.checkpoint, source=found.source)
+        notes = (*self.plan.notes, *found.notes)
+        self.plan = replace(self.plan, outputs=found.outputs, notes=notes)
+        if self.gate is not None:
+            self.gate.checkpoint, self.gate.outputs = self.checkpoint, self.plan.outputs
+
+    def _companions(self) -> Mapping[str, Path]:
+        return self.checkpoint.tokenizer_files
+
+    def _write(
+        self,
+        team: Team,
+        conversions: Sequence[CheckpointConversion],
+        stagings: Sequence[Staging],
+        source: SourceState,
+    ) -> None:
+        from torch2mlx.conversion.executor import Target
+        from torch2mlx.conversion.team import deal_out
+
+        missing = [
+            (staging, shard)
+            for c, staging in zip(conversions, stagings, strict=True)
+            for shard in c.plan.shards
+            if shard.file not in staging.records()
+        ]
+        ranks = deal_out([shard for _, shard in missing], team.size)
+        dealt: dict[Staging, dict[str, int]] = {staging: {} for staging in stagings}
+        for (staging, shard), rank in zip(missing, ranks, strict=True):
+            dealt[staging][shard.file] = rank
+        team.tell(
+            "dealt",
+            {
+                "config": self.checkpoint.config,
+                "outputs": {
+                    c.destination.name: {"identity": c._identity(source), "files": dealt[staging]}
+                    for c, staging in zip(conversions, stagings, strict=True)
+                },
+            },
+        )
+        targets = [
+            Target(
+                c.plan,
+                staging.folder,
+                staging.journal,
+                frozenset(f for f, rank in dealt[staging].items() if rank == team.rank),
+            )
+            for c, staging in zip(conversions, stagings, strict=True)
+        ]
+        total = sum(c.plan.nbytes for c in conversions)
+        done = total - sum(shard.nbytes for _, shard in missing)
+        with self.progress.stage("Converting", total) as advance:
+            if done:
+                count = sum(len(c.plan.shards) for c in conversions)
+                self.progress.note(
+                    f"going on: {count - len(missing)} of {count} weight files are finished"
+                )
+                advance(done)
+            self._execute(team, targets, source, advance)
+            team.hear_all("written")
+        for staging in stagings:
+            assert staging.journal is not None
+            staging.journal.join()
+
+    def _execute(
+        self,
+        team: Team,
+        targets: Sequence[Target],
+        source: SourceState,
+        advance: Callable[[int], None],
+    ) -> None:
+        from torch2mlx.conversion import executor
+        from torch2mlx.planning.shards import parse_size
+
+        def progress(count: int) -> None:
+            team.check()
+            advance(count)
+
+        executor.execute_together(
+            targets,
+            self.checkpoint.source,
+            memory_limit=parse_size(self.options.memory_limit),
+            progress=progress,
+            check=source.check,
+            processes=team.local_size,
+        )
+
+    def _package(self, folder: Path) -> tuple[WeightSummary, dict[str, Any], tuple[str, ...]]:
+        from torch2mlx.packaging.config import (
+            output_config,
+            write_config,
+            write_generation_config,
+        )
+        from torch2mlx.packaging.index import leaf_paths, write_index
+        from torch2mlx.packaging.stopping import find_stop_ids
+        from torch2mlx.packaging.tokenizer import (
+            check_tokenizer,
+            copy_tokenizer_files,
+            has_tokenizer,
+            load_tokenizer,
+        )
+
+        checkpoint, options, plan, port = self.checkpoint, self.options, self.plan, self.port
+        with self._timed("package"), self.progress.stage("Copying and checking the tokenizer"):
+            notes = list(copy_tokenizer_files(self._companions(), folder))
+            tokenizer: Any = None
+            if has_tokenizer(folder):
+                try:
+                    tokenizer = load_tokenizer(folder, options.trust_remote_code)
+                except SourceError:  # the tokenizer's own check reports it
+                    tokenizer = None
+            stops = find_stop_ids(
+                checkpoint.config,
+                checkpoint.generation_config,
+                tokenizer,
+                None if port.model_file else port.module,
+            )
+            notes.extend(stops.notes)
+            written = output_config(
+                port.config,
+                plan.quantization,
+                eos_token_id=stops.ids,
+                dtype=plan.dtype.torch_name if plan.dtype else None,
+            )
+            if port.model_file:
+                written["model_file"] = port.module
+                (folder / port.module).write_text(port.model_file, encoding="utf-8")
+            write_config(folder, written)
+            if write_generation_config(folder, checkpoint.generation_config, stops.ids):
+                notes.append("generation_config.json: eos_token_id united with the other sources'")
+            summary = write_index(
+                folder,
+                {o.module: o.scheme.bits for o in plan.outputs if o.scheme is not None},
+                leaf_paths(port.build()),
+            )
+            report = check_tokenizer(
+                checkpoint.tokenizer_source,
+                folder,
+                options.trust_remote_code,
+                _embedding_rows(plan),
+            )
+            report.require()
+        for warning in (*report.warnings, *notes):
+            self.progress.note(warning)
+        return summary, report.to_dict(), tuple(notes)
+
+    def _describe(
+        self,
+        staging: Staging,
+        summary: WeightSummary,
+        tokenizer: dict[str, Any],
+        report: ParityReport | None,
+        notes: Sequence[str],
+    ) -> Manifest:
+        from torch2mlx.packaging.card import write_card
+        from torch2mlx.packaging.manifest import build_manifest
+
+        folder, plan, port = staging.folder, self.plan, self.port
+        self.measured["peak_rss_bytes"] = _peak_rss()
+        limit = self.options.max_context
+        if limit is not None and report is not None:
+            notes = (*notes, f"compared with PyTorch on texts of up to {limit} tokens only")
+        manifest = build_manifest(
+            checkpoint=self.checkpoint,
+            plan=plan,
+            port_module=port.module,
+            options=self.options.to_dict(),
+            summary=summary,
+            folder=folder,
+            parity=report.to_dict() if report else None,
+            tokenizer=tokenizer,
+            measured=self.measured,
+            notes=(*plan.notes, *notes),
+            known=staging.records(),
+        )
+        manifest.write(folder)
+        write_card(folder, manifest, self.checkpoint)
+        return manifest
+
+    def _timed(self, name: str) -> _Timer:
+        return _Timer(self.measured, name)
+
+
+class _Timer:
+    """Adds wall and CPU seconds of a block to a dict."""
+
+    def __init__(self, into: dict[str, float], name: str) -> None:
+        self.into = into
+        self.name = name
+
+    def __enter__(self) -> None:
+        self.start = (time.perf_counter(), time.process_time())
+
+    def __exit__(self, *_: object) -> None:
+        wall, cpu = time.perf_counter() - self.start[0], time.process_time() - self.start[1]
+        for key, value in ((f"{self.name}_wall_s", wall), (f"{self.name}_cpu_s", cpu)):
+            self.into[key] = round(self.into.get(key, 0.0) + value, 3)
+
+
+def _peak_rss() -> int:
+    """Bytes of memory that this process held at most (kilobytes on Linux, bytes on macOS)."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _embedding_rows(plan: Plan) -> int | None:
+    from torch2mlx.planning.plan import is_token_embedding
+
+    return next((o.expr.shape[0] for o in plan.outputs if is_token_embedding(o.name)), None)
