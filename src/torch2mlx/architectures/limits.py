@@ -181,6 +181,23 @@ def _epsilon(reference: Any, config: Mapping[str, Any], fields: frozenset[str]) 
     )
 
 
+def _gelu(key: str, port: str) -> _Limit:
+    """The port computes `port` whatever the config's `key` asks for."""
+
+    def limit(reference: Any, config: Mapping[str, Any], fields: frozenset[str]) -> str | None:
+        name = getattr(reference, key)
+        # transformers reads gemma's old "gelu" as the tanh form, as it was trained.
+        tanh = name in _TANH_GELU or (reference.model_type == "gemma" and name == "gelu")
+        if "gelu" not in name or tanh == (port == "tanh"):
+            return None
+        own = "erf" if port == "tanh" else "tanh"
+        return f"the port computes the {port} form of GELU, the original the {own} form ({key})"
+
+    return limit
+
+
+_TANH_GELU = frozenset({"gelu_pytorch_tanh", "gelu_new", "gelu_fast", "gelu_python_tanh"})
+
 _GENERAL: tuple[_Limit, ...] = (_window, _longrope, _yarn)
 _OWN: Mapping[str, tuple[_Limit, ...]] = {
     "bitnet": (
@@ -189,6 +206,10 @@ _OWN: Mapping[str, tuple[_Limit, ...]] = {
     "ernie4_5_moe": (
         _always("the port leaves out the bias by which the original selects experts"),
     ),
+    "gemma": (_gelu("hidden_act", "erf"),),
+    "gpt_bigcode": (_gelu("activation_function", "erf"),),
+    "gpt_neox": (_gelu("hidden_act", "tanh"),),
+    "starcoder2": (_gelu("hidden_act", "erf"),),
     "nanochat": (_epsilon,),
     "recurrent_gemma": (_epsilon,),
     "jamba": (_several_experts,),

@@ -18,16 +18,13 @@ from torch2mlx.verification import tolerance
 from torch2mlx.verification.candidate import open_folder, run_candidate, to_float32
 from torch2mlx.verification.comparison import (
     compare_traces,
-    may_be_gelu,
     sample_tokens,
-    with_gelu_note,
 )
 from torch2mlx.verification.reference import (
     build_reference,
     match_rounding,
     read_state,
     run_reference,
-    swap_gelu,
     to_torch,
 )
 from torch2mlx.verification.report import Comparison
@@ -144,14 +141,8 @@ def compare_written(
     reference = build_reference(config, state, checkpoint_folder, trust_remote_code)
     match_rounding(reference, type(model).__module__)
     torch_side = run_reference(reference, tokens)
-    other_gelu = run_reference(reference, tokens) if swap_gelu(reference) else None
     del reference
     gc.collect()
     mlx_side = run_candidate(to_float32(model), tokens)
     model_type = str(written.get("model_type"))
-    found = compare_traces(torch_side, mlx_side, "written folder", model_type, bound)
-    if other_gelu is not None and may_be_gelu(found):
-        again = compare_traces(other_gelu, mlx_side, "written folder", model_type, bound)
-        if again.passed:
-            return with_gelu_note(again, found)
-    return found
+    return compare_traces(torch_side, mlx_side, "written folder", model_type, bound)

@@ -9,6 +9,7 @@ from typing import Any
 __all__ = [
     "EXPERT_KEYS",
     "GROUP_KEYS",
+    "INDEX_HEADS",
     "LATENT",
     "LAYER_KEYS",
     "LONG",
@@ -80,7 +81,7 @@ _WINDOWS = {
 LONG = 24  # original length of long and dynamic rope in the tiny config
 # Scores of sparse attention are sums of relus, one a head: with few heads many are exactly zero,
 # and which of equal scores is chosen is up to the library.  At 16 heads two in 10⁵ are zero.
-_INDEX_HEADS = 16
+INDEX_HEADS = 16
 # Values that only bound others: small enough to act on activations of size one.
 _CAPS = {
     "mamba_d_state": 16,
@@ -93,7 +94,7 @@ _CAPS = {
     "laurel_rank": 8,
     "hidden_size_per_layer_input": 8,
     "zero_expert_num": 4,
-    "index_n_heads": _INDEX_HEADS,
+    "index_n_heads": INDEX_HEADS,
     "index_head_dim": 16,
     "n_positions": 2 * RUN_LENGTH,
     "max_seq_len": 2 * RUN_LENGTH,
