@@ -19,10 +19,10 @@ from torch2mlx.errors import (
     DestinationError,
     OptionError,
     SourceError,
-    Torch2MLXError,
     UnsupportedError,
 )
 from torch2mlx.inspection import Inspection, inspect_checkpoint
+from torch2mlx.loading import load_language_model
 from torch2mlx.options import ConvertOptions
 from torch2mlx.progress import Progress, Silent
 
@@ -404,40 +404,11 @@ def generate(
         raise OptionError(f"--max-tokens {max_tokens}: at least 1 token")
     if temperature < 0:
         raise OptionError(f"--temp {temperature}: at least 0, which is greedy")
-    if not (Path(folder) / "config.json").exists():
-        raise SourceError(f"{folder}: no MLX model here (config.json is missing)")
+    model, tokenizer = load_language_model(folder, trust_remote_code=trust_remote_code)
     import mlx.core as mx
-    from mlx_lm import load, stream_generate
+    from mlx_lm import stream_generate
     from mlx_lm.sample_utils import make_sampler
-    from mlx_lm.utils import load_model, load_tokenizer
 
-    try:
-        tokenizer_config = {"trust_remote_code": trust_remote_code}
-        generated = None if trust_remote_code else _generated_port(Path(folder))
-        if generated is None:
-            model, tokenizer = load(
-                str(folder), tokenizer_config=tokenizer_config, trust_remote_code=trust_remote_code
-            )[:2]
-        else:
-            model, config = load_model(
-                Path(folder),
-                model_config={"model_file": None},
-                get_model_classes=lambda config: generated.classes,
-            )
-            stops = config.get("eos_token_id")
-            tokenizer = load_tokenizer(  # type: ignore[no-untyped-call]
-                Path(folder), tokenizer_config, eos_token_ids=stops
-            )
-    except Torch2MLXError:
-        raise
-    except Exception as error:  # whatever a damaged folder provokes in two libraries
-        raise SourceError(f"{folder}: mlx-lm cannot load it: {error}") from error
-    if mx.default_device() == mx.cpu:
-        # MLX's CPU kernels for half types are up to sixty times slower than for float32; the
-        # values stay the same.
-        from torch2mlx.verification.candidate import to_float32
-
-        to_float32(model)
     mx.random.seed(seed)
     text: Any = prompt
     if not raw and tokenizer.chat_template is not None:
@@ -467,27 +438,6 @@ def generate(
         peak_memory=int(last.peak_memory * 1e9),
         finish_reason=last.finish_reason,
     )
-
-
-def _generated_port(folder: Path) -> Any:
-    """The port that torch2mlx generates for a folder's config.json, if the folder holds just that.
-
-    The folder's own file is only read, never run: a hash beside it would prove nothing of a
-    folder from elsewhere.
-    """
-    from torch2mlx.architectures.port import MODEL_FILE, load_port
-    from torch2mlx.sources.local_files import read_json_object
-
-    config = read_json_object(folder / "config.json")
-    if config.get("model_file") != MODEL_FILE:
-        return None
-    port = load_port(config)
-    if not port.is_source((folder / MODEL_FILE).read_text(encoding="utf-8")):
-        raise SourceError(
-            f"{folder / MODEL_FILE}: not what this version of torch2mlx and transformers writes "
-            "for config.json; read it, and run it with --trust-remote-code if you trust it"
-        )
-    return port
 
 
 def upload(folder: str | Path, repository: str) -> str:

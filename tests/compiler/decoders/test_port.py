@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from torch2mlx.api import _generated_port
 from torch2mlx.architectures.port import MODEL_FILE, load_port
 from torch2mlx.compiler.decoders import source
 from torch2mlx.compiler.decoders.skeleton import build_skeleton
 from torch2mlx.compiler.decoders.source import generate_decoder
 from torch2mlx.compiler.decoders.tracing import trace
+from torch2mlx.loading import load_language_model
 from torch2mlx.verification.reference import decoder_layers
 from torch2mlx.verification.twin import run_twin
 
@@ -277,7 +277,6 @@ def test_a_changed_model_file_is_not_ours() -> None:
 def test_a_model_without_port_is_converted_and_loads_in_mlx_lm(tmp_path: Path) -> None:
     import mlx.core as mx
     import torch
-    from mlx_lm.utils import load_model
 
     import torch2mlx
     from torch2mlx.verification.reference import build_reference
@@ -289,8 +288,7 @@ def test_a_model_without_port_is_converted_and_loads_in_mlx_lm(tmp_path: Path) -
     made: Any = torch2mlx.convert(tmp_path / "opt", tmp_path / "mlx")
     assert made.manifest.plan["port"] == MODEL_FILE
     assert any("generated" in note for note in made.manifest.plan["notes"])
-    model, _ = load_model(tmp_path / "mlx", trust_remote_code=True)
-    assert _generated_port(tmp_path / "mlx") is not None
+    model, _ = load_language_model(tmp_path / "mlx", tokenizer=False)
     ids = np.random.default_rng(0).integers(5, 200, (1, 12))
     with torch.no_grad():
         expected = reference(torch.from_numpy(ids)).logits.numpy()

@@ -1,0 +1,81 @@
+"""Load a converted language model for use, through mlx-lm."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch2mlx.errors import SourceError, Torch2MLXError
+
+__all__ = ["load_language_model"]
+
+
+def load_language_model(
+    folder: str | Path, *, trust_remote_code: bool = False, tokenizer: bool = True
+) -> tuple[Any, Any]:
+    """The model and mlx-lm's tokenizer of an MLX folder.
+
+    On a CPU the model computes in float32: MLX's CPU kernels for half types are up to sixty times
+    slower, and the values of the weights stay the same.
+
+    Args:
+        folder: with config.json and model*.safetensors.
+        trust_remote_code: allow a model file or tokenizer code in the folder to run.  A model
+            file that torch2mlx writes for this config.json needs no permission.
+        tokenizer: load it; without, the second result is None.
+
+    Raises:
+        SourceError: the folder is no MLX language model, or not one that mlx-lm can load.
+    """
+    folder = Path(folder)
+    if not (folder / "config.json").exists():
+        raise SourceError(f"{folder}: no MLX model here (config.json is missing)")
+    import mlx.core as mx
+    from mlx_lm.utils import load_model, load_tokenizer
+
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    try:
+        generated = None if trust_remote_code else _generated_port(folder)
+        if generated is not None:
+            options |= {
+                "model_config": {"model_file": None},
+                "get_model_classes": lambda config: generated.classes,
+            }
+        model, config = load_model(folder, **options)
+        words = None
+        if tokenizer:
+            words = load_tokenizer(  # type: ignore[no-untyped-call]
+                folder,
+                {"trust_remote_code": trust_remote_code},
+                eos_token_ids=config.get("eos_token_id"),
+            )
+    except Torch2MLXError:
+        raise
+    except Exception as error:  # whatever a damaged folder provokes in two libraries
+        raise SourceError(f"{folder}: mlx-lm cannot load it: {error}") from error
+    if mx.default_device() == mx.cpu:
+        from torch2mlx.verification.candidate import to_float32
+
+        to_float32(model)
+    return model, words
+
+
+def _generated_port(folder: Path) -> Any:
+    """The port that torch2mlx generates for a folder's config.json, if the folder holds just that.
+
+    The folder's own file is only read, never run: a hash beside it would prove nothing of a
+    folder from elsewhere.
+    """
+    from torch2mlx.architectures.port import MODEL_FILE, load_port
+    from torch2mlx.sources.local_files import read_json_object
+
+    config = read_json_object(folder / "config.json")
+    if config.get("model_file") != MODEL_FILE:
+        return None
+    port = load_port(config)
+    if not port.is_source((folder / MODEL_FILE).read_text(encoding="utf-8")):
+        raise SourceError(
+            f"{folder / MODEL_FILE}: not what this version of torch2mlx and transformers writes "
+            "for config.json; read it, and run it with --trust-remote-code if you trust it"
+        )
+    return port
