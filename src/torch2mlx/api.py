@@ -241,7 +241,9 @@ def _convert(
     if asked.weights is not None:
         raise OptionError(f"{name}: is a checkpoint itself; --weights belongs to a module")
     assert isinstance(source, str | Path)
-    checkpoint = _open(source, asked.revision, asked.trust_remote_code, asked.keep_download)
+    checkpoint = _open(
+        source, asked.revision, asked.trust_remote_code, asked.keep_download, asked.adapter
+    )
     with closing(checkpoint.source):
         for one in (asked, *asked.further().values()):
             one.check_source(checkpoint.kind, checkpoint.location)
@@ -291,7 +293,11 @@ def _made_before(folder: Path, source: Any, asked: ConvertOptions) -> Conversion
 
 
 def _open(
-    source: str | Path, revision: str | None, trust_remote_code: bool, keep_download: bool = False
+    source: str | Path,
+    revision: str | None,
+    trust_remote_code: bool,
+    keep_download: bool = False,
+    adapter: str | Path | None = None,
 ) -> Checkpoint:
     from torch2mlx.architectures.port import load_port
     from torch2mlx.routing import may_generate
@@ -304,19 +310,25 @@ def _open(
             if not may_generate(config):
                 raise
 
-    return open_checkpoint(
+    checkpoint = open_checkpoint(
         source,
         revision=revision,
         trust_remote_code=trust_remote_code,
         accept_config=accept,
         keep_download=keep_download,
     )
+    if adapter is None:
+        return checkpoint
+    from torch2mlx.sources.adapters import with_adapter
+
+    return with_adapter(checkpoint, Path(adapter))
 
 
 def verify(
     source: str | Path,
     folder: str | Path,
     *,
+    adapter: str | Path | None = None,
     memory_limit: str | int = "1GB",
     max_context: int | None = None,
     trust_remote_code: bool = False,
@@ -328,6 +340,7 @@ def verify(
     Args:
         source: the PyTorch checkpoint.
         folder: the MLX folder.
+        adapter: folder of an adapter that was merged into it.
         memory_limit: memory beside one block of the model.
         max_context: check only so many tokens.
         trust_remote_code: allow the checkpoint's own code on the PyTorch side.
@@ -339,7 +352,7 @@ def verify(
     """
     from torch2mlx.verification.folder import verify_folder
 
-    checkpoint = _open(source, revision, trust_remote_code)
+    checkpoint = _open(source, revision, trust_remote_code, adapter=adapter)
     with closing(checkpoint.source):
         report, tokenizer = verify_folder(
             checkpoint,

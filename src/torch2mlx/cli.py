@@ -103,6 +103,14 @@ Revision = Annotated[
 ]
 
 
+Adapter = Annotated[
+    str | None,
+    typer.Option(
+        help="Folder of a LoRA or DoRA adapter (PEFT, mlx-lm) to merge in.", show_default=False
+    ),
+]
+
+
 def _version(value: bool) -> None:
     if value:
         typer.echo(f"torch2mlx {__version__}")
@@ -297,6 +305,7 @@ def convert(
             show_default=False,
         ),
     ] = None,
+    adapter: Adapter = None,
     dequantize: Annotated[
         bool, typer.Option("-d", "--dequantize", help="Make a plain model of a quantized MLX one.")
     ] = False,
@@ -417,6 +426,7 @@ def convert(
         min_top1=min_top1,
         dequantize=dequantize,
         dtype=dtype.value if dtype else None,
+        adapter=adapter,
         max_shard_size=max_shard_size,
         memory_limit=memory_limit,
         verify=not no_verify,
@@ -457,6 +467,7 @@ def _one(
 def verify(
     source: Annotated[str, typer.Argument(metavar="SRC", help="The PyTorch original.")],
     folder: Annotated[str, typer.Argument(metavar="DST", help="An MLX folder, from any tool.")],
+    adapter: Adapter = None,
     memory_limit: Annotated[
         str, typer.Option(help="Memory beside one block of the model.")
     ] = "1GB",
@@ -474,6 +485,7 @@ def verify(
     result = api.verify(
         source,
         folder,
+        adapter=adapter,
         memory_limit=memory_limit,
         max_context=max_context,
         trust_remote_code=trust_remote_code,

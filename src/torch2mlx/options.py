@@ -43,6 +43,7 @@ class ConvertOptions:
         calibration_tokens: how many tokens of text to use.
         max_kl, min_top1: publish only if the mean KL divergence from the original (nats a token)
             is at most, and top-1 agreement (0 to 1) at least so much, on the built-in text.
+        adapter: folder of a LoRA or DoRA adapter to merge into the checkpoint.
         dequantize: make a plain model of a quantized MLX folder.
         dtype: float16, bfloat16 or float32 for what is not quantized.
         max_shard_size: bound on each weight file, such as "5GB".
@@ -76,6 +77,7 @@ class ConvertOptions:
     calibration_tokens: int | None = None
     max_kl: float | None = None
     min_top1: float | None = None
+    adapter: str | Path | None = None
     dequantize: bool = False
     dtype: str | None = None
     max_shard_size: str | int = "5GB"

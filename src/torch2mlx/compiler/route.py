@@ -34,6 +34,7 @@ _REFUSED = {
     "target_bpw": "--target-bpw: belongs to ports of language models; choose --q-bits",
     "max_kl": "--max-kl: belongs to ports of language models; leave it out",
     "min_top1": "--min-top1: belongs to ports of language models; leave it out",
+    "adapter": "--adapter: belongs to checkpoints; merge it into the module before",
     "dequantize": "-d: a module has no quantized layers of MLX; leave it out",
     "keep_download": "--keep-download: belongs to a hub id as SRC; leave it out",
     "max_context": "--max-context: belongs to ports of language models; bound an extent with "

@@ -18,7 +18,8 @@ from torch2mlx.planning.expressions import Expr, Source, Transpose, cast
 from torch2mlx.planning.plan import DEFAULT_SHARD_SIZE, Output, Plan, output_specs
 from torch2mlx.planning.shards import plan_shards
 from torch2mlx.sources.base import Checkpoint, TensorSource
-from torch2mlx.sources.in_memory import JoinedSource, MemorySource
+from torch2mlx.sources.in_memory import MemorySource
+from torch2mlx.sources.joined import JoinedSource
 
 if TYPE_CHECKING:
     import torch

@@ -43,6 +43,7 @@ __all__ = [
     "Reshape",
     "Slice",
     "Source",
+    "Stored",
     "Transpose",
     "Whole",
     "cast",
@@ -106,9 +107,17 @@ class Expr(ABC):
         return self.size * self.dtype.itemsize
 
 
+class Stored(Expr):
+    """A tensor of the checkpoint under its name: what everything that runs backwards ends at."""
+
+    __slots__ = ()
+
+    name: str
+
+
 @dataclass(frozen=True, eq=False, slots=True)
-class Source(Expr):
-    """A stored tensor."""
+class Source(Stored):
+    """A tensor as a file holds it."""
 
     name: str
     dtype: DType
@@ -462,9 +471,9 @@ def rows_of(expr: Expr) -> Expr:
     return Reshape(expr, (prod(expr.shape[:-1]), last))
 
 
-def sources_of(expr: Expr) -> Iterator[Source]:
-    """Every stored tensor under an expression, repeated where it is used more than once."""
-    if isinstance(expr, Source):
+def sources_of(expr: Expr) -> Iterator[Stored]:
+    """Every tensor of the checkpoint under an expression, repeated where it is used again."""
+    if isinstance(expr, Stored):
         yield expr
     for child in expr.children:
         yield from sources_of(child)

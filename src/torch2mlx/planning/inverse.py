@@ -23,7 +23,7 @@ from torch2mlx.planning.expressions import (
     Expr,
     Reshape,
     Slice,
-    Source,
+    Stored,
     Transpose,
     Whole,
     cast,
@@ -56,8 +56,8 @@ class Leaf:
     """A part of a source tensor and what an output holds of it.
 
     Attributes:
-        name: of the stored tensor, or of the stop (see `push`).
-        expr: the source or stop.
+        name: of the checkpoint's tensor, or of the stop (see `push`).
+        expr: the tensor or stop.
         region: the part of `expr`, one range an axis, steps positive.
         value: bit view of the shape of `region`: the part after `chain`.
         chain: functions between `expr` and the output, innermost first; empty: moved only.
@@ -99,7 +99,7 @@ def _push(
         return
     if id(expr) in stops:
         yield Leaf(stops[id(expr)], expr, region, value, chain)
-    elif isinstance(expr, Source):
+    elif isinstance(expr, Stored):
         yield Leaf(expr.name, expr, region, value, chain)
     elif isinstance(expr, Transpose):
         order = tuple(expr.axes.index(a) for a in range(len(expr.axes)))
@@ -136,7 +136,7 @@ def _push(
         value = value.reshape(tuple(len(r) for r in inner))
         step = expr
         # Values are moved on before a chain is undone, so what depends on the place must be last.
-        if expr.inverse_in is not None and (id(operand) in stops or isinstance(operand, Source)):
+        if expr.inverse_in is not None and (id(operand) in stops or isinstance(operand, Stored)):
             step = replace(expr, inverse=expr.inverse_in(region))
         yield from _push(operand, inner, value, (step, *chain), stops)
     else:

@@ -30,6 +30,8 @@ def open_checkpoint(
 ) -> Checkpoint:
     """Open a folder, a file, a hub id or a URL; headers are read and checked, tensors are not.
 
+    A folder that is an adapter opens the model that its config names, with the adapter merged in.
+
     Args:
         location: a folder, a .safetensors/.bin/.pt/.pth/.gguf file, an index, "owner/name", or a
             URL of a folder or file that fsspec can read.
@@ -57,7 +59,19 @@ def open_checkpoint(
     if revision is not None:
         raise SourceError(f"{location}: is a local path; a revision belongs to a hub id")
     if path.is_dir():
-        return _open_folder(str(location), path, trust_remote_code, needs_config)
+        from torch2mlx.sources.adapters import base_of_adapter, with_adapter
+
+        base = base_of_adapter(path)
+        if base is None:
+            return _open_folder(str(location), path, trust_remote_code, needs_config)
+        opened = open_checkpoint(
+            base,
+            trust_remote_code=trust_remote_code,
+            accept_config=accept_config,
+            needs_config=needs_config,
+            keep_download=keep_download,
+        )
+        return with_adapter(opened, path)
     return _open_file(str(location), path.parent, path.name, trust_remote_code, needs_config)
 
 

@@ -1,4 +1,4 @@
-"""Tensors that a program holds, read as those of a file are; and two sources as one."""
+"""Tensors that a program holds, read as those of a file are."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch2mlx.sources.base import TensorInfo, TensorSource
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["JoinedSource", "MemorySource"]
+__all__ = ["MemorySource"]
 
 _MEMORY = Path("memory")
 
@@ -84,37 +84,3 @@ def _bits(tensor: torch.Tensor, info: TensorInfo) -> np.ndarray[Any, Any]:
         tensor = tensor.view(torch.uint8)
     values: np.ndarray[Any, Any] = tensor.numpy()
     return values.view(info.dtype.numpy)
-
-
-class JoinedSource(TensorSource):
-    """Several sources whose names differ.
-
-    Args:
-        sources: each name belongs to the first that has it.
-    """
-
-    def __init__(self, *sources: TensorSource) -> None:
-        self._sources = sources
-        self._owner = {name: s for s in reversed(sources) for name in s.tensors}
-
-    @property
-    def tensors(self) -> Mapping[str, TensorInfo]:
-        return {name: source.tensors[name] for name, source in self._owner.items()}
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        return tuple(sorted(f for source in self._sources for f in source.files))
-
-    def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray[Any, Any]:
-        return self._source(name).read(name, start, stop)
-
-    def read_flat(self, name: str, start: int, stop: int) -> np.ndarray[Any, Any]:
-        return self._source(name).read_flat(name, start, stop)
-
-    def _source(self, name: str) -> TensorSource:
-        # Virtual tensors are readable, but not listed; only a checkpoint has any.
-        return self._owner.get(name, self._sources[0])
-
-    def close(self) -> None:
-        for source in self._sources:
-            source.close()
