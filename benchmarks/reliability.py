@@ -146,8 +146,10 @@ class Lab:
 
     def _convert(self, case: str, fault: Fault, write: int) -> None:
         from torch2mlx import convert
+        from torch2mlx.conversion import direct
         from torch2mlx.conversion.shard_file import ShardFile
 
+        direct._CHUNK = 4096  # the files are small, and their writes are to pass the page cache
         source, options = CASES[case]
         told: dict[str, Any] = {"made": []}
         finish = ShardFile.finish

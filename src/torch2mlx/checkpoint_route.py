@@ -441,6 +441,7 @@ class CheckpointConversion:
             progress=progress,
             check=source.check,
             processes=team.local_size,
+            read_again=self.options.verify,
         )
 
     def _package(self, folder: Path) -> tuple[WeightSummary, dict[str, Any], tuple[str, ...]]:

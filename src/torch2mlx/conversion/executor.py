@@ -98,6 +98,7 @@ def execute_together(
     progress: Progress | None = None,
     check: Callable[[], None] | None = None,
     processes: int = 1,
+    read_again: bool = True,
 ) -> None:
     """Write the weight files of several plans for one model in one pass over its source.
 
@@ -108,6 +109,7 @@ def execute_together(
         progress: called with the bytes written since its last call.
         check: called before a file counts as finished; what it raises ends the run.
         processes: how many share the cores of this host.
+        read_again: this run reads the files once more, so the page cache keeps them if they fit.
 
     Raises:
         NumericError: NaN, Inf or overflow; names the tensor.
@@ -120,10 +122,11 @@ def execute_together(
             f"{_MIN_MEMORY_LIMIT:,} are needed"
         )
     threads = max(1, min(_MAX_WORKERS, _cores() // processes))
-    drop = not page_cache_holds(sum(s.nbytes for t in targets for s in t.plan.shards))
+    size = sum(s.nbytes for t in targets for s in t.plan.shards)
+    uncached = not read_again or not page_cache_holds(size)
     with ThreadPoolExecutor(1) as syncer, ThreadPoolExecutor(threads) as pool:
         run = _Run(
-            [_Output(t, syncer, drop) for t in targets],
+            [_Output(t, syncer, uncached) for t in targets],
             reader, pool, threads, memory_limit, progress or (lambda _: None),
             check or (lambda: None),
         )  # fmt: skip
@@ -160,10 +163,10 @@ def _mlx_cache_limited_to(nbytes: int) -> Iterator[None]:
 class _Output:
     """A target with the file that is in work."""
 
-    def __init__(self, target: Target, syncer: ThreadPoolExecutor, drop: bool) -> None:
+    def __init__(self, target: Target, syncer: ThreadPoolExecutor, uncached: bool) -> None:
         self.target = target
         self._syncer = syncer
-        self._drop = drop
+        self._uncached = uncached
         self._file: ShardFile | None = None
         self.todo = [s for s in target.plan.shards if self._is_wanted(s)]
         self._shard_of = {name: shard for shard in self.todo for name in shard.offsets}
@@ -189,7 +192,7 @@ class _Output:
         """The file of a shard; the one before must be finished."""
         if self._file is None:
             path = self.target.folder / shard.file
-            self._file = ShardFile(path, shard, self._syncer, self._drop)
+            self._file = ShardFile(path, shard, self._syncer, self._uncached)
         return self._file
 
     def finish(self) -> None:

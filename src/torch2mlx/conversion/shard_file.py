@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from torch2mlx.conversion.direct import DirectWriter, write_at
 from torch2mlx.errors import DestinationError
 from torch2mlx.planning.shards import ShardPlan
 
@@ -35,17 +36,18 @@ class ShardFile:
         path: of the file, which must not exist.
         shard: its header and size.
         syncer: runs the calls that wait for the disk.
-        drop: whether what is on the disk should leave the page cache.
+        uncached: whether the file should keep out of the page cache.
 
     Raises:
         DestinationError: the disk is full or cannot be written.
     """
 
-    def __init__(self, path: Path, shard: ShardPlan, syncer: Executor, drop: bool) -> None:
+    def __init__(self, path: Path, shard: ShardPlan, syncer: Executor, uncached: bool) -> None:
         self.path = path
         self.shard = shard
         self._syncer = syncer
-        self._drop = drop and hasattr(os, "posix_fadvise")
+        self._drop = uncached and hasattr(os, "posix_fadvise")
+        self._writer: DirectWriter | None = None
         self._digest = hashlib.sha256(shard.header)
         self._hashed = len(shard.header)
         self._unsynced = 0
@@ -56,7 +58,9 @@ class ShardFile:
             raise self._error(error) from error
         try:
             os.ftruncate(self._handle, shard.nbytes)
-            _write_at(self._handle, shard.header, 0)
+            if uncached:
+                self._writer = DirectWriter(path, self._handle)
+            self._write(memoryview(shard.header), 0)
         except OSError as error:
             self.close()
             raise self._error(error) from error
@@ -65,9 +69,15 @@ class ShardFile:
         """Write arrays at their offsets; safe from several threads at once."""
         try:
             for offset, array in pieces:
-                _write_at(self._handle, _octets(array), offset)
+                self._write(_octets(array), offset)
         except OSError as error:
             raise self._error(error) from error
+
+    def _write(self, data: memoryview, offset: int) -> None:
+        if self._writer is None:
+            write_at(self._handle, data, offset)
+        else:
+            self._writer.write(data, offset)
 
     def follow(self, pieces: Iterable[tuple[int, Array]]) -> int:
         """Take note of written pieces, in file order as far as possible; returns their bytes.
@@ -92,6 +102,8 @@ class ShardFile:
         """Hash the rest, wait for the disk, close the file; returns the SHA-256 in hex."""
         try:
             self._wait()
+            if self._writer is not None:
+                self._writer.flush()
             self._start_sync()
             buffer = memoryview(bytearray(_BUFFER))
             while self._hashed < self.shard.nbytes:
@@ -109,6 +121,9 @@ class ShardFile:
 
     def close(self) -> None:
         """Release the file, finished or not; no thread may write to it any more."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
         if self._handle >= 0:
             os.close(self._handle)
             self._handle = -1
@@ -142,10 +157,3 @@ class ShardFile:
 
 def _octets(array: Array) -> memoryview:
     return array.reshape(-1).view(np.uint8).data
-
-
-def _write_at(handle: int, data: bytes | memoryview, offset: int) -> None:
-    view = memoryview(data)
-    done = 0
-    while done < len(view):
-        done += os.pwrite(handle, view[done:], offset + done)
