@@ -129,16 +129,20 @@ def plan(
     fit: str | int | None = None,
     context: int | None = None,
     memory_limit: str | int = "1GB",
+    quality: bool = False,
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> Selection:
-    """Compare ways to convert a checkpoint, from headers alone: size, memory, quality, machines.
+    """Compare ways to convert a checkpoint: size, memory, quality, machines.
+
+    Headers alone are read, unless `quality` is asked for.
 
     Args:
         source: a folder, a checkpoint file, a hub id or a URL.
         fit: memory that the model may take while it runs, such as "16GB".
         context: tokens of the longest text; None: what the config says, at most 8192.
         memory_limit: of the conversion.
+        quality: also predict what each way costs this model, which reads and runs its layers.
         revision: branch, tag or commit of a hub id.
         trust_remote_code: count the checkpoint's Python files as usable.
 
@@ -158,6 +162,8 @@ def plan(
             fit=fit,
             context=context,
             memory_limit=memory_limit,
+            quality=quality,
+            trust_remote_code=trust_remote_code,
         )
 
 

@@ -7,17 +7,15 @@ and verified, and published at the end.  Modules take `torch2mlx.compiler.route`
 from __future__ import annotations
 
 import resource
-import shutil
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch2mlx.errors import DestinationError, OptionError, SourceError
+from torch2mlx.errors import DestinationError, OptionError, PlanError, SourceError
 from torch2mlx.options import ConvertOptions
 from torch2mlx.progress import Progress, Silent
 
@@ -30,6 +28,7 @@ if TYPE_CHECKING:
     from torch2mlx.packaging.staging import Staging
     from torch2mlx.planning.plan import Plan
     from torch2mlx.quantization.recipe import QuantOptions
+    from torch2mlx.selection.fitting import Running
     from torch2mlx.sources.base import Checkpoint
     from torch2mlx.verification.report import Comparison, ParityReport
 
@@ -69,13 +68,17 @@ class CheckpointConversion:
     ) -> None:
         self.checkpoint = checkpoint
         self.destination = destination
-        self.options = options
+        self.asked = self.options = options
         self.progress = progress
         self.measured: dict[str, float] = {}
         self.plan: Plan
         self.port: Any
         self.gate: Any = None
         self.notes: tuple[str, ...] = ()
+        self.running: Running | None = None
+        self.predicted: float | None = None
+        self.judge: Callable[[ParityReport, Path], None] | None = None
+        self.decisions: dict[str, Any] = {}
         self.further = [
             CheckpointConversion(checkpoint, also_folder(destination, name), other, progress)
             for name, other in options.further().items()
@@ -87,21 +90,21 @@ class CheckpointConversion:
         team = find_team()
         if not team.leads:
             self.progress = Silent()
-        if team.size > 1 and (self.options.calibrate or self.options.target_bpw is not None):
+        if team.size > 1 and self.options.tuned:
             raise OptionError(
-                "--calibrate and --target-bpw run in one process; start torch2mlx by itself"
+                "--calibrate, --target-bpw, --fit and bounds on the quality run in one process; "
+                "start torch2mlx by itself"
             )
         with team.stops_together():
             source = self._source_state()
             if not team.leads:
                 return self._help(team, source)
             self._choose_port()
-            if self.options.target_bpw is not None:
-                with self._timed("allocate"):
-                    self._allocate(self.options.target_bpw)
-            if self.options.calibrate:
-                with self._timed("calibrate"):
-                    self._calibrate()
+            if self.options.tuned:
+                from torch2mlx.tuning import Tuning
+
+                tuning = Tuning(self, source.to_dict(self.checkpoint.folder))
+                return tuning.run(lambda: self._lead(team, source))
             return self._lead(team, source)
 
     def _choose_port(self) -> None:
@@ -114,16 +117,16 @@ class CheckpointConversion:
         for other in self.further:
             other.prepare_like(self)
             if twin is not None:
-                other.gate = other._gate()
+                other.gate = other.new_gate()
                 other.gate.comparisons.append(twin)
 
     def _prove(self, checkpoint: Checkpoint) -> Comparison | None:
         """Plan, and prove the port on a twin."""
         self._prepare(checkpoint)
-        self.gate = self._gate()
+        self.gate = self.new_gate()
         if self.gate is None:
             return None
-        with self._timed("verify"):
+        with self.timed("verify"):
             twin: Comparison = self.gate.prove_port()
         return twin
 
@@ -132,18 +135,18 @@ class CheckpointConversion:
         from torch2mlx.architectures.port import load_port
 
         self.checkpoint = checkpoint
-        with self._timed("plan"), self.progress.stage("Planning from headers"):
+        with self.timed("plan"), self.progress.stage("Planning from headers"):
             check_counts(checkpoint.config, checkpoint.state)
             self.port = load_port(checkpoint.config)
-            self.plan = self._planned(self.options.quant_options())
+            self.plan = self.planned(self.options.quant_options())
 
     def prepare_like(self, first: CheckpointConversion) -> None:
         """Plan a further output of a checkpoint that `first` converts too."""
         self.checkpoint, self.progress, self.port = first.checkpoint, first.progress, first.port
         self.notes = first.notes
-        self.plan = self._planned(self.options.quant_options())
+        self.plan = self.planned(self.options.quant_options())
 
-    def _planned(self, quantize: QuantOptions | None) -> Plan:
+    def planned(self, quantize: QuantOptions | None) -> Plan:
         from torch2mlx.planning.plan import build_plan
         from torch2mlx.planning.shards import parse_size
 
@@ -165,7 +168,7 @@ class CheckpointConversion:
             stagings = [first, *(stack.enter_context(c._stage(source)) for c in todo[1:])]
             for conversion, staging in zip(todo, stagings, strict=True):
                 staging.require_room(conversion.room)
-            with self._timed("convert"):
+            with self.timed("convert"):
                 self._write(team, todo, stagings, source)
             manifests = [c._finish(s) for c, s in zip(todo, stagings, strict=True)]
             source.check(thorough=True)
@@ -177,10 +180,6 @@ class CheckpointConversion:
                 made[conversion] = Conversion(staging.publish(), manifest)
             further = tuple(found for c in self.further if (found := made[c]) is not None)
             published = Conversion(first.publish(), manifests[0], further)
-        if self.options.calibrate:
-            from torch2mlx.calibration.conversion import calibration_folder
-
-            shutil.rmtree(calibration_folder(self.destination), ignore_errors=True)
         team.tell("published", str(published.destination))
         return published
 
@@ -251,25 +250,13 @@ class CheckpointConversion:
         report = None
         if self.gate is not None:
             files = [staging.folder / shard.file for shard in self.plan.shards]
-            with self._timed("verify"):
+            with self.timed("verify"):
                 report = self.gate.prove_result(staging.folder, files)
-            self._require_quality(report)
+            if self.predicted is not None:
+                report = report.with_figure("quantization", "predicted_kl", self.predicted)
+            if self.judge is not None:
+                self.judge(report, staging.folder)
         return self._describe(staging, summary, tokenizer, report, (*self.notes, *notes))
-
-    def _require_quality(self, report: ParityReport) -> None:
-        from torch2mlx.verification.quality import require_quality
-
-        options = self.options
-        cures = []
-        if not options.calibrate:
-            cures.append("--calibrate, at the same size")
-        elif not options.distill:
-            cures.append("--distill, at the same size")
-        if options.target_bpw is None:
-            size = self.plan.bits_per_weight
-            cures.append(f"--target-bpw {size + 0.25:.2f}, more bits where they count most")
-        cures.append("more bits for all, such as --q-bits 8")
-        require_quality(report, options.max_kl, options.min_top1, cures)
 
     @property
     def room(self) -> int:
@@ -293,7 +280,7 @@ class CheckpointConversion:
             library_versions(),
         )
 
-    def _gate(self) -> Any:
+    def new_gate(self) -> Any:
         if not self.options.verify:
             return None
         from torch2mlx.planning.shards import parse_size
@@ -307,61 +294,8 @@ class CheckpointConversion:
             max_context=self.options.max_context,
             trust_remote_code=self.options.trust_remote_code,
             progress=self.progress,
+            loops=self.options.bounds.max_loops is not None,
         )
-
-    def _allocate(self, target: float) -> None:
-        """Give the plan bits by module, those that the user named aside."""
-        from torch2mlx.calibration.conversion import allocate_bits
-
-        options = self.options
-        asked = options.quant_options()
-        assert asked is not None
-        with self.progress.stage("Measuring what each module's bits are worth"):
-            found = allocate_bits(
-                self.checkpoint,
-                self.plan.outputs,
-                asked.base,
-                target,
-                texts=options.calibration_text,
-                max_context=options.max_context,
-                trust_remote_code=options.trust_remote_code,
-            )
-        counts = Counter(found.bits.values())
-        note = (
-            f"{target:g} bits per weight: "
-            + ", ".join(f"{counts[bits]} modules at {bits} bits" for bits in sorted(counts))
-            + f"; predicted KL divergence, rounded to nearest: {found.divergence:.3g}"
-        )
-        self.progress.note(note)
-        chosen = replace(asked, overrides=(*found.bits.items(), *asked.overrides))
-        plan = self._planned(chosen)
-        self.plan = replace(plan, notes=(*plan.notes, note))
-        if self.gate is not None:
-            self.gate.outputs = self.plan.outputs
-
-    def _calibrate(self) -> None:
-        """Give the plan calibrated tensors, which the checkpoint's reader then knows too."""
-        from torch2mlx.calibration.conversion import calibrate_outputs
-
-        options = self.options
-        found = calibrate_outputs(
-            self.checkpoint,
-            self.plan.outputs,
-            self.destination,
-            texts=options.calibration_text,
-            tokens=options.calibration_tokens,
-            distill=options.distill,
-            max_context=options.max_context,
-            trust_remote_code=options.trust_remote_code,
-            progress=self.progress,
-        )
-        for note in found.notes:
-            self.progress.note(note)
-        self.checkpoint = replace(self.checkpoint, source=found.source)
-        notes = (*self.plan.notes, *found.notes)
-        self.plan = replace(self.plan, outputs=found.outputs, notes=notes)
-        if self.gate is not None:
-            self.gate.checkpoint, self.gate.outputs = self.checkpoint, self.plan.outputs
 
     def _companions(self) -> Mapping[str, Path]:
         return self.checkpoint.tokenizer_files
@@ -460,7 +394,7 @@ class CheckpointConversion:
         )
 
         checkpoint, options, plan, port = self.checkpoint, self.options, self.plan, self.port
-        with self._timed("package"), self.progress.stage("Copying and checking the tokenizer"):
+        with self.timed("package"), self.progress.stage("Copying and checking the tokenizer"):
             notes = list(copy_tokenizer_files(self._companions(), folder))
             tokenizer: Any = None
             if has_tokenizer(folder):
@@ -523,7 +457,7 @@ class CheckpointConversion:
             checkpoint=self.checkpoint,
             plan=plan,
             port_module=port.module,
-            options=self.options.to_dict(),
+            options=self.asked.to_dict(),
             summary=summary,
             folder=folder,
             parity=report.to_dict() if report else None,
@@ -531,12 +465,25 @@ class CheckpointConversion:
             measured=self.measured,
             notes=(*plan.notes, *notes),
             known=staging.records(),
+            decisions={**self.decisions, **self._memory(summary)},
         )
         manifest.write(folder)
         write_card(folder, manifest, self.checkpoint)
         return manifest
 
-    def _timed(self, name: str) -> _Timer:
+    def _memory(self, summary: WeightSummary) -> dict[str, Any]:
+        """What the running model takes, with the weights as they were written."""
+        if self.running is None:
+            return {}
+        memory = self.running.to_dict(summary.total_size)
+        if memory["total"] > memory["limit"]:
+            raise PlanError(
+                f"{self.destination}: the written model takes {memory['total']:,} bytes, more than "
+                f"--fit {self.options.fit} allows; nothing was published"
+            )
+        return {"memory": memory}
+
+    def timed(self, name: str) -> _Timer:
         return _Timer(self.measured, name)
 
 

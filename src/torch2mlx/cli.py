@@ -60,15 +60,6 @@ class Mode(StrEnum):
     mxfp8 = "mxfp8"
 
 
-class Recipe(StrEnum):
-    """mlx-lm's mixed recipes."""
-
-    mixed_2_6 = "mixed_2_6"
-    mixed_3_4 = "mixed_3_4"
-    mixed_3_6 = "mixed_3_6"
-    mixed_4_6 = "mixed_4_6"
-
-
 class FloatType(StrEnum):
     """Types of what is not quantized."""
 
@@ -177,6 +168,12 @@ def plan(
         typer.Option(help="Tokens of the longest text.", show_default="config.json's, up to 8192"),
     ] = None,
     memory_limit: Annotated[str, typer.Option(help="Memory of the conversion itself.")] = "1GB",
+    quality: Annotated[
+        bool,
+        typer.Option(
+            "--quality", help="Predict what each way costs this model: reads and runs its layers."
+        ),
+    ] = False,
     revision: Revision = None,
     trust_remote_code: Trust = False,
     as_json: Json = False,
@@ -189,6 +186,7 @@ def plan(
         fit=fit,
         context=context,
         memory_limit=memory_limit,
+        quality=quality,
         revision=revision,
         trust_remote_code=trust_remote_code,
     )
@@ -227,9 +225,14 @@ def convert(
         Mode | None, typer.Option(help="Quantization format.", show_default="affine")
     ] = None,
     recipe: Annotated[
-        Recipe | None,
+        str | None,
         typer.Option(
-            "--recipe", "--quant-predicate", help="Mixed bits by layer.", show_default=False
+            "--recipe",
+            "--quant-predicate",
+            metavar="NAME|FILE",
+            help="Bits by layer: mlx-lm's mixed_2_6, mixed_3_4, mixed_3_6 or mixed_4_6, or a .toml "
+            "file of patterns and formats.",
+            show_default=False,
         ),
     ] = None,
     keep: Annotated[
@@ -242,7 +245,7 @@ def convert(
         list[str] | None,
         typer.Option(
             help="Other bits for some modules: '*.down_proj=6', '=6:32' with a group size, or "
-            "'=mxfp8'; repeatable, the last match wins.",
+            "'=mxfp8' or '=keep'; repeatable, the last match wins.",
             show_default=False,
         ),
     ] = None,
@@ -267,6 +270,20 @@ def convert(
         typer.Option(
             help="Bits per weight of the whole model; sensitive modules get more than others.",
             show_default=False,
+        ),
+    ] = None,
+    fit: Annotated[
+        str | None,
+        typer.Option(
+            help="Memory that the running model may take, e.g. 16GB; each module gets bits for it.",
+            show_default=False,
+        ),
+    ] = None,
+    context: Annotated[
+        int | None,
+        typer.Option(
+            help="Tokens of the longest text, for the caches that --fit counts.",
+            show_default="config.json's, up to 8192",
         ),
     ] = None,
     calibrate: Annotated[
@@ -305,6 +322,28 @@ def convert(
             show_default=False,
         ),
     ] = None,
+    max_perplexity: Annotated[
+        float | None,
+        typer.Option(
+            help="Publish only if perplexity is at most so many times the original's.",
+            show_default=False,
+        ),
+    ] = None,
+    max_loops: Annotated[
+        float | None,
+        typer.Option(
+            help="Publish only if the share of greedy texts that end in a loop is at most so much "
+            "above the original's, e.g. 0.05.",
+            show_default=False,
+        ),
+    ] = None,
+    auto: Annotated[
+        bool,
+        typer.Option(
+            "--auto",
+            help="Where a bound does not hold, try the cheapest cure next, until all bounds do.",
+        ),
+    ] = False,
     adapter: Adapter = None,
     dequantize: Annotated[
         bool, typer.Option("-d", "--dequantize", help="Make a plain model of a quantized MLX one.")
@@ -410,7 +449,7 @@ def convert(
         q_bits=q_bits,
         q_group_size=q_group_size,
         q_mode=q_mode.value if q_mode else None,
-        recipe=recipe.value if recipe else None,
+        recipe=recipe,
         keep=tuple(keep or ()),
         bits=tuple(bits or ()),
         embedding=embedding,
@@ -418,12 +457,17 @@ def convert(
         router=router.value if router else None,
         strict=strict,
         target_bpw=target_bpw,
+        fit=fit,
+        context=context,
         calibrate=calibrate,
         distill=distill,
         calibration_text=tuple(calibration_text or ()),
         calibration_tokens=calibration_tokens,
         max_kl=max_kl,
         min_top1=min_top1,
+        max_perplexity=max_perplexity,
+        max_loops=max_loops,
+        auto=auto,
         dequantize=dequantize,
         dtype=dtype.value if dtype else None,
         adapter=adapter,

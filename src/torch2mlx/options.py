@@ -6,12 +6,16 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch2mlx.errors import OptionError
 from torch2mlx.planning.shards import parse_size
-from torch2mlx.quantization.recipe import QuantOptions, parse_override
+from torch2mlx.quantization.recipe import RECIPES, QuantOptions, parse_override
+from torch2mlx.quantization.recipe_file import read_recipe
 from torch2mlx.quantization.scheme import Scheme
+
+if TYPE_CHECKING:
+    from torch2mlx.verification.quality import Bounds
 
 __all__ = ["ConvertOptions"]
 
@@ -30,19 +34,24 @@ class ConvertOptions:
     Attributes:
         quantize: quantize at all; the fields up to `dequantize` are refused without it.
         q_bits, q_group_size, q_mode: the format (see `Scheme.resolve` for the defaults).
-        recipe: one of mlx-lm's mixed recipes.
+        recipe: one of mlx-lm's mixed recipes, or a .toml file (`recipe_file`).
         keep: patterns of modules that stay unquantized.
-        bits: "pattern=6", "pattern=6:32" or "pattern=mxfp8", the last match wins.
+        bits: "pattern=6", "pattern=6:32", "pattern=mxfp8" or "pattern=keep", the last match wins;
+            they come after those of a recipe file.
         embedding, head: "keep" or a number of bits.
         router: "8bit", "keep" or "same" (mlx-lm's choice).
         strict: a layer that the group size does not divide is an error.
         target_bpw: bits per weight of the whole model; each module then gets bits of its own.
+        fit: memory, such as "16GB", that weights, caches and the rest of the running model may
+            take; each module gets bits so that they do.
+        context: tokens of the longest text that `fit` counts caches for.
         calibrate: choose codes, scales and biases by what the model computes with them.
         distill: tune scales and biases afterwards, so that predictions stay the original's.
         calibration_text: files to calibrate with; None: texts of the Python installation.
         calibration_tokens: how many tokens of text to use.
-        max_kl, min_top1: publish only if the mean KL divergence from the original (nats a token)
-            is at most, and top-1 agreement (0 to 1) at least so much, on the built-in text.
+        max_kl, min_top1, max_perplexity, max_loops: publish only within these bounds on the
+            built-in text (`verification.quality.Bounds`).
+        auto: where a bound does not hold, try one cure after the other until all do.
         adapter: folder of a LoRA or DoRA adapter to merge into the checkpoint.
         dequantize: make a plain model of a quantized MLX folder.
         dtype: float16, bfloat16 or float32 for what is not quantized.
@@ -71,12 +80,17 @@ class ConvertOptions:
     router: str | None = None
     strict: bool = False
     target_bpw: float | None = None
+    fit: str | int | None = None
+    context: int | None = None
     calibrate: bool = False
     distill: bool = False
     calibration_text: Sequence[str] = ()
     calibration_tokens: int | None = None
     max_kl: float | None = None
     min_top1: float | None = None
+    max_perplexity: float | None = None
+    max_loops: float | None = None
+    auto: bool = False
     adapter: str | Path | None = None
     dequantize: bool = False
     dtype: str | None = None
@@ -99,8 +113,8 @@ class ConvertOptions:
             "--recipe": self.recipe, "--keep": _patterns("--keep", self.keep),
             "--bits": _patterns("--bits", self.bits), "--embedding": self.embedding,
             "--head": self.head, "--router": self.router, "--strict": self.strict,
-            "--calibrate": self.calibrate, "--target-bpw": self.target_bpw,
-            "--max-kl": self.max_kl, "--min-top1": self.min_top1,
+            "--calibrate": self.calibrate, "--target-bpw": self.target_bpw, "--fit": self.fit,
+            **self._bound_flags(), "--auto": self.auto,
         }  # fmt: skip
         given = [f for f, v in needs_q.items() if v is not None and v is not False and v != ()]
         if given and not self.quantize:
@@ -108,21 +122,24 @@ class ConvertOptions:
                 f"{', '.join(given)} say how to quantize, but quantization is off; add -q"
             )
         texts = _patterns("--calibration-text", self.calibration_text)
-        if (texts or self.calibration_tokens is not None or self.distill) and not self.calibrate:
+        if self.distill and not self.calibrate:
+            raise OptionError("--distill tunes what calibration found; add --calibrate")
+        data = {"--calibration-text": texts, "--calibration-tokens": self.calibration_tokens}
+        given = [flag for flag, value in data.items() if value]
+        if given and not (self.calibrate or self.auto or (self.sized and texts)):
             raise OptionError(
-                "--calibration-text, --calibration-tokens and --distill say how to calibrate, but "
-                "calibration is off; add --calibrate"
+                f"{', '.join(given)}: what to calibrate with, but calibration is off; add "
+                "--calibrate"
             )
         if self.calibration_tokens is not None and self.calibration_tokens < 64:
             raise OptionError(
                 f"--calibration-tokens {self.calibration_tokens}: at least 64 are needed"
             )
-        if self.target_bpw is not None:
-            self._check_target()
-        if not self.verify and (self.max_kl is not None or self.min_top1 is not None):
-            raise OptionError(
-                "--max-kl and --min-top1 need the verification; leave out --no-verify"
-            )
+        if self.context is not None and self.fit is None:
+            raise OptionError(f"--context {self.context}: belongs to --fit; add --fit 16GB")
+        if self.sized:
+            self._check_size()
+        self._check_bounds()
         if self.quantize and self.dequantize:
             raise OptionError("-q and -d exclude each other: quantize or dequantize")
         if self.max_context is not None and self.max_context < 2:
@@ -133,16 +150,65 @@ class ConvertOptions:
         for options in self.further().values():
             options.check()
 
-    def _check_target(self) -> None:
-        taken = {"--q-bits": self.q_bits, "--recipe": self.recipe}
-        given = [flag for flag, value in taken.items() if value is not None]
+    @property
+    def bounds(self) -> Bounds:
+        """What quantization may cost."""
+        from torch2mlx.verification.quality import Bounds
+
+        return Bounds(self.max_kl, self.min_top1, self.max_perplexity, self.max_loops)
+
+    @property
+    def tuned(self) -> bool:
+        """More than rounding to nearest at given bits, or bounds on what it costs."""
+        return self.sized or self.calibrate or self.auto or self.bounds.given
+
+    def _bound_flags(self) -> dict[str, float | None]:
+        return {f"--{k.replace('_', '-')}": v for k, v in asdict(self.bounds).items()}
+
+    def _check_bounds(self) -> None:
+        given = [flag for flag, value in self._bound_flags().items() if value is not None]
+        if given and not self.verify:
+            raise OptionError(f"{', '.join(given)}: need the verification; leave out --no-verify")
+        if self.auto and not given:
+            raise OptionError(
+                "--auto tries cures until bounds hold; name one, such as --max-kl 0.1"
+            )
+        if self.auto and self.also:
+            raise OptionError("--auto: makes one output; leave out --also")
+        for flag, least in (("--min-top1", 0.0), ("--max-loops", 0.0)):
+            value = self._bound_flags()[flag]
+            if value is not None and not least <= value <= 1:
+                raise OptionError(f"{flag} {value}: a share from 0 to 1")
+        if self.max_perplexity is not None and self.max_perplexity < 1:
+            raise OptionError(
+                f"--max-perplexity {self.max_perplexity}: a multiple of the original's, 1 or more"
+            )
+
+    @property
+    def sized(self) -> bool:
+        """Each module gets bits of its own, for a size that the user names."""
+        return self.target_bpw is not None or self.fit is not None
+
+    def _check_size(self) -> None:
+        flag = "--fit" if self.target_bpw is None else "--target-bpw"
+        recipe = None if self.recipe is None or self._recipe_file else self.recipe
+        taken = {"--q-bits": self.q_bits, "--recipe": recipe, "--fit": self.fit}
+        given = [f for f, value in taken.items() if value is not None and f != flag]
         if given or self.q_mode not in (None, "affine"):
             raise OptionError(
-                f"--target-bpw chooses the bits of every module, in the affine format; leave out "
+                f"{flag} chooses the bits of every module, in the affine format; leave out "
                 f"{', '.join(given) or '--q-mode'}"
             )
-        if not 2 < float(self.target_bpw or 0) <= 16:
+        if self.target_bpw is not None and not 2 < float(self.target_bpw) <= 16:
             raise OptionError(f"--target-bpw {self.target_bpw}: more than 2 and at most 16")
+        if self.fit is not None:
+            parse_size(self.fit)
+        if self.context is not None and self.context < 1:
+            raise OptionError(f"--context {self.context}: at least 1 token")
+
+    @property
+    def _recipe_file(self) -> bool:
+        return self.recipe is not None and self.recipe not in RECIPES
 
     def check_source(self, kind: str, location: str) -> None:
         """Raise OptionError where the kind of source calls for another option.
@@ -163,15 +229,32 @@ class ConvertOptions:
         """The quantization part, or None."""
         if not self.quantize:
             return None
-        if self.recipe is not None and self.q_bits is not None:
+        written = read_recipe(Path(self.recipe)) if self._recipe_file and self.recipe else None
+        shape = {
+            "--q-bits": self.q_bits, "--q-group-size": self.q_group_size, "--q-mode": self.q_mode,
+        }  # fmt: skip
+        if written is not None and written.base is not None:
+            given = [flag for flag, value in shape.items() if value is not None]
+            if given:
+                raise OptionError(
+                    f"--recipe {self.recipe} names a base format; leave out {', '.join(given)}"
+                )
+        elif written is None and self.recipe is not None and self.q_bits is not None:
             raise OptionError(
                 f"--recipe {self.recipe} chooses the bits of every layer; leave out --q-bits"
             )
+        base = written.base if written else None
+        scheme = base or Scheme.resolve(self.q_bits, self.q_group_size, self.q_mode or "affine")
+        if self.sized and not scheme.affine:
+            raise OptionError(f"--recipe {self.recipe}: bits are chosen in the affine format")
         return QuantOptions(
-            scheme=Scheme.resolve(self.q_bits, self.q_group_size, self.q_mode or "affine"),
-            recipe=self.recipe,
+            scheme=scheme,
+            recipe=None if written else self.recipe,
             keep=tuple(self.keep),
-            overrides=tuple(parse_override(text) for text in self.bits),
+            overrides=(
+                *(written.overrides if written else ()),
+                *(parse_override(text) for text in _patterns("--bits", self.bits)),
+            ),
             embedding=_bits("--embedding", self.embedding),
             head=_bits("--head", self.head),
             router=self.router or "8bit",
@@ -182,7 +265,7 @@ class ConvertOptions:
     def keep_grids(self) -> bool:
         """No format was asked for: what the source stores on a grid of MLX's may keep it."""
         return self.quantize and not (
-            self.target_bpw or self.q_bits or self.q_group_size or self.q_mode or self.recipe
+            self.sized or self.q_bits or self.q_group_size or self.q_mode or self.recipe
         )
 
     def further(self) -> dict[str, ConvertOptions]:
@@ -205,7 +288,9 @@ class ConvertOptions:
             shared: dict[str, Any] = {
                 "recipe": None, "bits": (), "embedding": None, "head": None,
                 "calibrate": False, "distill": False, "calibration_text": (),
-                "calibration_tokens": None, "target_bpw": None, "max_kl": None, "min_top1": None,
+                "calibration_tokens": None, "target_bpw": None, "fit": None,
+                "context": None, "max_kl": None, "min_top1": None,
+                "max_perplexity": None, "max_loops": None, "auto": False,
             }  # fmt: skip
             if mode:
                 shared |= {"q_group_size": None}

@@ -32,8 +32,12 @@ _FACTORY = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 _REFUSED = {
     "calibrate": "--calibrate: belongs to ports of language models; leave it out",
     "target_bpw": "--target-bpw: belongs to ports of language models; choose --q-bits",
+    "fit": "--fit: belongs to ports of language models; choose --q-bits",
     "max_kl": "--max-kl: belongs to ports of language models; leave it out",
     "min_top1": "--min-top1: belongs to ports of language models; leave it out",
+    "max_perplexity": "--max-perplexity: belongs to ports of language models; leave it out",
+    "max_loops": "--max-loops: belongs to ports of language models; leave it out",
+    "auto": "--auto: belongs to ports of language models; leave it out",
     "adapter": "--adapter: belongs to checkpoints; merge it into the module before",
     "dequantize": "-d: a module has no quantized layers of MLX; leave it out",
     "keep_download": "--keep-download: belongs to a hub id as SRC; leave it out",

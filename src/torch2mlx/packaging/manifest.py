@@ -62,7 +62,8 @@ class Manifest:
         source: what was converted.
         options: as the user gave them.
         plan: {"port", "tensors": how many were written, "dtype", "dropped": {name: reason},
-            "schemes": {module: scheme}, "reasons": {module: why}, "notes": [text]}.
+            "schemes": {module: scheme}, "reasons": {module: why}, "notes": [text]}, and what else
+            was decided ("memory", "attempts", "runtime_precision").
         weights: {"total_size", "total_parameters", "bits_per_weight"}, measured on the files.
         outputs: files of the folder that programs read (`output_records`).
         verification: `ParityReport.to_dict()`, or {"skipped": true}.
@@ -122,6 +123,7 @@ def build_manifest(
     measured: Mapping[str, float],
     notes: Sequence[str],
     known: Mapping[str, FileRecord] | None = None,
+    decisions: Mapping[str, Any] | None = None,
 ) -> Manifest:
     """The manifest of a folder whose weights, configs and tokenizer files are written.
 
@@ -137,6 +139,7 @@ def build_manifest(
         measured: figures of the run.
         notes: what a user should know.
         known: records of output files that were hashed as they were written.
+        decisions: further entries of the plan.
     """
     files = (*checkpoint.source.files, checkpoint.folder / "config.json")
     names = {_relative(p, checkpoint.folder): p for p in files if p.is_file()}
@@ -148,7 +151,7 @@ def build_manifest(
             files={name: source_record(path) for name, path in sorted(names.items())},
         ),
         options=options,
-        plan=plan_record(plan, port_module, notes),
+        plan={**plan_record(plan, port_module, notes), **(decisions or {})},
         weights=weight_record(summary),
         outputs=output_records(folder, known),
         verification=dict(parity) if parity is not None else {"skipped": True},

@@ -64,7 +64,8 @@ class QuantOptions:
         scheme: base format; with a recipe only its group size counts.
         recipe: a name of `RECIPES`, or None.
         keep: patterns of modules to leave unquantized.
-        overrides: (pattern, bits or format); bits alone mean affine with the base's groups.
+        overrides: (pattern, bits or format, or None for unquantized); bits alone mean affine with
+            the base's groups.
         embedding, head: None for no special treatment, "keep" for unquantized, or bits.
         router: "8bit", "keep" (unquantized) or "same" (as mlx-lm treats it).
         strict: a module that its group size does not divide is an error, not a listed skip.
@@ -77,7 +78,7 @@ class QuantOptions:
     scheme: Scheme = field(default_factory=lambda: Scheme(4, 64))
     recipe: str | None = None
     keep: tuple[str, ...] = ()
-    overrides: tuple[tuple[str, int | Scheme], ...] = ()
+    overrides: tuple[tuple[str, int | Scheme | None], ...] = ()
     embedding: int | str | None = None
     head: int | str | None = None
     router: str = "8bit"
@@ -99,7 +100,8 @@ class QuantOptions:
             if isinstance(value, int):
                 self.widen(value)
         for _, override in self.overrides:
-            self.widen(override)
+            if override is not None:
+                self.widen(override)
 
     @property
     def base(self) -> Scheme:
@@ -201,8 +203,9 @@ def assign_schemes(
     return Assignment(options.base, schemes, reasons, tuple(skipped), notes)
 
 
-def parse_override(text: str) -> tuple[str, int | Scheme]:
-    """Read "pattern=6" (bits), "pattern=4:32" (bits:group size) or "pattern=mxfp8" (mode).
+def parse_override(text: str) -> tuple[str, int | Scheme | None]:
+    """Read "pattern=6" (bits), "pattern=4:32" (bits:group size), "pattern=mxfp8" (mode) or
+    "pattern=keep" (unquantized).
 
     Raises:
         OptionError: the text has none of these forms, or MLX has no such format.
@@ -210,14 +213,16 @@ def parse_override(text: str) -> tuple[str, int | Scheme]:
     pattern, equals, value = text.rpartition("=")
     bits, colon, group = value.partition(":")
     if equals and pattern:
+        if value == "keep":
+            return pattern, None
         if value in MODES:
             return pattern, Scheme.resolve(None, None, value)
         if bits.isdecimal() and (group.isdecimal() or not colon):
             scheme = Scheme.resolve(int(bits), int(group) if group else None)
             return pattern, scheme if group else scheme.bits
     raise OptionError(
-        f"'{text}' must be pattern=bits, pattern=bits:group_size or pattern=mode, as in "
-        "'*.down_proj=6', '*.down_proj=6:32' or '*.down_proj=mxfp8'."
+        f"'{text}' must be pattern=bits, pattern=bits:group_size, pattern=mode or pattern=keep, as "
+        "in '*.down_proj=6', '*.down_proj=6:32' or '*.down_proj=mxfp8'."
     )
 
 
@@ -234,7 +239,8 @@ def _decide(
             return None, f"--keep '{pattern}'", 1
     for pattern, value in reversed(options.overrides):
         if matches(pattern, path):
-            return options.widen(value), f"override '{pattern}'", 1
+            scheme = None if value is None else options.widen(value)
+            return scheme, f"override '{pattern}'", 1
     for name, wish, applies in (
         ("embedding", options.embedding, is_embedding),
         ("head", options.head, is_head),

@@ -66,17 +66,26 @@ def _(result: Selection) -> None:
         f"{result.context:,} tokens: {caches}"
     )
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for name in ("strategy", "weights", "bits/weight", "files", "while running", "Mac", "KL*"):
+    predicted = any(s.predicted is not None for s in result.strategies)
+    columns = ("strategy", "weights", "bits/weight", "files", "while running", "Mac", "KL*")
+    for name in (*columns, *(("predicted KL",) if predicted else ())):
         table.add_column(name, justify="left" if name == "strategy" else "right")
     for strategy in result.strategies:
         marked = "bold green" if strategy.name == result.recommended else None
         style = "dim" if strategy.fits is False else marked
-        table.add_row(*_columns(strategy), style=style)
+        own = () if strategy.predicted is None else (f"{strategy.predicted:.3g}",)
+        table.add_row(*_columns(strategy), *own, style=style)
     console.print(table)
     console.print(
         "* nats a token that round to nearest costs SmolLM2-135M; larger models lose less",
         style="dim",
     )
+    if predicted:
+        console.print(
+            "predicted KL: of this model, rounded to nearest, from its own gradients to second "
+            "order; too high where bits are few; --calibrate costs less at the same size",
+            style="dim",
+        )
     chosen = next((s for s in result.strategies if s.name == result.recommended), None)
     if chosen is None:
         console.print(result.reason, style="yellow")
@@ -155,6 +164,13 @@ def _(result: Conversion) -> None:
         f"verify {measured.get('verify_wall_s', 0):.1f} s, "
         f"peak memory {format_bytes(measured['peak_rss_bytes'])}",
     )
+    memory = manifest["plan"].get("memory")
+    if memory:
+        table.add_row(
+            "memory",
+            f"{format_bytes(memory['total'])} while running with {memory['context']:,} tokens, of "
+            f"{format_bytes(memory['limit'])}",
+        )
     console.print(table)
     _parity(console, manifest["verification"])
     for other in result.also:

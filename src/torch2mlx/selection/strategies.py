@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch2mlx.architectures.port import Port, PortMapping
@@ -11,13 +11,12 @@ from torch2mlx.errors import OptionError
 from torch2mlx.options import ConvertOptions
 from torch2mlx.planning.plan import Plan, build_plan
 from torch2mlx.planning.shards import parse_size
+from torch2mlx.quantization.recipe import QuantOptions
+from torch2mlx.selection.fitting import Running, running_memory
 from torch2mlx.selection.machines import smallest_mac
-from torch2mlx.selection.memory import OVERHEAD, cache_bytes, prompt_bytes
 from torch2mlx.sources.base import Checkpoint
 
 __all__ = ["Selection", "Strategy", "select_strategies"]
-
-_DEFAULT_CONTEXT = 8192  # tokens, where neither the user nor the config says less
 
 # name → options of `convert`, best quality first, and mean KL divergence (nats a token) of the
 # quantized SmolLM2-135M from the original: round to nearest, groups of 64, by this package's own
@@ -54,6 +53,8 @@ class Strategy:
         mac: GB of the smallest Mac that runs it, or None.
         kl: measured on SmolLM2-135M with round to nearest; None: not measured.
         fits: within the memory that was asked for; None: nothing was asked.
+        predicted: KL divergence of this very model, to second order from its own gradients; None:
+            not asked for, or nothing is quantized.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Strategy:
     mac: int | None
     kl: float | None
     fits: bool | None
+    predicted: float | None = None
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,8 @@ def select_strategies(
     fit: str | int | None = None,
     context: int | None = None,
     memory_limit: str | int = "1GB",
+    quality: bool = False,
+    trust_remote_code: bool = False,
 ) -> Selection:
     """Compare strategies for a checkpoint from its headers.
 
@@ -123,24 +127,38 @@ def select_strategies(
         fit: memory for weights, caches and intermediate results, such as "16GB".
         context: tokens of the longest text; None: what the config says, at most 8192.
         memory_limit: of the conversion.
+        quality: also predict what each strategy costs this model, which reads all weights and
+            runs PyTorch; with `fit`, bits by module are one more strategy.
+        trust_remote_code: allow the checkpoint's own code, for `quality`.
 
     Raises:
         OptionError: a context below 1.
         PlanError: tensors and model do not fit.
+        UnsupportedError: `quality`, and layers of this model cannot be run on their own.
     """
-    if context is not None and context < 1:
-        raise OptionError(f"--context {context}: at least 1 token")
-    budget = None if fit is None else parse_size(fit)
-    tokens = context or min(_DEFAULT_CONTEXT, _longest(port.config))
-    caches = cache_bytes(port, tokens)
-    running = (caches or 0) + prompt_bytes(port.config, tokens) + OVERHEAD
+    running = running_memory(port, context=context, fit=fit)
+    budget = running.limit
     mapping = port.map_state(checkpoint.state)
+    planned = {
+        name: (options, kl, plan)
+        for name, (options, kl) in _STRATEGIES.items()
+        if (plan := _plan(checkpoint, port, mapping, ConvertOptions(**options).quant_options()))
+    }
+    predictions: dict[str, float] = {}
+    if quality:
+        judge = _Judge(checkpoint, planned["4-bit"][2], trust_remote_code)
+        predictions = {name: judge.predict(plan) for name, (_, _, plan) in planned.items()}
+        if fit is not None and planned["8-bit"][2].nbytes > running.room:
+            options = {"quantize": True, "fit": fit, "context": running.context}
+            allocated = judge.allocate(
+                port, lambda asked: _required(_plan(checkpoint, port, mapping, asked)), running
+            )
+            if allocated is not None:
+                planned["by module"] = (options, None, allocated)
+                predictions["by module"] = judge.predict(allocated)
     found = []
-    for name, (options, kl) in _STRATEGIES.items():
-        plan = _plan(checkpoint, port, mapping, options)
-        if plan is None:
-            continue
-        need = plan.nbytes + running
+    for name, (options, kl, plan) in planned.items():
+        need = plan.nbytes + running.beside
         found.append(
             Strategy(
                 name=name,
@@ -153,16 +171,19 @@ def select_strategies(
                 mac=smallest_mac(need),
                 kl=kl,
                 fits=None if budget is None else need <= budget,
+                predicted=predictions.get(name),
             )
         )
+    if quality:
+        found.sort(key=lambda s: s.predicted or 0.0)
     parameters = sum(expr.size for expr in mapping.outputs.values())
     chosen, reason = _recommend(found, parameters, budget)
     return Selection(
         location=checkpoint.location,
         port=port.module,
         parameters=parameters,
-        context=tokens,
-        cache_bytes=caches,
+        context=running.context,
+        cache_bytes=running.caches,
         fit=budget,
         strategies=tuple(found),
         recommended=chosen.name if chosen else None,
@@ -170,27 +191,51 @@ def select_strategies(
     )
 
 
-def _longest(config: Mapping[str, Any]) -> int:
-    value = config.get("max_position_embeddings")
-    return value if isinstance(value, int) and value > 0 else _DEFAULT_CONTEXT
+class _Judge:
+    """Predicts what quantization costs one model."""
+
+    def __init__(self, checkpoint: Checkpoint, plan: Plan, trust_remote_code: bool) -> None:
+        from torch2mlx.calibration.budget import Sensitivity
+
+        assert plan.assignment is not None
+        self._base = plan.assignment.base
+        self._sensitivity = Sensitivity(checkpoint, trust_remote_code=trust_remote_code)
+        self._choices = self._sensitivity.choices(plan.outputs, self._base)
+
+    def predict(self, plan: Plan) -> float:
+        """Mean KL divergence of a plan's formats, rounded to nearest."""
+        return self._sensitivity.predict(plan, self._choices, self._base)
+
+    def allocate(
+        self, port: Port, planned: Callable[[QuantOptions | None], Plan], running: Running
+    ) -> Plan | None:
+        """The plan with bits by module that fits, or None."""
+        from torch2mlx.calibration.budget import choose_for_memory
+
+        asked = ConvertOptions(quantize=True).quant_options()
+        assert asked is not None
+        try:
+            return planned(
+                choose_for_memory(self._sensitivity, port, planned, asked, running).options
+            )
+        except OptionError:
+            return None
+
+
+def _required(plan: Plan | None) -> Plan:
+    assert plan is not None
+    return plan
 
 
 def _plan(
-    checkpoint: Checkpoint, port: Port, mapping: PortMapping, options: Mapping[str, Any]
+    checkpoint: Checkpoint, port: Port, mapping: PortMapping, asked: QuantOptions | None
 ) -> Plan | None:
     """The plan of a strategy; None where the model has no layer for it."""
-    asked = replace(ConvertOptions(), **options)
     # A stacked expert tensor of the largest models is itself more than the usual file.
     largest = max(expr.size for expr in mapping.outputs.values())
-    shard = max(parse_size(asked.max_shard_size), 4 * largest + 2**20)
+    shard = max(parse_size(ConvertOptions().max_shard_size), 4 * largest + 2**20)
     try:
-        return build_plan(
-            checkpoint,
-            port,
-            quantize=asked.quant_options(),
-            max_shard_size=shard,
-            mapping=mapping,
-        )
+        return build_plan(checkpoint, port, quantize=asked, max_shard_size=shard, mapping=mapping)
     except OptionError:
         return None
 

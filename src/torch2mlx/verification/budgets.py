@@ -21,21 +21,23 @@ from torch2mlx.errors import SourceError
 from torch2mlx.planning.expressions import Expr
 from torch2mlx.planning.plan import Output
 from torch2mlx.sources.base import Checkpoint
-from torch2mlx.verification import tolerance
+from torch2mlx.verification import looping, tolerance
 from torch2mlx.verification.agreement import compare_written, written_state
 from torch2mlx.verification.audit_report import AuditReport
 from torch2mlx.verification.blocks import peak_bytes
 from torch2mlx.verification.comparison import difference, sample_tokens
+from torch2mlx.verification.layers import longest_sequence
 from torch2mlx.verification.quality import (
     RecordedLogits,
     evaluation_text,
     measure_quality,
+    tail_loop_rate,
     text_windows,
 )
 from torch2mlx.verification.reference import build_reference, read_state, run_reference
 from torch2mlx.verification.report import Budget, Comparison
 
-__all__ = ["Figures", "measure_budgets"]
+__all__ = ["Figures", "TorchSide", "evaluation_windows", "measure_budgets"]
 
 Array = np.ndarray[Any, Any]
 
@@ -68,6 +70,7 @@ def measure_budgets(
     *,
     memory_limit: int,
     trust_remote_code: bool = False,
+    loops: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> Figures:
     """Measure all three budgets of a written folder.
@@ -81,6 +84,7 @@ def measure_budgets(
         audited: the audit's result, whose errors by weight serve where the model is too large.
         memory_limit: bytes; text is only evaluated where the float32 weights fit.
         trust_remote_code: allow the checkpoint's own code on the PyTorch side.
+        loops: also generate texts, and count those that end in a loop.
         progress: called with the number of tokens evaluated since its last call.
     """
     worst = max((c.logits.relative for c in comparisons), default=float("nan"))
@@ -95,7 +99,7 @@ def measure_budgets(
             f"({memory_limit / 1e9:.1f} GB)"
         )
         return Figures(None, (conversion, *_by_weight(audited)), {"text quality": reason})
-    side = _TorchSide(checkpoint, trust_remote_code)
+    side = TorchSide(checkpoint, trust_remote_code)
 
     def values() -> dict[str, Any]:  # read anew each time: one set of weights exists at a time
         return written_state(outputs, files, checkpoint.state, checkpoint.source)
@@ -113,18 +117,24 @@ def measure_budgets(
     quantized = any(output.scheme is not None for output in outputs)
     with tempfile.TemporaryDirectory(prefix="torch2mlx-logits-") as scratch:
         # One model at a time: what the original predicts waits in files.
-        windows, text = _windows(checkpoint, trust_remote_code) if quantized else ([], "")
+        windows, text = evaluation_windows(checkpoint, trust_remote_code) if quantized else ([], "")
         reference = side.model(read_state(checkpoint.state, checkpoint.source))
         recorded = RecordedLogits(reference, windows, Path(scratch))
+        generated = _Looping(checkpoint, trust_remote_code) if quantized and loops else None
+        figures = {"reference_loops": generated.rate(reference)} if generated else {}
         expected = run_reference(reference, side.tokens).logits
         del reference
         gc.collect()
         budgets.append(_dtype_budget(side, expected, outputs))
         if quantized:
             gc.collect()
-            quality = measure_quality(recorded, side.model(values()), windows, progress)
-            budget = quality.budget()
-            budgets.append(Budget(budget.name, budget.figures, note=f"{budget.note}, {text}"))
+            model = side.model(values())
+            budget = measure_quality(recorded, model, windows, progress).budget()
+            figures = {**budget.figures, **figures}
+            if generated is not None:
+                figures["loops"] = generated.rate(model)
+                text += f"; {generated.count} greedy texts of {generated.tokens} tokens"
+            budgets.append(Budget(budget.name, figures, note=f"{budget.note}, {text}"))
     return Figures(written, tuple(budgets), {})
 
 
@@ -139,7 +149,7 @@ def _by_weight(audited: AuditReport) -> list[Budget]:
     return found
 
 
-class _TorchSide:
+class TorchSide:
     """Builds PyTorch models of one checkpoint with other values."""
 
     def __init__(self, checkpoint: Checkpoint, trust_remote_code: bool) -> None:
@@ -153,7 +163,23 @@ class _TorchSide:
         )
 
 
-def _dtype_budget(side: _TorchSide, expected: Array, outputs: Sequence[Output]) -> Budget:
+class _Looping:
+    """Greedy texts from the same prompts, for one model after the other."""
+
+    def __init__(self, checkpoint: Checkpoint, trust_remote_code: bool) -> None:
+        self._prompts = evaluation_windows(
+            checkpoint, trust_remote_code, looping.PROMPTS, looping.PROMPT_TOKENS
+        )[0]
+        self.count = len(self._prompts)
+        room = longest_sequence(checkpoint.config) - looping.PROMPT_TOKENS
+        self.tokens = min(looping.TEXT_TOKENS, room)
+
+    def rate(self, model: Any) -> float:
+        """Share of a model's texts that end in a loop."""
+        return tail_loop_rate(looping.greedy_texts(model, self._prompts, self.tokens))
+
+
+def _dtype_budget(side: TorchSide, expected: Array, outputs: Sequence[Output]) -> Budget:
     """Logits with values rounded to the output's dtype, unquantized, against the original's."""
     checkpoint = side.checkpoint
     dtypes = {o.expr.dtype for o in outputs if o.expr.dtype.floating}
@@ -183,8 +209,20 @@ def _rounded(state: Mapping[str, Expr], checkpoint: Checkpoint, name: str) -> di
     }
 
 
-def _windows(checkpoint: Checkpoint, trust_remote_code: bool) -> tuple[list[Array], str]:
-    """Windows of the built-in text or, without a tokenizer, of random tokens."""
+def evaluation_windows(
+    checkpoint: Checkpoint,
+    trust_remote_code: bool,
+    count: int = _WINDOWS,
+    length: int = _WINDOW_TOKENS,
+) -> tuple[list[Array], str]:
+    """Windows of the built-in text or, without a tokenizer, of random tokens; and which of them.
+
+    Args:
+        checkpoint: its tokenizer is used.
+        trust_remote_code: allow the tokenizer's own code.
+        count: of windows.
+        length: tokens of each.
+    """
     from torch2mlx.packaging.tokenizer import load_tokenizer
 
     try:
@@ -193,8 +231,8 @@ def _windows(checkpoint: Checkpoint, trust_remote_code: bool) -> tuple[list[Arra
     except SourceError:
         ids = []
     rows = checkpoint.config.get("vocab_size")
-    if len(ids) >= _WINDOW_TOKENS and (not isinstance(rows, int) or max(ids) < rows):
-        windows = text_windows(lambda _: ids, "", _WINDOWS, _WINDOW_TOKENS)
-        return windows, "the built-in English text"
-    tokens = sample_tokens(checkpoint.config, _WINDOW_TOKENS)
-    return [tokens], "random tokens, for lack of a tokenizer"
+    if len(ids) >= length and (not isinstance(rows, int) or max(ids) < rows):
+        return text_windows(lambda _: ids, "", count, length), "the built-in English text"
+    several = range(count if count > _WINDOWS else 1)
+    windows = [sample_tokens(checkpoint.config, length, seed) for seed in several]
+    return windows, "random tokens, for lack of a tokenizer"

@@ -41,6 +41,7 @@ class Gate:
         trust_remote_code: allow the checkpoint's own code on the PyTorch side.
         progress: listener.
         converting: the folder is being written; False: it exists already.  Errors advise on it.
+        loops: count texts that end in a loop, too.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Gate:
         trust_remote_code: bool,
         progress: Progress,
         converting: bool = True,
+        loops: bool = False,
     ) -> None:
         self.checkpoint = checkpoint
         self.port = port
@@ -63,6 +65,7 @@ class Gate:
         self.trust_remote_code = trust_remote_code
         self.progress = progress
         self.converting = converting
+        self.loops = loops
         self.comparisons: list[Comparison] = []
 
     def prove_port(self) -> Comparison:
@@ -111,6 +114,7 @@ class Gate:
                 audited,
                 memory_limit=self.memory_limit,
                 trust_remote_code=self.trust_remote_code,
+                loops=self.loops,
             )
         if figures.written is not None:
             self.comparisons.append(figures.written)

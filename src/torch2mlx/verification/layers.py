@@ -15,7 +15,7 @@ from torch2mlx.verification.reference import build_skeleton, decoder_layers
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["NUMBER_LISTS", "Signature", "layer_signatures", "text_part"]
+__all__ = ["NUMBER_LISTS", "Signature", "layer_signatures", "longest_sequence", "text_part"]
 
 Signature = Hashable
 
@@ -33,6 +33,15 @@ def text_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
         if isinstance(config.get(key), Mapping):
             return config[key]  # type: ignore[no-any-return]
     return config
+
+
+def longest_sequence(config: Mapping[str, Any]) -> int:
+    """The longest sequence that a config allows, in tokens; 2^20 where it does not say."""
+    for part in (text_part(config), config):
+        for key in ("max_position_embeddings", "n_positions", "max_sequence_length"):
+            if isinstance(part.get(key), int):
+                return int(part[key])
+    return 1 << 20
 
 
 def layer_signatures(config: Mapping[str, Any]) -> list[Signature]:

@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = [
+    "Bounds",
     "Quality",
     "RecordedLogits",
     "evaluation_text",
     "measure_quality",
-    "require_quality",
     "tail_loop_rate",
     "text_windows",
 ]
@@ -205,39 +205,63 @@ def _perplexity(losses: torch.Tensor) -> float:
     return math.exp(mean) if mean < 700 else math.inf
 
 
-def require_quality(
-    report: ParityReport, max_kl: float | None, min_top1: float | None, cures: Sequence[str]
-) -> None:
-    """Refuse a result whose quantization cost more than was allowed.
+@dataclass(frozen=True)
+class Bounds:
+    """What quantization may cost.
 
-    Args:
-        report: of the gate.
-        max_kl: largest mean KL divergence a token, in nats; None: any.
-        min_top1: least share of equal most likely tokens, 0 to 1; None: any.
-        cures: what would make it better, the cheapest first.
-
-    Raises:
-        QualityError: beyond a bound; or nothing was measured, so that no bound is known to hold.
+    Attributes:
+        max_kl: largest mean KL divergence from the original a token, in nats.
+        min_top1: least share of equal most likely tokens, 0 to 1.
+        max_perplexity: largest perplexity, as a multiple of the original's.
+        max_loops: largest share of greedy texts, 0 to 1, that end in a loop, beyond the original's.
     """
-    if max_kl is None and min_top1 is None:
-        return
-    figures = next((b.figures for b in report.budgets if b.name == "quantization"), {})
-    if "mean_kl" not in figures:
-        raise QualityError(
-            "--max-kl and --min-top1 cannot be checked: the whole model in float32 does not fit "
-            "--memory-limit, so nothing was measured on text; raise it or leave them out"
-        )
-    problems = []
-    if max_kl is not None and not figures["mean_kl"] <= max_kl:
-        problems.append(f"the mean KL divergence is {figures['mean_kl']:.4g}, above {max_kl:g}")
-    if min_top1 is not None and not figures["top1"] >= min_top1:
-        problems.append(f"top-1 agreement is {figures['top1']:.4g}, below {min_top1:g}")
-    if problems:
-        advice = "; ".join(cures)
-        raise QualityError(
-            f"quantization costs too much: {' and '.join(problems)}; nothing was published. "
-            f"The cheapest cure first: {advice}"
-        )
+
+    max_kl: float | None = None
+    min_top1: float | None = None
+    max_perplexity: float | None = None
+    max_loops: float | None = None
+
+    @property
+    def given(self) -> bool:
+        """Whether there is any bound."""
+        return any(bound is not None for bound in vars(self).values())
+
+    def problems(self, report: ParityReport) -> list[str]:
+        """The figures beyond their bounds, in words.
+
+        Raises:
+            QualityError: nothing was measured, so that no bound is known to hold.
+        """
+        if not self.given:
+            return []
+        figures = next((b.figures for b in report.budgets if b.name == "quantization"), {})
+        if "mean_kl" not in figures:
+            raise QualityError(
+                "bounds on quality cannot be checked: the whole model in float32 does not fit "
+                "--memory-limit, so nothing was measured on text; raise it or leave out "
+                + ", ".join(
+                    f"--{k.replace('_', '-')}" for k, v in vars(self).items() if v is not None
+                )
+            )
+        found = []
+        kl, top1 = figures["mean_kl"], figures["top1"]
+        if self.max_kl is not None and not kl <= self.max_kl:
+            found.append(f"the mean KL divergence is {kl:.4g}, above {self.max_kl:g}")
+        if self.min_top1 is not None and not top1 >= self.min_top1:
+            found.append(f"top-1 agreement is {top1:.4g}, below {self.min_top1:g}")
+        ratio = figures["perplexity"] / figures["reference_perplexity"]
+        if self.max_perplexity is not None and not ratio <= self.max_perplexity:
+            found.append(
+                f"perplexity is {ratio:.4g} times the original's, above {self.max_perplexity:g}"
+            )
+        if self.max_loops is not None:
+            rate, before = figures["loops"], figures["reference_loops"]
+            if not rate - before <= self.max_loops:
+                found.append(
+                    f"{rate:.0%} of greedy texts end in a loop, {before:.0%} of the original's, "
+                    f"which is more than {self.max_loops:g} beyond"
+                )
+        return found
 
 
 def tail_loop_rate(texts: Sequence[Sequence[int]]) -> float:

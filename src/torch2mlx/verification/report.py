@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import isfinite
 from typing import Any
 
@@ -168,6 +168,14 @@ class ParityReport:
             and all(c.passed for c in self.comparisons)
             and all(b.passed for b in self.budgets)
         )
+
+    def with_figure(self, budget: str, name: str, value: float) -> ParityReport:
+        """A copy with one more figure in a budget, where there is such a budget."""
+        budgets = tuple(
+            replace(b, figures={**b.figures, name: value}) if b.name == budget else b
+            for b in self.budgets
+        )
+        return replace(self, budgets=budgets)
 
     @property
     def first_divergence(self) -> tuple[Comparison, LayerDifference] | None:
