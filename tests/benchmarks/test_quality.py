@@ -1,4 +1,4 @@
-"""The benchmark gives both converters the same figures where they write the same bytes."""
+"""The benchmark runs both sides in processes of their own and measures what they wrote."""
 
 from __future__ import annotations
 
@@ -14,18 +14,22 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.slow
-def test_rounding_to_nearest_costs_the_same_with_both_converters(checkpoint, tmp_path) -> None:
+def test_calibration_is_measured_beside_rounding_to_nearest(checkpoint, tmp_path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("the sun rises and the stars go out over the hills of the north " * 300)
-    result = tmp_path / "rows.json"
     command = [
         sys.executable, ROOT / "benchmarks/quality.py", checkpoint("llama_tied", flat=True),
-        "--test", text, "--windows", "4", "--only", "RTN", "--json", result,
+        "--out", tmp_path / "out", "--test", text, "--bits", "4", "--targets", "", "--windows", "4",
+        "--length", "64", "--prompts", "2", "--tokens", "256", "--methods", "RTN$|4-bit calibrated",
     ]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
     subprocess.run(list(map(str, command)), env=environment, check=True, capture_output=True)
-    peer, mine = json.loads(result.read_text())
-    assert peer["method"].startswith("mlx-lm")
-    assert mine["bits_per_weight"] == pytest.approx(peer["bits_per_weight"])
-    assert mine["kl"] == pytest.approx(peer["kl"], rel=1e-3)
-    assert mine["kl"] > 0
+    records = json.loads((tmp_path / "out/records.json").read_text())
+    rounded = records["mlx-lm 4-bit RTN"]
+    mine = records["torch2mlx 4-bit calibrated"]
+    assert mine["bits_per_weight"] == pytest.approx(rounded["bits_per_weight"])
+    assert 0 < mine["texts"]["text"]["kl"] < rounded["texts"]["text"]["kl"]
+    assert mine["mlx_difference"] < 1e-4
+    assert "torch2mlx 4-bit calibrated, embedding RTN" in (tmp_path / "out/quality.md").read_text()
+    drawn = (tmp_path / "out/quality.svg").read_text()
+    assert "mean KL" in drawn or "<path" in drawn

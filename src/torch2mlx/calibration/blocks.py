@@ -41,6 +41,7 @@ Array = np.ndarray[Any, Any]
 
 _ROWS = 512  # of the vocabulary, where the embedding plays no part
 _LEAST_ROWS = 64  # so that special ids are distinct
+_EQUAL = 1e-4  # relative difference of a layer's result with another attention
 _READ = 4096  # rows of the embedding read at a time
 
 
@@ -94,6 +95,22 @@ class Block:
         finally:
             handle.remove()
         return entered[0]  # type: ignore[no-any-return]
+
+    def fuse_attention(self, hidden: torch.Tensor) -> bool:
+        """Use PyTorch's fused attention if it gives the same on a stream; whether it does."""
+        import torch
+
+        model: Any = self.model
+        if not getattr(model, "_supports_sdpa", False):
+            return False
+        with torch.no_grad():
+            expected = self.run(hidden).hidden
+            model.set_attn_implementation("sdpa")
+            found = self.run(hidden).hidden
+        if bool((found - expected).norm() <= _EQUAL * (expected - hidden).norm()):
+            return True
+        model.set_attn_implementation("eager")
+        return False
 
     def run(self, hidden: torch.Tensor) -> BlockOutput:
         """What the layer makes of a stream [batch, tokens, width].
@@ -187,19 +204,35 @@ class Blocks:
         """How the checkpoint names its layers."""
         return LayerNames.of(self.state, self.count)
 
+    @cached_property
+    def _fused(self) -> dict[str, bool]:
+        """Kinds of layers that fused attention was tried with."""
+        return {}
+
     @property
     def embedding(self) -> str | None:
         """Name of the token embedding in the checkpoint."""
         return next((name for name in self.state if is_token_embedding(name)), None)
 
-    def block(self, index: int) -> Block:
+    def block(self, index: int, sample: torch.Tensor | None = None) -> Block:
         """A layer with the checkpoint's weights, read anew at each call.
+
+        Args:
+            index: of the layer.
+            sample: a stream [1, tokens, width] that enters it.  Fused attention is used where
+                layers of this kind were seen to give the same with it on such a sample.
 
         Raises:
             UnsupportedError: the layer cannot be run on its own.
         """
         some = np.arange(min(_ROWS, self._vocabulary))
-        return self._build(index, some, {})
+        block = self._build(index, some, {})
+        kind = str(self.signatures[index])
+        if sample is not None and kind not in self._fused:
+            self._fused[kind] = block.fuse_attention(sample.to(self.device))
+        elif self._fused.get(kind):
+            block.model.set_attn_implementation("sdpa")  # type: ignore[operator]
+        return block
 
     def entrance(self, ids: Array, embedding: Array | None = None) -> tuple[Block, torch.Tensor]:
         """The first layer, and token ids as it numbers them.

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -127,10 +127,12 @@ class _Tuned:
 class _TunedLayer:
     """A layer whose matrices follow tuned scales and offsets."""
 
-    def __init__(self, blocks: Blocks, index: int, tuned: Mapping[str, _Tuned]) -> None:
+    def __init__(
+        self, blocks: Blocks, index: int, tuned: Mapping[str, _Tuned], sample: torch.Tensor
+    ) -> None:
         import torch
 
-        self.block: Block = blocks.block(index)
+        self.block: Block = blocks.block(index, sample)
         for parameter in self.block.model.parameters():
             parameter.requires_grad_(False)
         outputs = [t.output for t in tuned.values()]
@@ -223,7 +225,7 @@ class _Run:
         memory: int,
     ) -> None:
 
-        self.blocks = blocks
+        self.blocks = replace(blocks)  # which decides on fused attention anew
         self.ids = ids
         self.scratch = scratch
         self.settings = settings
@@ -285,8 +287,9 @@ class _Run:
             block, numbers = self.blocks.entrance(self.ids)
             stream = np.concatenate([block.first(numbers[b]).cpu().numpy() for b in self.batches])
             np.save(folder / "first.npy", stream)
+            sample = torch.from_numpy(np.array(stream[:1]))
             for index in range(self.blocks.count):
-                block = self.blocks.block(index)
+                block = self.blocks.block(index, sample)
                 last = index == self.blocks.count - 1
                 for batch in self.batches:
                     hidden = torch.from_numpy(stream[batch]).to(block.device)
@@ -297,7 +300,8 @@ class _Run:
     def _layer(self, index: int) -> _TunedLayer:
         layer = self.layers.get(index)
         if layer is None:
-            layer = _TunedLayer(self.blocks, index, self.tuned.get(index, {}))
+            sample = self._load("first.npy", slice(0, 1))
+            layer = _TunedLayer(self.blocks, index, self.tuned.get(index, {}), sample)
             if self.resident:
                 self.layers[index] = layer
         return layer

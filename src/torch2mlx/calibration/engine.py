@@ -39,6 +39,7 @@ Array = np.ndarray[Any, Any]
 
 _BATCH_TOKENS = 2048
 _HEAD_ROWS = 8192
+_FEW_TOKENS = 8  # of a pass that only tells how a layer computes
 _FEW = 0.25  # an expert that saw fewer tokens than this share of its width borrows from others
 
 
@@ -263,6 +264,7 @@ class _Walk:
                 stream[1, batch] = quantized.first(numbers[batch]).cpu().numpy()
         assert stream is not None
         stream.flush()
+        np.save(folder / "sample.npy", stream[0, :1])
 
     def _rounded_rows(self, output: Output) -> Array:
         """Rows of an embedding apart from the head, rounded to nearest as they will be written."""
@@ -284,13 +286,17 @@ class _Walk:
         return np.concatenate(found)
 
     def _layer(self, index: int, before: Path, folder: Path) -> None:
+        import torch
+
         from torch2mlx.calibration.matching import match_rows
 
-        original = self.blocks.block(index)
+        stream = np.load(before / "stream.npy", mmap_mode="r")
+        # Always the same one, so that a run that goes on decides as one in a piece.
+        sample = torch.from_numpy(np.load(self.scratch.folder / "entrance" / "sample.npy"))
+        original = self.blocks.block(index, sample)
         outputs = self.by_layer.get(index, [])
         rows = match_rows(original.layer, outputs, self.blocks.reader)
         work = _Layer(original, rows, self.settings, len(self.batches))
-        stream = np.load(before / "stream.npy", mmap_mode="r")
         last = index == self.blocks.count - 1
         result = work.run([stream[:, batch] for batch in self.batches], last)
         written = np.lib.format.open_memmap(
@@ -354,12 +360,14 @@ class _Layer:
         self.tokens = 0
         self.shared: dict[str, Moments] = {}
         self.deferred: list[tuple[Unit, Moments]] = []
+        self.once: set[str] = set()
+        self.passed: set[str] = set()
 
     def run(self, streams: Sequence[Array], last: bool) -> list[Array]:
         """Both streams after the layer, or after the last norm: [2, batch, tokens, width] each."""
         import torch
 
-        from torch2mlx.calibration.lockstep import run_in_lockstep
+        from torch2mlx.calibration.lockstep import run_in_lockstep, used_once
 
         def forward(block: Block, values: Array) -> Callable[[], Array]:
             def run() -> Array:
@@ -370,6 +378,7 @@ class _Layer:
 
             return run
 
+        self.once = used_once(forward(self.quantized, streams[0][1, :1, :_FEW_TOKENS]), self.units)
         runs = [forward(self.quantized, values[1]) for values in streams]
         runs += [forward(self.original, values[0]) for values in streams]
         units = [self.units] * self.batches + [self.original_units] * self.batches
@@ -380,6 +389,12 @@ class _Layer:
     def _visit(self, visit: Visit) -> None:
         import torch
 
+        if visit.unit.expert < 0 and len(visit.inputs) == 2 * self.batches:
+            # All passes wait here, so none comes by an earlier matrix again.
+            for name in self.passed:
+                self.units.release(name)
+                self.original_units.release(name)
+            self.passed = {visit.unit.parameter} & self.once
         if not (visit.same and self.solver is not None):
             self.solver = None  # its matrices may be as large as the layer
             first = next(iter(visit.inputs.values()))

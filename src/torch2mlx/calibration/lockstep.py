@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 import threading
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Unit", "Units", "Visit", "run_in_lockstep"]
+__all__ = ["Unit", "Units", "Visit", "run_in_lockstep", "used_once"]
 
 _NUMBERED_EXPERT = re.compile(r"experts?\.(\d+)\.")
 
@@ -80,6 +81,19 @@ class Units:
         numbered = _NUMBERED_EXPERT.search(name)
         expert = start // rows if parameter.dim() > 2 else int(numbered[1]) if numbered else -1
         return Unit(expert, order, name, start, rows)
+
+    def owner(self, value: Any) -> str | None:
+        """Name of the watched parameter that a value is, or is a view of."""
+        if not isinstance(value, torch.Tensor) or value.device.type == "meta":
+            return None
+        place = self._places.get(value.untyped_storage().data_ptr())
+        return None if place is None else place[1]
+
+    def release(self, name: str) -> None:
+        """Give up the memory of a parameter that no pass needs any more."""
+        parameter = self._module.get_parameter(name)
+        del self._places[parameter.untyped_storage().data_ptr()]
+        parameter.data = parameter.data.new_empty(0)
 
     def experts(self) -> list[Unit]:
         """One unit for each expert of each watched parameter."""
@@ -195,6 +209,40 @@ class _Watch(TorchFunctionMode):
         elif func is torch.addmm and len(args) == 3:  # GPT-2's Conv1D
             self._owner.reach(args[2], args[1], True)
         return func(*args, **kwargs)
+
+
+class _Count(TorchFunctionMode):
+    """Counts what a pass does with each watched parameter."""
+
+    def __init__(self, units: Units) -> None:
+        super().__init__()
+        self.products: Counter[str] = Counter()
+        self.others: set[str] = set()
+        self._units = units
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "") != "__get__":  # of .shape, .dtype ...
+            for value in (*args, *kwargs.values()):
+                if name := self._units.owner(value):
+                    if func is torch.nn.functional.linear:
+                        self.products[name] += 1
+                    else:
+                        self.others.add(name)
+        return func(*args, **kwargs)
+
+
+def used_once(run: Callable[[], Any], units: Units) -> set[str]:
+    """Watched parameters that a forward pass multiplies by once and uses for nothing else."""
+    with torch.no_grad(), _Count(units) as count:
+        run()
+    return {n for n, times in count.products.items() if times == 1 and n not in count.others}
 
 
 def run_in_lockstep(

@@ -15,7 +15,7 @@ The last two alternate; none of them can raise the error, but for the rounding o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from torch2mlx.calibration.grid import Grid, Steps
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 __all__ = ["Moments", "Quantized", "Solver"]
 
 _EXACT = 4096  # widths up to which matrices are factored in float64
+_BLOCK = 1024  # width up to which LAPACK factors a block at once
+_LEAST_ROWS, _ROWS_BYTES = 1024, 1 << 26  # of a matrix that are quantized at a time
 _CHUNK = 1 << 27  # bytes of the normal equations of scales and biases that exist at a time
 
 
@@ -82,55 +84,62 @@ class Solver:
     """
 
     def __init__(self, moments: Moments, damping: float = 0.03, sweeps: int = 3) -> None:
-        import torch
-
         self.sweeps = sweeps
-        square, cross = moments.square, moments.cross
+        hessian, cross = moments.square, moments.cross
         moments.cross = None
-        if len(square) <= _EXACT:
-            square, cross = square.double(), None if cross is None else cross.double()
-        mean = float(square.diagonal().mean())
-        ridge = damping * mean if mean > 0 else 1.0
-        gap = None if cross is None else cross.sub_(square)
-        hessian = square
-        hessian.diagonal().add_(ridge)
-        factor = torch.linalg.cholesky(hessian)
-        self._shift = None
-        if gap is not None:
-            # V - W = W (X'^T X - X^T X) (H + ridge)^-1
-            self._shift = torch.cholesky_solve(gap.T, factor).T.float()
-        del gap, cross
-        self.hessian = hessian.float()
-        del hessian, square
-        inverse = torch.cholesky_inverse(factor)
-        del factor
-        self._upper = torch.linalg.cholesky(inverse, upper=True).float()
+        self._gap = None if cross is None else cross.sub_(hessian)
+        mean = float(hessian.diagonal().mean())
+        hessian.diagonal().add_(damping * mean if mean > 0 else 1.0)
+        self.hessian = hessian
+        # H^-1 = U^T U with U upper triangular, which is the inverse of R in H = R R^T.
+        upper = hessian.double() if len(hessian) <= _EXACT else hessian.clone()
+        _factor(upper)
+        _invert(upper)
+        self._upper = upper.float()
 
     def quantize(self, weight: torch.Tensor, grid: Grid) -> Quantized:
-        """The matrix `weight` float32 [out, in] on a grid."""
+        """The matrix `weight` float32 [out, in] on a grid; its rows are independent."""
         import torch
 
-        target = weight if self._shift is None else torch.addmm(weight, weight, self._shift)
+        step = max(_LEAST_ROWS, _ROWS_BYTES // (4 * weight.shape[1]))
+        parts = [self._quantized(weight[i : i + step], grid) for i in range(0, len(weight), step)]
+        if len(parts) == 1:
+            found, error, scale = parts[0]
+            return replace(found, error=error / scale if scale else 0.0)
+        scale = sum(part[2] for part in parts)
+        return Quantized(
+            torch.cat([found.codes for found, _, _ in parts]),
+            torch.cat([found.scales for found, _, _ in parts]),
+            torch.cat([found.biases for found, _, _ in parts]),
+            torch.cat([found.values for found, _, _ in parts]),
+            sum(part[1] for part in parts) / scale if scale else 0.0,
+        )
+
+    def _quantized(self, weight: torch.Tensor, grid: Grid) -> tuple[Quantized, float, float]:
+        """Some rows, their error form, and that of zeros."""
+        import torch
+
+        target = weight
+        if self._gap is not None:
+            # V - W = W (X'^T X - X^T X) H^-1
+            target = weight + weight @ self._gap @ self._upper.T @ self._upper
         target = target.T.contiguous()
         codes, steps = self._rounded(target, grid)
-        if grid.scheme.affine:
-            for _ in range(self.sweeps):
+        for _ in range(self.sweeps):
+            if grid.scheme.affine:
                 steps = self._refitted(codes, target, steps, grid)
-                codes = self._revisited(codes, target, steps, grid)
-        else:
-            for _ in range(self.sweeps):
-                codes = self._revisited(codes, target, steps, grid)
+            codes = self._revisited(codes, target, steps, grid)
         values = self._values(codes, steps, grid)
         gap = values - target
-        error = float((gap * (self.hessian @ gap)).sum())
-        scale = float((target * (self.hessian @ target)).sum())
-        return Quantized(
+        found = Quantized(
             codes.T.to(torch.uint8).contiguous(),
             torch.stack([s.scale for s in steps], 1),
             torch.stack([s.bias for s in steps], 1),
             values.T.contiguous(),
-            error / scale if scale else 0.0,
+            0.0,
         )
+        error = float((gap * (self.hessian @ gap)).sum())
+        return found, error, float((target * (self.hessian @ target)).sum())
 
     def _rounded(self, target: torch.Tensor, grid: Grid) -> tuple[torch.Tensor, list[Steps]]:
         """GPTQ on a transposed matrix [in, out]."""
@@ -231,3 +240,35 @@ class Solver:
         return torch.cat(
             [grid.values(codes[i * size : (i + 1) * size], s) for i, s in enumerate(steps)]
         )
+
+
+def _factor(hessian: torch.Tensor) -> None:
+    """The upper triangular R of H = R R^T, in the place of H."""
+    import torch
+
+    if len(hessian) <= _BLOCK:
+        hessian.copy_(torch.linalg.cholesky(hessian.flip(0, 1)).flip(0, 1))
+        return
+    half = len(hessian) // 2
+    first, mixed, second = hessian[:half, :half], hessian[:half, half:], hessian[half:, half:]
+    _factor(second)
+    mixed.copy_(torch.linalg.solve_triangular(second.T, mixed, upper=False, left=False))
+    hessian[half:, :half] = 0
+    first.addmm_(mixed, mixed.T, alpha=-1)
+    _factor(first)
+
+
+def _invert(upper: torch.Tensor) -> None:
+    """The inverse of an upper triangular matrix, in its place."""
+    import torch
+
+    if len(upper) <= _BLOCK:
+        ones = torch.eye(len(upper), dtype=upper.dtype, device=upper.device)
+        upper.copy_(torch.linalg.solve_triangular(upper, ones, upper=True))
+        return
+    half = len(upper) // 2
+    first, mixed, second = upper[:half, :half], upper[:half, half:], upper[half:, half:]
+    _invert(first)
+    _invert(second)
+    mixed.copy_(first @ mixed).neg_()
+    mixed.copy_(mixed @ second)

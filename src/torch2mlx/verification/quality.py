@@ -125,7 +125,7 @@ class RecordedLogits:
     ) -> None:
         self._folder = folder
         for index, window in enumerate(windows):
-            np.save(self._file(index), _logits(model, window).numpy())
+            np.save(self._file(index), _logits(model, window).cpu().numpy())
             if progress:
                 progress(len(window))
 
@@ -139,11 +139,12 @@ class RecordedLogits:
 
 
 def _logits(model: torch.nn.Module, window: Array) -> torch.Tensor:
-    """Logits [tokens, vocabulary] of one window."""
+    """Logits [tokens, vocabulary] of one window, where the model is."""
     import torch
 
     with torch.no_grad():
-        ids = torch.from_numpy(np.asarray(window, dtype=np.int64))[None]
+        device = next(model.parameters()).device
+        ids = torch.from_numpy(np.asarray(window, dtype=np.int64))[None].to(device)
         logits: torch.Tensor = model(input_ids=ids, use_cache=False).logits[0]
         return logits
 
@@ -174,6 +175,7 @@ def measure_quality(
             else:
                 expected = _logits(reference, window)[:-1]
             found = _logits(quantized, window)[:-1]
+            expected, ids = expected.to(found.device), ids.to(found.device)
             kl = []
             for start in range(0, len(expected), _ROWS):
                 rows = slice(start, start + _ROWS)

@@ -1,0 +1,209 @@
+"""The quantizers that `quality.py` compares: torch2mlx's, and those of mlx-lm on the same text.
+
+    python benchmarks/quantizers.py awq CALIBRATION.txt --model MODEL --bits 4 ...
+
+runs one of mlx-lm's four trained quantizers (awq, gptq, dwq, dynamic_quant) as it is, but for two
+things.  Its text is windows of CALIBRATION.txt, evenly spaced, instead of a download.  And gptq
+computes in float32: the Hessians of a float16 model overflow in float16.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+__all__ = ["OURS", "PEER", "TARGETS", "Method", "Settings", "methods"]
+
+OURS, PEER = "torch2mlx", "mlx-lm"
+TARGETS = (3.0, 4.0, 5.0, 6.0)
+RATES = {"default": "1e-6", "2e-5": "2e-5", "5e-5": "5e-5"}
+_CHARACTERS = 8  # of text a token at most
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to quantize.
+
+    Attributes:
+        name: unique; "torch2mlx 4-bit calibrated".
+        owner: `OURS` or `PEER`.
+        arguments: after `python`, without the destination folder, which comes last.
+        family: methods that lie on one line of the plot.
+        embedding: name of another method whose embedding this one gets; `arguments` is then the
+            name of the method that all other tensors come from.
+    """
+
+    name: str
+    owner: str
+    arguments: tuple[str, ...]
+    family: str
+    embedding: str | None = None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all methods are given.
+
+    Attributes:
+        model: the checkpoint.
+        text: calibration text, None for torch2mlx's own.
+        tokens: to calibrate with: torch2mlx; the others have their own numbers of samples.
+        samples: sequences for awq, gptq and dynamic_quant; dwq trains on sixteen times as many.
+        length: tokens of a sequence.
+        group_size: of all formats.
+    """
+
+    model: Path
+    text: Path | None
+    tokens: int = 16384
+    samples: int = 64
+    length: int = 512
+    group_size: int = 64
+
+
+def methods(asked: Settings, bits: Sequence[int], targets: Sequence[float]) -> list[Method]:
+    """All methods, those that the main figures come from first."""
+    found: list[Method] = []
+    for width in sorted(bits, key=lambda b: (b not in (3, 4), -b)):
+        found += _ours(asked, width)
+        if asked.text is not None:
+            found += _trained(asked, width)
+        found += _crossed(width, trained=asked.text is not None)
+    for target in targets:
+        found += _targeted(asked, target)
+    for recipe in ("mixed_2_6", "mixed_3_4", "mixed_3_6", "mixed_4_6"):
+        arguments = (*_mlx_convert(asked, 4), "--quant-predicate", recipe, "--mlx-path")
+        found.append(Method(f"{PEER} {recipe}", PEER, arguments, "mlx-lm mixed"))
+    return found
+
+
+def _mlx_convert(asked: Settings, bits: int) -> tuple[str, ...]:
+    size = ("--q-bits", str(bits), "--q-group-size", str(asked.group_size))
+    return ("-m", "mlx_lm", "convert", "--hf-path", str(asked.model), "-q", *size)
+
+
+def _convert(asked: Settings, *options: str) -> tuple[str, ...]:
+    text = () if asked.text is None else ("--calibration-text", str(asked.text))
+    size = ("--q-group-size", str(asked.group_size), "--calibration-tokens", str(asked.tokens))
+    common = ("-m", "torch2mlx", "convert", str(asked.model), "-q", "--quiet", "--no-verify")
+    length = ("--max-context", str(asked.length)) if asked.length < 512 else ()
+    return (*common, *size, *text, *length, "--calibrate", *options, "--mlx-path")
+
+
+def _ours(asked: Settings, bits: int) -> Iterator[Method]:
+    plain = (*_mlx_convert(asked, bits), "--mlx-path")
+    yield Method(f"{PEER} {bits}-bit RTN", PEER, plain, "mlx-lm RTN")
+    for label, options in (("calibrated", ()), ("distilled", ("--distill",))):
+        arguments = _convert(asked, "--q-bits", str(bits), *options)
+        yield Method(f"{OURS} {bits}-bit {label}", OURS, arguments, f"{OURS} {label}")
+
+
+def _targeted(asked: Settings, target: float) -> Iterator[Method]:
+    for label, options in (("calibrated", ()), ("distilled", ("--distill",))):
+        arguments = _convert(asked, "--target-bpw", str(target), *options)
+        yield Method(f"{OURS} {target:g} bpw {label}", OURS, arguments, f"{OURS} {label}")
+    if asked.text is not None and target > 2.5:
+        low, high = {3.0: (2, 4), 4.0: (3, 5), 5.0: (4, 6)}.get(target, (5, 8))
+        size = ("--low-group-size", str(asked.group_size), "--high-group-size")
+        arguments = (
+            *_peer(asked, "dynamic_quant"),
+            *("--low-bits", str(low), "--high-bits", str(high), *size, str(asked.group_size)),
+            *("--target-bpw", str(target), "--mlx-path"),
+        )
+        yield Method(f"{PEER} {target:g} bpw dynamic", PEER, arguments, "mlx-lm dynamic")
+
+
+def _peer(asked: Settings, module: str) -> tuple[str, ...]:
+    script = str(Path(__file__).resolve())
+    how = (str(asked.samples), str(asked.length))
+    return (script, module, str(asked.text), *how, "--model", str(asked.model))
+
+
+def _trained(asked: Settings, bits: int) -> Iterator[Method]:
+    size = ("--bits", str(bits), "--group-size", str(asked.group_size))
+    for label, rate in RATES.items():
+        arguments = (
+            *_peer(asked, "dwq"),
+            *size,
+            *("--num-samples", str(16 * asked.samples), "--max-seq-length", str(asked.length)),
+            *("--learning-rate", rate, "--mlx-path"),
+        )
+        yield Method(f"{PEER} {bits}-bit dwq {label}", PEER, arguments, f"mlx-lm dwq {label}")
+    embedding = ("--embed-bits", str(bits), "--embed-group-size", str(asked.group_size))
+    arguments = (*_peer(asked, "awq"), *size, *embedding, "--mlx-path")
+    yield Method(f"{PEER} {bits}-bit awq", PEER, arguments, "mlx-lm awq")
+    if bits in (2, 4, 8):  # others are refused by mlx-lm
+        rest = ("--fallback-bits", str(bits), "--fallback-group-size", str(asked.group_size))
+        arguments = (*_peer(asked, "gptq"), *size, *rest, "--mlx-path")
+        yield Method(f"{PEER} {bits}-bit gptq", PEER, arguments, "mlx-lm gptq")
+
+
+def _crossed(bits: int, trained: bool) -> Iterator[Method]:
+    """Rows in which the embedding, tied to the head, is the same on both sides."""
+    plain = f"{PEER} {bits}-bit RTN"
+    for label in ("calibrated", "distilled"):
+        name = f"{OURS} {bits}-bit {label}"
+        yield Method(f"{name}, embedding RTN", OURS, (name,), "equal embeddings", plain)
+    given = f"{OURS} {bits}-bit calibrated"
+    others = [f"{PEER} {bits}-bit dwq {rate}" for rate in RATES] + [f"{PEER} {bits}-bit awq"]
+    for name in [plain, *(others if trained else [])]:
+        yield Method(f"{name}, our embedding", PEER, (name,), "equal embeddings", given)
+
+
+def _run_peer() -> None:
+    """Run a module of mlx_lm.quant on a text of ours."""
+    from importlib import import_module
+
+    import mlx.core as mx
+    import numpy as np
+
+    name, text, count, length, *rest = sys.argv[1:]
+    module: Any = import_module(f"mlx_lm.quant.{name}")
+    words = Path(text).read_text(encoding="utf-8")
+
+    def windows(tokenizer: Any, samples: int, tokens: int) -> list[list[int]]:
+        step = max(1, len(words) // samples)
+        pieces = (words[i * step : i * step + _CHARACTERS * tokens] for i in range(samples))
+        found = [list(tokenizer.encode(piece))[:tokens] for piece in pieces]
+        return [ids for ids in found if len(ids) == tokens]
+
+    def one_array(tokenizer: Any, num_samples: int, sequence_length: int) -> mx.array:
+        del num_samples, sequence_length
+        return mx.array(windows(tokenizer, int(count), int(length)))
+
+    def two_lists(
+        tokenizer: Any, data_path: str, num_samples: int, max_seq_length: int, valid: int = 32
+    ) -> tuple[list[Any], list[Any]]:
+        del data_path
+        valid = min(valid, num_samples)
+        found = windows(tokenizer, num_samples + valid, max_seq_length)
+        order = np.random.default_rng(0).permutation(len(found))
+        parts = [(found[i], 0) for i in order]
+        return parts[valid:], parts[:valid]
+
+    module.load_data = two_lists if name == "dwq" else one_array
+    if name == "gptq":
+        load, save = module.load, module.save
+        dtype = mx.float16
+
+        def load_wide(*args: Any, **kwargs: Any) -> Any:
+            nonlocal dtype
+            model, *others = load(*args, **kwargs)
+            dtype = model.model.norm.weight.dtype
+            model.set_dtype(mx.float32)
+            return (model, *others)
+
+        def save_narrow(path: Any, source: Any, model: Any, *args: Any, **kwargs: Any) -> None:
+            model.set_dtype(dtype)
+            save(path, source, model, *args, **kwargs)
+
+        module.load, module.save = load_wide, save_narrow
+    sys.argv = [name, *rest]
+    module.main()
+
+
+if __name__ == "__main__":
+    _run_peer()
