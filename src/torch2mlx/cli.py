@@ -7,6 +7,7 @@ mistake ends in one message and an exit code of its own (`torch2mlx.errors`), ne
 from __future__ import annotations
 
 import atexit
+import gc
 import json
 import os
 import sys
@@ -17,7 +18,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from torch2mlx import __version__
+from torch2mlx import __version__, without_torch
 from torch2mlx.errors import OptionError, Torch2MLXError
 
 __all__ = ["app", "main", "run"]
@@ -181,6 +182,8 @@ def plan(
     """Compare ways to convert a checkpoint: size, memory, quality and the Macs that run it."""
     from torch2mlx import api
 
+    if not trust_remote_code:
+        without_torch.leave_out()
     result = api.plan(
         source,
         fit=fit,
@@ -442,6 +445,8 @@ def convert(
     target = _one("DST", destination, "--mlx-path", mlx_path, default="mlx_model")
     if upload_repo is not None and is_url(target):
         raise OptionError(f"--upload-repo: {shown(target)} is remote itself; give one of the two")
+    if no_verify and not (calibrate or target_bpw is not None or trust_remote_code):
+        without_torch.leave_out()
     result = api.convert(
         _one("SRC", source, "--hf-path", hf_path),
         target,
@@ -645,10 +650,17 @@ def run() -> None:
     of work, and several seconds after Ctrl-C on a busy machine.
     """
     code: Any = 0
+    without_torch.allow()
+    # What imports make stays until the end; looking through it for garbage is a tenth of a run.
+    gc.set_threshold(100_000)
     try:
         main()
     except SystemExit as stop:
         code = stop.code
+    except ImportError as error:
+        if error.name != "torch" or not without_torch.is_left_out():
+            raise
+        without_torch.start_again()
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):  # a pipe that nobody reads any more, a closed stream

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from torch2mlx import without_torch
 from torch2mlx.architectures.port import MODEL_FILE
 from torch2mlx.errors import ParityError, PlanError, Torch2MLXError, UnsupportedError
 from torch2mlx.sources.base import Checkpoint
@@ -49,7 +50,10 @@ def route(
     try:
         return checkpoint, prepare(checkpoint), ()
     except (UnsupportedError, PlanError, ParityError) as refused:
-        if checkpoint.kind == "mlx" or not may_generate(config):
+        if checkpoint.kind == "mlx":
+            raise
+        without_torch.require()
+        if not may_generate(config):
             raise
         if isinstance(refused, PlanError) and not _fits_original(checkpoint):
             raise
