@@ -149,7 +149,7 @@ class _Lowerer:
         try:
             if layer is not None:
                 source = self.value(layer.input)
-                given = (source,) if layer.indices is None else (source, self.value(layer.indices))
+                given = (source, *map(self.value, layer.chosen))
                 made: Any = layer.lower(self.builder, *given)
             else:
                 function = lowering_for(node.target)

@@ -266,6 +266,24 @@ def test_experts_are_layers_that_quantize() -> None:
     assert "SwitchLinear" not in kinds
 
 
+def test_experts_in_order_give_what_they_give_token_by_token() -> None:
+    import mlx.core as mx
+
+    from torch2mlx.compiler.runtime.experts import expert_rows, token_rows
+
+    generator = np.random.default_rng(0)
+    x = mx.array(generator.normal(size=(40, 8)))
+    indices = mx.array(generator.integers(0, 4, (40, 2)))
+    rows, experts, order, in_order = expert_rows(x, indices)
+    assert in_order
+    assert np.all(np.diff(np.array(experts)) >= 0)
+    scaled = token_rows(rows * experts[:, None], order, indices)
+    assert np.allclose(np.array(scaled), np.array(x[:, None] * indices[..., None]))
+    few = expert_rows(x[:3], indices[:3])
+    assert few[2:] == (None, False)
+    assert np.allclose(np.array(token_rows(few[0], None, indices[:3])[:, 1]), np.array(x[:3]))
+
+
 def test_a_changed_model_file_is_not_ours() -> None:
     port: Any = load_port(config_of("llama", LLAMA))
     source = port.model_file

@@ -12,7 +12,7 @@ from mlx_lm.models.base import scaled_dot_product_attention
 from torch2mlx.compiler.builder import Builder, Method, Value
 from torch2mlx.compiler.decoders.operators import operators
 from torch2mlx.compiler.lowering.registry import LoweringError, lowering
-from torch2mlx.compiler.runtime import decoding, states
+from torch2mlx.compiler.runtime import decoding, experts, states
 
 __all__ = ["first_positions", "positions"]
 
@@ -117,6 +117,31 @@ def lower_attention(
         if sinks is not None:
             given["sinks"] = sinks
     made: Value = b.call(function, queries, keys, values, **given)
+    return made
+
+
+@lowering(ops.expert_rows.default)
+def lower_expert_rows(b: Builder, x: Value, indices: Value) -> Any:
+    """expert_rows(Tensor x, Tensor indices) -> (Tensor, Tensor, Tensor, Tensor)."""
+
+    def infer(x: mx.array, indices: mx.array) -> tuple[mx.array, ...]:
+        flat = indices.flatten()
+        return mx.zeros((flat.size, x.shape[-1]), x.dtype), flat, flat, mx.array(True)
+
+    made = b.call(_Abstract(experts.expert_rows, infer), x, indices)
+    for value, name in zip(made, ("rows", "experts", "order", "in_order"), strict=True):
+        value.name = name
+    return made
+
+
+@lowering(ops.token_rows.default)
+def lower_token_rows(b: Builder, x: Value, order: Value, indices: Value) -> Value:
+    """token_rows(Tensor x, Tensor order, Tensor indices) -> Tensor."""
+
+    def infer(x: mx.array, _: mx.array, indices: mx.array) -> mx.array:
+        return mx.zeros((*indices.shape, x.shape[-1]), x.dtype)
+
+    made: Value = b.call(_Abstract(experts.token_rows, infer), x, order, indices)
     return made
 
 

@@ -33,8 +33,10 @@ _SCHEMAS = (
     "layer_mask(Tensor cache, SymInt batch, SymInt length, SymInt total, int window, int chunk, "
     "bool array) -> Tensor",
     "fetch(Tensor keys, Tensor values, Tensor cache, SymInt total) -> (Tensor, Tensor)",
-    "switch_linear(Tensor x, Tensor weight, Tensor? bias, Tensor indices, bool transposed)"
-    " -> Tensor",
+    "expert_rows(Tensor x, Tensor indices) -> (Tensor, Tensor, Tensor, Tensor)",
+    "switch_linear(Tensor x, Tensor weight, Tensor? bias, Tensor indices, Tensor in_order, "
+    "bool transposed) -> Tensor",
+    "token_rows(Tensor x, Tensor order, Tensor indices) -> Tensor",
 )
 
 
@@ -88,15 +90,34 @@ def _fetch(keys: Tensor, values: Tensor, cache: Tensor, total: int) -> tuple[Ten
     return made[0], made[1]
 
 
+def _expert_rows(x: Tensor, indices: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    rows = indices.numel()
+    return (
+        x.new_empty((rows, x.shape[-1])),
+        indices.new_empty((rows,)),
+        indices.new_empty((rows,)),
+        indices.new_empty((), dtype=torch.bool),
+    )
+
+
 def _switch_linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None, indices: Tensor, transposed: bool
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    indices: Tensor,
+    in_order: Tensor,
+    transposed: bool,
 ) -> Tensor:
     return x.new_empty((*indices.shape, weight.shape[2 if transposed else 1]))
 
 
+def _token_rows(x: Tensor, order: Tensor, indices: Tensor) -> Tensor:
+    return x.new_empty((*indices.shape, x.shape[-1]))
+
+
 _FAKES: tuple[Any, ...] = (
     *(_positions, _mask, _update, _keep_columns, _like, _like, _like, _attention),
-    *(_layer_cache, _layer_mask, _fetch, _switch_linear),
+    *(_layer_cache, _layer_mask, _fetch, _expert_rows, _switch_linear, _token_rows),
 )
 
 

@@ -212,14 +212,15 @@ def mask_kind(function: Callable[..., Any]) -> tuple[int, int]:
 def _switch(module: Any, hidden: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
     """Experts of transformers: every token through its own, weighed and summed."""
 
+    x, experts, order, in_order = operators().expert_rows(hidden, indices)
+
     def linear(x: Tensor, name: str) -> Tensor:
         bias = getattr(module, f"{name}_bias") if module.has_bias else None
         made: Tensor = operators().switch_linear(
-            x, getattr(module, name), bias, indices, module.is_transposed
+            x, getattr(module, name), bias, experts, in_order, module.is_transposed
         )
         return made
 
-    x = hidden.unsqueeze(-2)
     if module.has_gate:
         y = module._apply_gate(linear(x, "gate_up_proj"))
     else:
@@ -227,6 +228,7 @@ def _switch(module: Any, hidden: Tensor, indices: Tensor, weights: Tensor) -> Te
     y = linear(y, "down_proj")
     if module.has_post_expert_norm:
         y = module.post_expert_norm(y)
+    y = operators().token_rows(y, order, indices)
     made: Tensor = (y * weights.unsqueeze(-1)).sum(-2).to(hidden.dtype)
     return made
 

@@ -27,21 +27,22 @@ class _Match:
         use: the layer.
         input: what it is applied to.
         channels_last: the input's channels move last before and back after it.
-        indices: which of a layer's experts, for each row [rows, 1 or k, width] of the input.
+        chosen: which of a layer's experts, for each row [rows, width] of the input, and whether
+            these are in order.
     """
 
     use: LayerUse
     input: Ref
     channels_last: bool = False
-    indices: Ref | None = None
+    chosen: tuple[Ref, ...] = ()
 
-    def lower(self, b: Builder, value: Value, indices: Value | None = None) -> Value:
+    def lower(self, b: Builder, value: Value, *chosen: Value) -> Value:
         import mlx.core as mx
 
-        if indices is not None:
+        if chosen:
             value = b.call(mx.expand_dims, value, -2)
-            chosen: Value = b.call(mx.squeeze, b.call(self.use, value, indices), -2)
-            return chosen
+            rows: Value = b.call(mx.squeeze, b.call(self.use, value, *chosen), -2)
+            return rows
         if not self.channels_last:
             result: Value = b.call(self.use, value)
             return result
@@ -166,7 +167,7 @@ def _match(node: Node, graph: Graph) -> _Match | None:
     dtypes = {weights[ref.name].type.dtype for ref in named.values()}
     if len(dtypes) != 1:
         return None
-    chosen = given["indices"] if "x" in given else None
+    chosen = (given["indices"], given["in_order"]) if "x" in given else ()
     source = given.get("input", given.get("x", given.get("indices")))
     if not isinstance(source, Ref):
         return None
@@ -175,6 +176,6 @@ def _match(node: Node, graph: Graph) -> _Match | None:
         return None
     class_name, args, kwargs, axes, channels_last = built
     dtype = str(dtypes.pop()).removeprefix("torch.")
-    module = "mlx.nn" if chosen is None else "mlx_lm.models.switch_layers"
+    module = "mlx_lm.models.switch_layers" if chosen else "mlx.nn"
     layer = Layer(path, class_name, args, tuple(kwargs.items()), tuple(axes.items()), dtype, module)
     return _Match(LayerUse(layer), source, channels_last, chosen)
