@@ -211,7 +211,6 @@ def mask_kind(function: Callable[..., Any]) -> tuple[int, int]:
 
 def _switch(module: Any, hidden: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
     """Experts of transformers: every token through its own, weighed and summed."""
-
     x, experts, order, in_order = operators().expert_rows(hidden, indices)
 
     def linear(x: Tensor, name: str) -> Tensor:
