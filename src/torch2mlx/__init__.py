@@ -7,6 +7,7 @@
     torch2mlx.convert("model/", "out/", q_bits=4)    # streamed, checked, published at the end
     torch2mlx.verify("model/", "out/")               # any MLX folder against its source
     torch2mlx.generate("out/", "Hello")
+    torch2mlx.bench(["out/"], torch="model/")        # speed and memory beside PyTorch
 
 Everything raises `torch2mlx.Torch2MLXError` or one of its subclasses (`torch2mlx.errors`) for
 what a user can act on.  Importing this package loads neither torch nor MLX.
@@ -19,13 +20,14 @@ from typing import TYPE_CHECKING, Any
 from torch2mlx.errors import Torch2MLXError
 
 if TYPE_CHECKING:
-    from torch2mlx.api import convert, doctor, generate, inspect, plan, upload, verify
+    from torch2mlx.api import bench, convert, doctor, generate, inspect, plan, upload, verify
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Torch2MLXError",
     "__version__",
+    "bench",
     "convert",
     "doctor",
     "generate",
@@ -37,7 +39,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("convert", "doctor", "generate", "inspect", "plan", "upload", "verify"):
+    if name in ("bench", "convert", "doctor", "generate", "inspect", "plan", "upload", "verify"):
         from torch2mlx import api
 
         return getattr(api, name)

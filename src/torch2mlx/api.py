@@ -29,6 +29,7 @@ from torch2mlx.progress import Progress, Silent
 if TYPE_CHECKING:
     import torch
 
+    from torch2mlx.benchmarking import Benchmark
     from torch2mlx.compiler.route import Compiled, Example
     from torch2mlx.diagnosis import Examination
     from torch2mlx.selection import Selection
@@ -39,6 +40,7 @@ __all__ = [
     "Conversion",
     "Generation",
     "Verification",
+    "bench",
     "convert",
     "doctor",
     "generate",
@@ -457,6 +459,51 @@ def generate(
         peak_memory=int(last.peak_memory * 1e9),
         finish_reason=last.finish_reason,
     )
+
+
+def bench(
+    folders: Sequence[str | Path],
+    *,
+    torch: str | Path | None = None,
+    prompts: str | Path | Sequence[str] | None = None,
+    max_tokens: int = 64,
+    repeats: int = 5,
+    compile: bool = False,  # noqa: A002  as the command calls it
+    sizes: Sequence[str] = (),
+    trust_remote_code: bool = False,
+    progress: Progress | None = None,
+) -> Benchmark:
+    """Measure MLX folders, and their original in PyTorch, each in a process of its own.
+
+    Args:
+        folders: of language models, or of compiled modules.
+        torch: the original; None: MLX alone.
+        prompts: texts, or a file with one a line; None: two of torch2mlx's own.
+        max_tokens: to generate for each prompt.
+        repeats: measured passes, after one that warms up.
+        compile: rows of torch.compile beside eager PyTorch's.
+        sizes: "batch=4" texts, extents of a module's open axes; others are 8.
+        trust_remote_code: allow code of the folders and of the checkpoint to run.
+        progress: listener.
+
+    Raises:
+        OptionError: nothing that can be compared.
+        SourceError: a folder or file cannot be read, or nothing could be measured.
+    """
+    from torch2mlx.benchmarking import BenchmarkOptions, run_benchmark
+    from torch2mlx.benchmarking.run import PROMPTS, parse_sizes, read_prompts
+
+    texts = PROMPTS if prompts is None else prompts
+    options = BenchmarkOptions(
+        torch=None if torch is None else str(torch),
+        prompts=read_prompts(texts) if isinstance(texts, str | Path) else tuple(texts),
+        max_tokens=max_tokens,
+        repeats=repeats,
+        compile=compile,
+        sizes=parse_sizes(sizes),
+        trust_remote_code=trust_remote_code,
+    )
+    return run_benchmark(folders, options, progress)
 
 
 def upload(folder: str | Path, repository: str) -> str:

@@ -574,6 +574,75 @@ def generate(
     _show(result, as_json)
 
 
+@app.command(epilog="Example:  torch2mlx bench ./smollm2-4bit --torch ./SmolLM2-135M --repeats 5")
+def bench(
+    folders: Annotated[
+        list[str], typer.Argument(metavar="FOLDER...", help="MLX folders to compare.")
+    ],
+    torch: Annotated[
+        str | None,
+        typer.Option(
+            "--torch",
+            metavar="SRC",
+            help="The original, measured in PyTorch: a checkpoint, package.module:factory or .pt2.",
+            show_default=False,
+        ),
+    ] = None,
+    prompts: Annotated[
+        str | None,
+        typer.Option(help="A file with one prompt a line.", show_default="two of its own"),
+    ] = None,
+    max_tokens: Annotated[int, typer.Option("-m", "--max-tokens", help="For each prompt.")] = 64,
+    repeats: Annotated[int, typer.Option(help="Measured passes, after one that warms up.")] = 5,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Rows of torch.compile beside eager PyTorch's.")
+    ] = False,
+    size: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Extent of a module's open axis, as in batch=4; repeatable.", show_default="8"
+        ),
+    ] = None,
+    out: Annotated[
+        str | None,
+        typer.Option(help="Write the JSON into this file as well.", show_default=False),
+    ] = None,
+    trust_remote_code: Trust = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure speed and memory of MLX folders, and of their original in PyTorch, in one run.
+
+    Every engine has a process of its own.  Exits with 8 where one could not be measured.
+    """
+    from torch2mlx import api
+
+    result = api.bench(
+        folders,
+        torch=torch,
+        prompts=prompts,
+        max_tokens=max_tokens,
+        repeats=repeats,
+        compile=compiled,
+        sizes=tuple(size or ()),
+        trust_remote_code=trust_remote_code,
+        progress=_progress(quiet),
+    )
+    if out is not None:
+        _write_json(out, result)
+    _show(result, as_json)
+    if not result.complete:
+        raise typer.Exit(8)
+
+
+def _write_json(path: str, result: Any) -> None:
+    try:
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(json.dumps(result.to_dict(), indent=2, ensure_ascii=False) + "\n")
+    except OSError as error:
+        raise OptionError(f"--out {path}: cannot be written: {error.strerror or error}") from error
+
+
 @app.command(epilog="Example:  torch2mlx doctor ./smollm2-4bit --fix")
 def doctor(
     folder: Annotated[

@@ -7,9 +7,11 @@ from functools import singledispatch
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from torch2mlx.api import Conversion, Generation, Verification
+from torch2mlx.benchmarking import Benchmark, Row, Spread
 from torch2mlx.compiler.route import Compiled
 from torch2mlx.diagnosis import Examination
 from torch2mlx.inspection import Inspection
@@ -141,6 +143,52 @@ def _(result: Generation) -> None:
         f"peak memory {format_bytes(result.peak_memory)}",
         style="dim",
     )
+
+
+@render.register
+def _(result: Benchmark) -> None:
+    console = Console(highlight=False)
+    where = result.conditions
+    console.print(
+        f"{where['processor']}, {where['cores']} cores, load {where['load_before']} before and "
+        f"{where['load_after']} after; medians of {result.repeats} passes ± the largest deviation"
+    )
+    module = result.rows[0].kind == "module"
+    speed = ("latency ms",) if module else ("first token s", "prefill tokens/s", "decode tokens/s")
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for name in ("engine", "device", "model", "load s", *speed, "peak memory", "energy J"):
+        table.add_column(name, overflow="fold")
+    for row in result.rows:
+        table.add_row(*_measured(row, module))
+    console.print(table)
+    for row in result.rows:
+        if row.error is not None:
+            text = f"{row.engine} on {row.device}, {row.model}: not measured: {row.error}"
+            console.print(text, style="yellow", soft_wrap=True, markup=False)
+    reasons = {f"{k}: {v}" for row in result.rows for k, v in row.not_measured.items()}
+    for reason in sorted(reasons):
+        console.print(f"not measured: {reason}", style="dim", markup=False)
+    for note in where["notes"]:
+        console.print(f"note: {note}", style="yellow", markup=False)
+
+
+def _measured(row: Row, module: bool) -> tuple[str, ...]:
+    speed = [_spread(row.ttft_s), _spread(row.prefill_tps), _spread(row.decode_tps)]
+    if module:
+        speed = [_spread(row.latency_s, 1000)]
+    peak = "-" if row.peak_bytes is None else format_bytes(int(row.peak_bytes.median))
+    device = row.device if row.dtype is None else f"{row.device}, {row.dtype}"
+    start = (row.engine, device, escape(row.model), _spread(row.load_s))
+    return (*start, *speed, peak, _spread(row.energy_j))
+
+
+def _spread(found: Spread | None, factor: float = 1) -> str:
+    if found is None:
+        return "-"
+    median = factor * found.median
+    text = f"{median:,.0f}" if median >= 1000 else f"{median:.3g}"
+    spread = max(found.high - found.median, found.median - found.low) / found.median
+    return text if found.runs == 1 else f"{text} ±{100 * spread:.0f}%"
 
 
 @render.register
