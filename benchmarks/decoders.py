@@ -22,8 +22,8 @@ from mlx.utils import tree_flatten
 from torch2mlx.architectures.port import MODEL_FILE, load_port
 
 # Relative L2 of the logits: of all positions in float32, the median over positions in bfloat16.
-# There each of the two rounds every intermediate result by itself (2^-9 relative), and a token whose
-# experts nearly tie may go to another one.
+# There each of the two rounds every intermediate result by itself (2^-9 relative), and a token
+# whose experts nearly tie may go to another one.
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
 
 
