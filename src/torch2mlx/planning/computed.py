@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from torch2mlx.dtypes import DTYPES, DType
+from torch2mlx.dtypes import DType
 from torch2mlx.planning.expressions import Expr, Reader, Stored
 from torch2mlx.planning.regions import Region, as_slices
+from torch2mlx.quantization.floats import as_float32, e8m0_values, small_float_values
 
-__all__ = ["Computed", "as_floats", "from_floats"]
+__all__ = ["Computed", "as_floats"]
 
 Array = np.ndarray[Any, Any]
 
@@ -55,37 +56,13 @@ class Computed(Stored):
 
 
 def as_floats(bits: Array, dtype: DType) -> Array:
-    """The numbers of a bit view in float32 (float64 stays), exactly.
-
-    fp8 types are decoded by the tables of torch.
-    """
-    if dtype.name == "BF16":
-        return (bits.astype(np.uint32) << 16).view(np.float32)
-    if dtype.name.startswith("F8"):
-        return _fp8_table(dtype.name)[bits]
-    return bits if dtype.name in ("F32", "F64") else bits.astype(np.float32)
-
-
-def from_floats(values: Array, dtype: DType) -> Array:
-    """The bit view of numbers rounded to nearest even in a dtype of MLX's (BF16, F16, F32)."""
-    if dtype.name == "BF16":
-        import torch
-
-        array = np.ascontiguousarray(values, np.float32)
-        rounded: Array = torch.from_numpy(array).to(torch.bfloat16).view(torch.int16).numpy()
-        return rounded.view(np.uint16)
-    with np.errstate(over="ignore"):  # Inf is found and named where it is written
-        return values.astype(dtype.numpy)
-
-
-_TABLES: dict[str, Array] = {}
-
-
-def _fp8_table(name: str) -> Array:
-    if name not in _TABLES:
-        import torch
-
-        codes = torch.arange(256, dtype=torch.uint8)
-        kind = getattr(torch, DTYPES[name].torch_name)
-        _TABLES[name] = codes.view(kind).float().numpy()
-    return _TABLES[name]
+    """The numbers of a bit view in float32 (float64 stays), exactly."""
+    if dtype.name == "F64":
+        return bits
+    if dtype.name == "F8_E4M3":
+        return small_float_values(3, 8)[bits]
+    if dtype.name == "F8_E5M2":  # the upper byte of a float16
+        return (bits.astype("<u2") << 8).view("<f2").astype(np.float32)
+    if dtype.name == "F8_E8M0":
+        return e8m0_values()[bits]
+    return as_float32(bits, dtype)

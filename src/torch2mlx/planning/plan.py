@@ -14,7 +14,7 @@ from typing import Any
 from torch2mlx.architectures.port import Port, PortMapping, Target
 from torch2mlx.dtypes import DTYPES, DType, parse_dtype
 from torch2mlx.errors import OptionError
-from torch2mlx.planning.expressions import Expr, cast, whole_bytes
+from torch2mlx.planning.expressions import Expr, cast, sources_of, whole_bytes
 from torch2mlx.planning.grids import StoredGrids
 from torch2mlx.planning.shards import ShardPlan, TensorSpec, plan_shards
 from torch2mlx.quantization.recipe import Assignment, QuantOptions, QuantTarget, assign_schemes
@@ -72,8 +72,7 @@ class Output:
         """
         if self.calibrated is not None or self.packed is None:
             return self.calibrated
-        packed = self.packed
-        return {"weight": packed.weight, "scales": packed.scales, "biases": packed.biases}
+        return self.packed.parts
 
 
 @dataclass(frozen=True)
@@ -175,8 +174,9 @@ def build_plan(
         port: the model class that its tensors become parameters of.
         dtype: of unquantized floating-point tensors (see `choose_dtype`).
         quantize: round-to-nearest quantization; None writes plain weights.
-        keep_grids: modules that the source stores on a grid of MLX's affine format keep it, where
-            no rule singles them out, instead of the base format of `quantize`.
+        keep_grids: modules that the source stores on a grid of MLX's keep it, where no rule
+            singles them out, instead of the base format of `quantize`; those that a packed source
+            holds in floating point stay so.
         max_shard_size: bytes a file may have at most, its header included.
         mapping: `port.map_state(checkpoint.state)`, where several plans share it.
 
@@ -189,7 +189,8 @@ def build_plan(
     assignment = _assign(port, quantize, chosen or DTYPES["BF16"]) if quantize else None
     grids = StoredGrids(checkpoint)
     if assignment and keep_grids:
-        assignment = _keep_grids(assignment, grids, port, mapping.outputs)
+        plain = {id(checkpoint.state[name]) for name in checkpoint.plain}
+        assignment = _keep_grids(assignment, grids, port, mapping.outputs, plain)
     notes = list(checkpoint.notes)
     outputs = []
     for name, expr in mapping.outputs.items():
@@ -240,9 +241,21 @@ def _assign(port: Port, options: QuantOptions, dtype: DType) -> Assignment:
 
 
 def _keep_grids(
-    assignment: Assignment, grids: StoredGrids, port: Port, outputs: Mapping[str, Expr]
+    assignment: Assignment,
+    grids: StoredGrids,
+    port: Port,
+    outputs: Mapping[str, Expr],
+    plain: set[int],
 ) -> Assignment:
-    """Give modules at the base format their stored grid, and name the commonest grid as base."""
+    """Give modules at the base format their stored grid, and name the commonest grid as base.
+
+    Args:
+        assignment: by the options alone.
+        grids: what is stored on one.
+        port: the targets.
+        outputs: their expressions.
+        plain: ids of the tensors that stay as they are.
+    """
     stored = {
         target.module: grids.scheme_of(outputs[target.name])
         for target in port.targets.values()
@@ -252,13 +265,22 @@ def _keep_grids(
     if not counts:
         return assignment
     base = counts.most_common(1)[0][0]
+    left = {
+        target.module
+        for target in port.targets.values()
+        if target.quantizable
+        and target.module in stored
+        and all(id(leaf) in plain for leaf in sources_of(outputs[target.name]))
+    }
     schemes = {
-        path: (stored[path] or base) if path in stored else scheme
+        path: None if path in left else (stored[path] or base) if path in stored else scheme
         for path, scheme in assignment.schemes.items()
     }
     kept = {path: "as the file stores it" for path, scheme in stored.items() if scheme is not None}
     reasons = {
-        path: {**assignment.reasons, **kept}.get(path, "as chosen")
+        path: "in floating point, as in the source"
+        if path in left
+        else {**assignment.reasons, **kept}.get(path, "as chosen")
         for path, scheme in schemes.items()
         if scheme != base
     }
@@ -282,6 +304,6 @@ def output_specs(
     if scheme is None:
         return (TensorSpec(name, expr.dtype, expr.shape),)
     module = name.removesuffix("weight")
-    dtype = packed.scales.dtype if packed else expr.dtype
+    dtype = packed.scales.dtype if packed and scheme.affine else expr.dtype
     layout = scheme.layout(expr.shape, dtype)
     return tuple(TensorSpec(module + part, d, shape) for part, (d, shape) in layout.items())

@@ -24,7 +24,7 @@ from torch2mlx.quantization.scheme import Scheme
 if TYPE_CHECKING:
     import mlx.core as mx
 
-__all__ = ["dequantize_rows", "quantize_rows"]
+__all__ = ["dequantize_rows", "quantize_rows", "unpack_codes"]
 
 Array = np.ndarray[Any, Any]
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,22 +88,38 @@ class TensorSource(ABC):
 
 @dataclass(frozen=True)
 class Packed:
-    """A tensor that its file already holds on a grid which MLX's affine format can express.
+    """A tensor that its file already holds on a grid which a format of MLX can express.
 
-    scale * code + bias in float32 is the tensor's value exactly (0.0 may stand for -0.0).
+    What MLX decodes in float32 is the tensor's value exactly (0.0 may stand for -0.0).
 
     Attributes:
         bits, group_size: of the grid, along the last axis.
-        weight, scales, biases: expressions of the three MLX tensors, over virtual tensors of
+        weight, scales, biases: expressions of the MLX tensors, over stored or virtual tensors of
             the same source (readable, but not listed in `tensors`); rows correspond to rows of
-            the tensor.
+            the tensor.  Only mode "affine" has biases.
+        mode: MLX's name of the format.
+        transposed: the checkpoint's tensor is a transpose (of the last two axes) of the one that
+            lies on the grid.
     """
 
     bits: int
     group_size: int
     weight: Expr
     scales: Expr
-    biases: Expr
+    biases: Expr | None
+    mode: str = "affine"
+    transposed: bool = False
+
+    def moved(self, move: Callable[[Expr], Expr]) -> Packed:
+        """The grid with its tensors moved as those of the weight are."""
+        biases = None if self.biases is None else move(self.biases)
+        return replace(self, weight=move(self.weight), scales=move(self.scales), biases=biases)
+
+    @property
+    def parts(self) -> dict[str, Expr]:
+        """The expressions by the suffix of the MLX tensor's name."""
+        found = {"weight": self.weight, "scales": self.scales}
+        return found if self.biases is None else {**found, "biases": self.biases}
 
 
 @dataclass(frozen=True)
@@ -118,7 +134,9 @@ class Checkpoint:
         generation_config: generation_config.json, or {}.
         source: where the stored tensors are read.
         state: tensors under their Hugging Face names, as expressions over `source`.
-        packed: names of `state` that MLX's affine format can take without loss.
+        packed: names of `state` that a format of MLX can take without loss; it may read scales and
+            zero points to tell which.
+        plain: names of `state` that a packed checkpoint holds in floating point all the same.
         tokenizer_files: files to be copied byte for byte, by name in the output; those of a GGUF
             file are made when first asked for, and last as long as the checkpoint; those of a
             remote one are fetched into `folder` when first asked for.
@@ -133,6 +151,7 @@ class Checkpoint:
     state: Mapping[str, Expr]
     generation_config: dict[str, Any] = field(default_factory=dict)
     packed: Mapping[str, Packed] = field(default_factory=dict)
+    plain: frozenset[str] = frozenset()
     tokenizer_files: Mapping[str, Path] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch2mlx.errors import SourceError
 from torch2mlx.planning.expressions import Expr, Source
-from torch2mlx.sources.base import Checkpoint, TensorSource
+from torch2mlx.sources.base import Checkpoint, Packed, TensorSource
 from torch2mlx.sources.companions import companion_files, read_config, read_generation_config
 from torch2mlx.sources.local_files import read_json_object, stays_inside, unreadable
 from torch2mlx.sources.remote.snapshot import Snapshot
@@ -17,6 +17,13 @@ from torch2mlx.sources.safetensors import SafetensorsSource
 from torch2mlx.sources.weight_files import WeightFiles, choose_file, choose_weights
 
 __all__ = ["open_checkpoint"]
+
+# Files beside config.json in which AutoGPTQ, AutoAWQ and ModelOpt describe the packing.
+_PACKING_FILES = {
+    "quantize_config.json": "gptq",
+    "quant_config.json": "awq",
+    "hf_quant_config.json": "modelopt",
+}
 
 
 def open_checkpoint(
@@ -182,6 +189,16 @@ def _open(
 
         kind, state = "mlx", dequantized_state(state, config)
         config = {k: v for k, v in config.items() if not k.startswith("quantization")}
+    packed: Mapping[str, Packed] = {}
+    plain: frozenset[str] = frozenset()
+    if kind != "mlx" and needs_config:
+        from torch2mlx.sources.packed import unpacked_state
+
+        unpacked = unpacked_state(state, _with_packing(config, folder), source, location)
+        if unpacked is not None:
+            state, config = unpacked.state, unpacked.config
+            packed, plain = unpacked.grids, unpacked.plain
+            notes += unpacked.notes
     return Checkpoint(
         location=location,
         folder=folder,
@@ -190,11 +207,22 @@ def _open(
         source=source,
         state=state,
         generation_config=read_generation_config(folder),
+        packed=packed,
+        plain=plain,
         tokenizer_files=(
             companion_files(folder, trust_remote_code) if companions is None else companions
         ),
         notes=tuple(notes),
     )
+
+
+def _with_packing(config: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The config with what older libraries say of the packing in a file of its own."""
+    for name, method in _PACKING_FILES.items():
+        if "quantization_config" not in config and (folder / name).is_file():
+            settings = {"quant_method": method, **read_json_object(folder / name)}
+            return {**config, "quantization_config": settings}
+    return config
 
 
 def _require_inside(folder: Path, files: list[Path], index: str | None) -> None:

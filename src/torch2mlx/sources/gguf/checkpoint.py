@@ -81,13 +81,7 @@ def open_gguf(
         state[hf_name] = _subtract_one(expr) if mapped.shifted else expr
         grid = None if mapped.shifted else source.packed(mapped.stored)
         if grid is not None and len(expr.shape) == 2:
-            packed[hf_name] = Packed(
-                grid.bits,
-                grid.group_size,
-                mapped.move(grid.weight),
-                mapped.move(grid.scales),
-                mapped.move(grid.biases),
-            )
+            packed[hf_name] = grid.moved(mapped.move)
     has_tokenizer = "tokenizer.ggml.model" in source.metadata
     return Checkpoint(
         location=location,
