@@ -104,6 +104,7 @@ SHAPES: dict[str, ModelShape] = {
     "llama-1": ModelShape(2048, 5632, 8, 32, 8),
     "llama-4": ModelShape(3072, 8192, 18, 24, 8),
     "llama-8": ModelShape(4096, 14336, 17, 32, 8),
+    "llama-8b-two-layers": ModelShape(4096, 14336, 2, 32, 8, vocabulary=128_256),
     "mixtral-4": ModelShape(2048, 3584, 10, 32, 8, experts=8),
 }
 

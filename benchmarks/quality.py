@@ -61,6 +61,7 @@ def main() -> int:
     parser.add_argument("--windows", type=int, default=32)
     parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--on-cpu", default="^$", help="methods to run without the GPU")
     parser.add_argument("--limit", type=float, default=1800, help="seconds for one method")
     parser.add_argument("--deadline", type=float, default=1e9, help="seconds for all of them")
     args = parser.parse_args()
@@ -152,7 +153,9 @@ class _Bench:
             )
         folder = self._folder(method.name)
         if not (folder / "config.json").exists():
-            done = self._child([sys.executable, *method.arguments, str(folder)], record)
+            command = [sys.executable, *method.arguments, str(folder)]
+            hidden = re.search(self.args.on_cpu, method.name)
+            done = self._child(command, record, {"CUDA_VISIBLE_DEVICES": ""} if hidden else {})
             if done is None:
                 return record
         command = self._measuring(folder)
@@ -171,15 +174,22 @@ class _Bench:
         ]  # fmt: skip
 
     def _read(self, command: Sequence[str], record: dict[str, Any]) -> dict[str, Any]:
-        text = self._child(command, record, timed=False)
+        text = self._child(command, record)
         return record if text is None else {**record, **json.loads(text.splitlines()[-1])}
 
     def _child(
-        self, command: Sequence[str], record: dict[str, Any], timed: bool = True
+        self,
+        command: Sequence[str],
+        record: dict[str, Any],
+        extra: Mapping[str, str] | None = None,
     ) -> str | None:
-        """Stdout of a process, its costs noted; None, with the reason noted, where it failed."""
+        """Stdout of a process; None, with the reason noted, where it failed.
+
+        Its costs are noted too where its environment is given (`extra` variables).
+        """
         limit = min(self.args.limit, self.end - time.monotonic())
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+        environment |= extra or {}
         begin = time.perf_counter()
         with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as log:
             child = subprocess.Popen(
@@ -194,7 +204,7 @@ class _Bench:
             log.seek(0)
             text = out.read()
             lines = [line for line in log.read().splitlines() if line.strip()]
-        if timed:
+        if extra is not None:
             record["seconds"] = time.perf_counter() - begin
             record["cpu_seconds"] = usage.ru_utime + usage.ru_stime
             unit = 1 if sys.platform == "darwin" else 1024

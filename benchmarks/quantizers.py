@@ -19,7 +19,8 @@ __all__ = ["OURS", "PEER", "TARGETS", "Method", "Settings", "methods"]
 
 OURS, PEER = "torch2mlx", "mlx-lm"
 TARGETS = (3.0, 4.0, 5.0, 6.0)
-RATES = {"default": "1e-6", "2e-5": "2e-5", "5e-5": "5e-5"}
+RATES = {"5e-5": "5e-5", "2e-5": "2e-5", "default": "1e-6"}
+_MIXED = {3.0: (2, 4), 4.0: (3, 5), 5.0: (4, 6), 6.0: (5, 8)}  # low and high bits by target
 _CHARACTERS = 8  # of text a token at most
 
 
@@ -67,16 +68,23 @@ class Settings:
 def methods(asked: Settings, bits: Sequence[int], targets: Sequence[float]) -> list[Method]:
     """All methods, those that the main figures come from first."""
     found: list[Method] = []
-    for width in sorted(bits, key=lambda b: (b not in (3, 4), -b)):
-        found += _ours(asked, width)
-        if asked.text is not None:
-            found += _trained(asked, width)
-        found += _crossed(width, trained=asked.text is not None)
+    trained = asked.text is not None
+    widths = sorted(bits, key=lambda b: (b not in (3, 4), -b))
+    for width in widths:
+        if width not in (3, 4):
+            break
+        found += [*_ours(asked, width), *(_trained(asked, width) if trained else ())]
+        found += _crossed(width, trained)
     for target in targets:
-        found += _targeted(asked, target)
-    for recipe in ("mixed_2_6", "mixed_3_4", "mixed_3_6", "mixed_4_6"):
+        found.append(_targeted(asked, target, "calibrated"))
+        found += [_dynamic(asked, target)] if trained and target in _MIXED else []
+    for recipe in ("mixed_3_4", "mixed_3_6", "mixed_4_6", "mixed_2_6"):
         arguments = (*_mlx_convert(asked, 4), "--quant-predicate", recipe, "--mlx-path")
         found.append(Method(f"{PEER} {recipe}", PEER, arguments, "mlx-lm mixed"))
+    for width in widths:
+        if width not in (3, 4):
+            found += [*_ours(asked, width), *(_trained(asked, width) if trained else ())]
+    found += [_targeted(asked, target, "distilled") for target in targets]
     return found
 
 
@@ -101,19 +109,21 @@ def _ours(asked: Settings, bits: int) -> Iterator[Method]:
         yield Method(f"{OURS} {bits}-bit {label}", OURS, arguments, f"{OURS} {label}")
 
 
-def _targeted(asked: Settings, target: float) -> Iterator[Method]:
-    for label, options in (("calibrated", ()), ("distilled", ("--distill",))):
-        arguments = _convert(asked, "--target-bpw", str(target), *options)
-        yield Method(f"{OURS} {target:g} bpw {label}", OURS, arguments, f"{OURS} {label}")
-    if asked.text is not None and target > 2.5:
-        low, high = {3.0: (2, 4), 4.0: (3, 5), 5.0: (4, 6)}.get(target, (5, 8))
-        size = ("--low-group-size", str(asked.group_size), "--high-group-size")
-        arguments = (
-            *_peer(asked, "dynamic_quant"),
-            *("--low-bits", str(low), "--high-bits", str(high), *size, str(asked.group_size)),
-            *("--target-bpw", str(target), "--mlx-path"),
-        )
-        yield Method(f"{PEER} {target:g} bpw dynamic", PEER, arguments, "mlx-lm dynamic")
+def _targeted(asked: Settings, target: float, label: str) -> Method:
+    options = ("--distill",) if label == "distilled" else ()
+    arguments = _convert(asked, "--target-bpw", str(target), *options)
+    return Method(f"{OURS} {target:g} bpw {label}", OURS, arguments, f"{OURS} {label}")
+
+
+def _dynamic(asked: Settings, target: float) -> Method:
+    (low, high), size = _MIXED[target], str(asked.group_size)
+    arguments = (
+        *_peer(asked, "dynamic_quant"),
+        *("--low-bits", str(low), "--high-bits", str(high)),
+        *("--low-group-size", size, "--high-group-size", size),
+        *("--target-bpw", str(target), "--mlx-path"),
+    )
+    return Method(f"{PEER} {target:g} bpw dynamic", PEER, arguments, "mlx-lm dynamic")
 
 
 def _peer(asked: Settings, module: str) -> tuple[str, ...]:

@@ -124,10 +124,11 @@ class Solver:
             # V - W = W (X'^T X - X^T X) H^-1
             target = weight + weight @ self._gap @ self._upper.T @ self._upper
         target = target.T.contiguous()
+        aim = self.hessian @ target
         codes, steps = self._rounded(target, grid)
         for _ in range(self.sweeps):
             if grid.scheme.affine:
-                steps = self._refitted(codes, target, steps, grid)
+                steps = self._refitted(codes, aim, steps, grid)
             codes = self._revisited(codes, target, steps, grid)
         values = self._values(codes, steps, grid)
         gap = values - target
@@ -139,7 +140,7 @@ class Solver:
             0.0,
         )
         error = float((gap * (self.hessian @ gap)).sum())
-        return found, error, float((target * (self.hessian @ target)).sum())
+        return found, error, float((target * aim).sum())
 
     def _rounded(self, target: torch.Tensor, grid: Grid) -> tuple[torch.Tensor, list[Steps]]:
         """GPTQ on a transposed matrix [in, out]."""
@@ -186,9 +187,12 @@ class Solver:
         return codes
 
     def _refitted(
-        self, codes: torch.Tensor, target: torch.Tensor, steps: list[Steps], grid: Grid
+        self, codes: torch.Tensor, aim: torch.Tensor, steps: list[Steps], grid: Grid
     ) -> list[Steps]:
-        """Scales and biases by least squares under H, all groups of a row together."""
+        """Scales and biases by least squares under H, all groups of a row together.
+
+        `aim` is H times the transposed target.
+        """
         import torch
 
         groups, size, rows = len(steps), grid.scheme.group_size, codes.shape[1]
@@ -214,8 +218,7 @@ class Solver:
             normal[:, :groups, groups:] = mixed
             normal[:, groups:, :groups] = mixed.mT
             normal[:, groups:, groups:] = constant
-            aim = hessian @ target[:, part]
-            aimed = aim.reshape(groups, size, width)
+            aimed = aim[:, part].reshape(groups, size, width)
             right = torch.cat([(q_groups * aimed).sum(1), aimed.sum(1)]).T
             # A small pull towards the present values keeps groups of equal codes solvable.
             present = torch.cat(
