@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from torch2mlx.compiler.route import Compiled, Example
     from torch2mlx.diagnosis import Examination
     from torch2mlx.selection import Selection
+    from torch2mlx.selection.plan_file import PlannedConversion
     from torch2mlx.sources.base import Checkpoint
     from torch2mlx.verification.report import ParityReport
 
@@ -132,6 +133,7 @@ def plan(
     context: int | None = None,
     memory_limit: str | int = "1GB",
     quality: bool = False,
+    strategy: str | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> Selection:
@@ -145,6 +147,8 @@ def plan(
         context: tokens of the longest text; None: what the config says, at most 8192.
         memory_limit: of the conversion.
         quality: also predict what each way costs this model, which reads and runs its layers.
+        strategy: name of the way that the result's JSON orders, for `convert(plan=...)`; None:
+            the one that is recommended.
         revision: branch, tag or commit of a hub id.
         trust_remote_code: count the checkpoint's Python files as usable.
 
@@ -165,6 +169,8 @@ def plan(
             context=context,
             memory_limit=memory_limit,
             quality=quality,
+            strategy=strategy,
+            revision=revision,
             trust_remote_code=trust_remote_code,
         )
 
@@ -179,6 +185,7 @@ def convert(
     example: str | Path | None = None,
     dynamic: Sequence[str] = (),
     entry_points: Mapping[str, Any] | Sequence[str] | None = None,
+    plan: str | Path | None = None,
     progress: Progress | None = None,
     **options: Any,
 ) -> Conversion | Compiled:
@@ -200,6 +207,8 @@ def convert(
         dynamic: "argument:axis=name" texts in place of `dynamic_shapes`.
         entry_points: of a module: method → its arguments (a tuple, a dict of keyword arguments or
             a tensor), in place of an example of `forward`; `dynamic_shapes` is then by method.
+        plan: a file with the JSON of `plan`, of which exactly that is carried out; options that it
+            decides are then refused, and so are a changed source and an edited file.
         progress: listener, such as `torch2mlx.reporting.terminal.Bars()`.
         **options: fields of `torch2mlx.options.ConvertOptions`.
 
@@ -214,13 +223,21 @@ def convert(
     except TypeError as error:
         raise TypeError(f"convert(): {error}") from None
     asked.check()
+    order = None
+    if plan is not None:
+        from torch2mlx.selection.plan_file import read_plan
+
+        order = read_plan(plan)
+        if str(source) != order.location:
+            raise OptionError(f"--plan {plan}: is a plan for {order.location}, not for {source}")
+        asked = order.apply(asked)
     listener = progress or Silent()
     examples = Example(
         example_inputs, example_kwargs, dynamic_shapes, example, tuple(dynamic), entry_points
     )
     if is_url(str(destination)):
-        return _convert_and_upload(source, str(destination), asked, examples, listener)
-    return _convert(source, destination, asked, examples, listener)
+        return _convert_and_upload(source, str(destination), asked, examples, listener, order)
+    return _convert(source, destination, asked, examples, listener, order)
 
 
 def _convert(
@@ -229,6 +246,7 @@ def _convert(
     asked: ConvertOptions,
     examples: Example,
     listener: Progress,
+    order: PlannedConversion | None = None,
 ) -> Conversion | Compiled:
     from torch2mlx.compiler.route import convert_program, is_program
     from torch2mlx.packaging.staging import check_destination
@@ -255,11 +273,18 @@ def _convert(
     with closing(checkpoint.source):
         for one in (asked, *asked.further().values()):
             one.check_source(checkpoint.kind, checkpoint.location)
-        return CheckpointConversion(checkpoint, Path(destination), asked, listener).run()
+        if order is not None:
+            order.check_source(checkpoint)
+        return CheckpointConversion(checkpoint, Path(destination), asked, listener, order).run()
 
 
 def _convert_and_upload(
-    source: Any, destination: str, asked: ConvertOptions, examples: Example, listener: Progress
+    source: Any,
+    destination: str,
+    asked: ConvertOptions,
+    examples: Example,
+    listener: Progress,
+    order: PlannedConversion | None = None,
 ) -> Conversion | Compiled:
     """Make the folder here, as always; upload it once it is verified, then remove it."""
     from torch2mlx.conversion.team import find_team
@@ -274,7 +299,7 @@ def _convert_and_upload(
     result = (
         _made_before(remote.local, source, asked)
         if finished
-        else _convert(source, remote.local, asked, examples, listener)
+        else _convert(source, remote.local, asked, examples, listener, order)
     )
     if find_team().leads:
         total = sum(path.stat().st_size for path in remote.local.rglob("*"))

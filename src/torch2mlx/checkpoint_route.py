@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from torch2mlx.planning.plan import Plan
     from torch2mlx.quantization.recipe import QuantOptions
     from torch2mlx.selection.fitting import Running
+    from torch2mlx.selection.plan_file import PlannedConversion
     from torch2mlx.sources.base import Checkpoint
     from torch2mlx.verification.report import Comparison, ParityReport
 
@@ -64,7 +65,12 @@ class CheckpointConversion:
     """One output, stage by stage; the first of a run takes the further ones along."""
 
     def __init__(
-        self, checkpoint: Checkpoint, destination: Path, options: ConvertOptions, progress: Progress
+        self,
+        checkpoint: Checkpoint,
+        destination: Path,
+        options: ConvertOptions,
+        progress: Progress,
+        order: PlannedConversion | None = None,
     ) -> None:
         self.checkpoint = checkpoint
         self.destination = destination
@@ -79,6 +85,7 @@ class CheckpointConversion:
         self.predicted: float | None = None
         self.judge: Callable[[ParityReport, Path], None] | None = None
         self.decisions: dict[str, Any] = {}
+        self.order = order
         self.further = [
             CheckpointConversion(checkpoint, also_folder(destination, name), other, progress)
             for name, other in options.further().items()
@@ -161,6 +168,8 @@ class CheckpointConversion:
         )
 
     def _lead(self, team: Team, source: SourceState) -> Conversion:
+        if self.order is not None:
+            self.order.check_bytes(self.plan.nbytes)
         with ExitStack() as stack:
             first = stack.enter_context(self._stage(source))
             made = {c: c.existing() for c in self.further if first.announced(c.destination)}

@@ -175,6 +175,16 @@ def plan(
             "--quality", help="Predict what each way costs this model: reads and runs its layers."
         ),
     ] = False,
+    strategy: Annotated[
+        str | None,
+        typer.Option(
+            help="The way that the plan orders, by its name.", show_default="the recommended one"
+        ),
+    ] = None,
+    out: Annotated[
+        str | None,
+        typer.Option(help="Write the plan into this file, for convert --plan.", show_default=False),
+    ] = None,
     revision: Revision = None,
     trust_remote_code: Trust = False,
     as_json: Json = False,
@@ -190,9 +200,12 @@ def plan(
         context=context,
         memory_limit=memory_limit,
         quality=quality,
+        strategy=strategy,
         revision=revision,
         trust_remote_code=trust_remote_code,
     )
+    if out is not None:
+        _write_json(out, result)
     _show(result, as_json)
 
 
@@ -394,6 +407,14 @@ def convert(
             show_default=False,
         ),
     ] = None,
+    plan_file: Annotated[
+        str | None,
+        typer.Option(
+            "--plan",
+            help="Carry out exactly what this file of torch2mlx plan says; SRC may be left out.",
+            show_default=False,
+        ),
+    ] = None,
     keep_download: Annotated[
         bool,
         typer.Option(
@@ -442,14 +463,22 @@ def convert(
     from torch2mlx import api
     from torch2mlx.sources.remote.urls import is_url, shown
 
+    planned = None
+    if plan_file is not None:
+        from torch2mlx.selection.plan_file import read_plan
+
+        planned = read_plan(plan_file).location
+        if destination is None and mlx_path is None:  # the only argument is DST
+            source, destination = None, source
     target = _one("DST", destination, "--mlx-path", mlx_path, default="mlx_model")
     if upload_repo is not None and is_url(target):
         raise OptionError(f"--upload-repo: {shown(target)} is remote itself; give one of the two")
     if no_verify and not (calibrate or target_bpw is not None or trust_remote_code):
         without_torch.leave_out()
     result = api.convert(
-        _one("SRC", source, "--hf-path", hf_path),
+        _one("SRC", source, "--hf-path", hf_path, default=planned),
         target,
+        plan=plan_file,
         quantize=quantize,
         q_bits=q_bits,
         q_group_size=q_group_size,

@@ -79,7 +79,8 @@ def _(result: Selection) -> None:
         table.add_row(*_columns(strategy), *own, style=style)
     console.print(table)
     console.print(
-        "* nats a token that round to nearest costs SmolLM2-135M; larger models lose less",
+        "* nats a token that round to nearest (or calibration) costs SmolLM2-135M; larger models "
+        "lose less",
         style="dim",
     )
     if predicted:
@@ -94,6 +95,8 @@ def _(result: Selection) -> None:
     else:
         console.print(f"{chosen.name}: {result.reason}")
         console.print(f"  {result.command(chosen)}", soft_wrap=True)
+        if chosen.name != result.chosen:
+            console.print(f"for convert --plan: {result.chosen}")
 
 
 @render.register

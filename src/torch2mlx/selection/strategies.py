@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from torch2mlx.architectures.catalog import runs_sharded
 from torch2mlx.architectures.port import Port, PortMapping
 from torch2mlx.errors import OptionError
 from torch2mlx.options import ConvertOptions
@@ -14,9 +16,10 @@ from torch2mlx.planning.shards import parse_size
 from torch2mlx.quantization.recipe import QuantOptions
 from torch2mlx.selection.fitting import Running, running_memory
 from torch2mlx.selection.machines import smallest_mac
+from torch2mlx.selection.plan_file import fingerprint
 from torch2mlx.sources.base import Checkpoint
 
-__all__ = ["Selection", "Strategy", "select_strategies"]
+__all__ = ["Selection", "Strategy", "select_strategies", "strategy_options"]
 
 # name → options of `convert`, best quality first, and mean KL divergence (nats a token) of the
 # quantized SmolLM2-135M from the original: round to nearest, groups of 64, by this package's own
@@ -29,11 +32,16 @@ _STRATEGIES: dict[str, tuple[dict[str, Any], float | None]] = {
     "5-bit": ({"quantize": True, "q_bits": 5}, None),
     "mixed 4/6-bit": ({"quantize": True, "recipe": "mixed_4_6"}, 0.374),
     "nvfp4": ({"quantize": True, "q_mode": "nvfp4"}, 0.400),
+    "4-bit calibrated": ({"quantize": True, "q_bits": 4, "calibrate": True}, 0.126),
     "4-bit": ({"quantize": True, "q_bits": 4}, 0.483),
     "mxfp4": ({"quantize": True, "q_mode": "mxfp4"}, 1.213),
     "mixed 3/6-bit": ({"quantize": True, "recipe": "mixed_3_6"}, 1.710),
+    "3-bit calibrated": ({"quantize": True, "q_bits": 3, "calibrate": True}, 0.463),
     "3-bit": ({"quantize": True, "q_bits": 3}, 2.296),
 }
+_BY_MODULE = "by module"
+# name → machines that each hold a part of every layer, as mlx.launch starts them.
+_SHARDED = {"direct on 2 Macs": 2, "direct on 4 Macs": 4}
 # Below so many parameters, 4 bits of round to nearest cost more than most uses bear.
 _LARGE = 6_000_000_000
 
@@ -55,6 +63,7 @@ class Strategy:
         fits: within the memory that was asked for; None: nothing was asked.
         predicted: KL divergence of this very model, to second order from its own gradients; None:
             not asked for, or nothing is quantized.
+        machines: that it is split over with mlx.launch; `runtime_memory` and `mac` are of each.
     """
 
     name: str
@@ -68,6 +77,16 @@ class Strategy:
     kl: float | None
     fits: bool | None
     predicted: float | None = None
+    machines: int = 1
+
+
+def strategy_options(name: str) -> dict[str, Any] | None:
+    """Options of `torch2mlx.convert` that a strategy has for every model; None: there is none."""
+    if name in _SHARDED:
+        return {}
+    if name == _BY_MODULE:
+        return {"quantize": True}
+    return dict(_STRATEGIES[name][0]) if name in _STRATEGIES else None
 
 
 @dataclass(frozen=True)
@@ -84,6 +103,9 @@ class Selection:
         strategies: best quality first.
         recommended: name of one of them; None where nothing fits.
         reason: of the recommendation.
+        chosen: name of the strategy that `convert --plan` carries out.
+        options: of `torch2mlx.convert` for it.
+        fingerprint: of the source's files.
     """
 
     location: str
@@ -95,10 +117,15 @@ class Selection:
     strategies: tuple[Strategy, ...]
     recommended: str | None
     reason: str
+    chosen: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    fingerprint: Mapping[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self)
+        """Plain values for JSON, which `convert --plan` reads."""
+        from torch2mlx.selection.plan_file import SCHEMA_VERSION, seal
+
+        return seal(json.loads(json.dumps({"schema_version": SCHEMA_VERSION, **asdict(self)})))
 
     def command(self, strategy: Strategy, destination: str = "DST") -> str:
         """The command line that carries out a strategy."""
@@ -117,6 +144,8 @@ def select_strategies(
     context: int | None = None,
     memory_limit: str | int = "1GB",
     quality: bool = False,
+    strategy: str | None = None,
+    revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> Selection:
     """Compare strategies for a checkpoint from its headers.
@@ -129,33 +158,47 @@ def select_strategies(
         memory_limit: of the conversion.
         quality: also predict what each strategy costs this model, which reads all weights and
             runs PyTorch; with `fit`, bits by module are one more strategy.
+        strategy: name of the one to carry out; None: the one that is recommended.
+        revision: of a hub id, for `convert --plan`.
         trust_remote_code: allow the checkpoint's own code, for `quality`.
 
     Raises:
-        OptionError: a context below 1.
+        OptionError: a context below 1, or no such strategy.
         PlanError: tensors and model do not fit.
         UnsupportedError: `quality`, and layers of this model cannot be run on their own.
     """
     running = running_memory(port, context=context, fit=fit)
     budget = running.limit
     mapping = port.map_state(checkpoint.state)
+    made: dict[QuantOptions | None, Plan | None] = {}
+
+    def planned_for(options: Mapping[str, Any]) -> Plan | None:
+        asked = ConvertOptions(**options).quant_options()
+        if asked not in made:
+            made[asked] = _plan(checkpoint, port, mapping, asked)
+        return made[asked]
+
     planned = {
         name: (options, kl, plan)
         for name, (options, kl) in _STRATEGIES.items()
-        if (plan := _plan(checkpoint, port, mapping, ConvertOptions(**options).quant_options()))
+        if (plan := planned_for(options))
     }
     predictions: dict[str, float] = {}
     if quality:
         judge = _Judge(checkpoint, planned["4-bit"][2], trust_remote_code)
-        predictions = {name: judge.predict(plan) for name, (_, _, plan) in planned.items()}
+        predictions = {
+            name: judge.predict(plan)
+            for name, (options, _, plan) in planned.items()
+            if "calibrate" not in options  # the prediction is of rounding to nearest
+        }
         if fit is not None and planned["8-bit"][2].nbytes > running.room:
             options = {"quantize": True, "fit": fit, "context": running.context}
             allocated = judge.allocate(
                 port, lambda asked: _required(_plan(checkpoint, port, mapping, asked)), running
             )
             if allocated is not None:
-                planned["by module"] = (options, None, allocated)
-                predictions["by module"] = judge.predict(allocated)
+                planned[_BY_MODULE] = (options, None, allocated)
+                predictions[_BY_MODULE] = judge.predict(allocated)
     found = []
     for name, (options, kl, plan) in planned.items():
         need = plan.nbytes + running.beside
@@ -175,9 +218,25 @@ def select_strategies(
             )
         )
     if quality:
-        found.sort(key=lambda s: s.predicted or 0.0)
+        found.sort(key=lambda s: s.kl or 0.0 if s.predicted is None else s.predicted)
+    if runs_sharded(port.module.rpartition(".")[2]):
+        found[1:1] = [_split(found[0], name, count, running) for name, count in _SHARDED.items()]
     parameters = sum(expr.size for expr in mapping.outputs.values())
-    chosen, reason = _recommend(found, parameters, budget)
+    recommended, reason = _recommend(found, parameters, budget)
+    ordered = strategy or (recommended.name if recommended else None)
+    carried = next((s for s in found if s.name == ordered), None)
+    if strategy is not None and carried is None:
+        raise OptionError(
+            f"--strategy {strategy}: this model has {', '.join(s.name for s in found)}"
+        )
+    options = {} if carried is None else dict(carried.options)
+    if revision is not None:
+        options["revision"] = revision
+    if parse_size(memory_limit) != parse_size(ConvertOptions().memory_limit):
+        options["memory_limit"] = memory_limit
+    shard = _shard_size(mapping)
+    if shard != parse_size(ConvertOptions().max_shard_size):
+        options["max_shard_size"] = shard
     return Selection(
         location=checkpoint.location,
         port=port.module,
@@ -186,8 +245,26 @@ def select_strategies(
         cache_bytes=running.caches,
         fit=budget,
         strategies=tuple(found),
-        recommended=chosen.name if chosen else None,
+        recommended=recommended.name if recommended else None,
         reason=reason,
+        chosen=ordered,
+        options=options,
+        fingerprint=fingerprint(checkpoint),
+    )
+
+
+def _split(whole: Strategy, name: str, machines: int, running: Running) -> Strategy:
+    """A strategy of which each of several machines holds a part of every layer."""
+    parts = whole.nbytes + (running.caches or 0)
+    need = parts // machines + running.beside - (running.caches or 0)
+    limit = running.limit
+    return replace(
+        whole,
+        name=name,
+        runtime_memory=need,
+        mac=smallest_mac(need),
+        fits=None if limit is None else need <= limit,
+        machines=machines,
     )
 
 
@@ -231,18 +308,24 @@ def _plan(
     checkpoint: Checkpoint, port: Port, mapping: PortMapping, asked: QuantOptions | None
 ) -> Plan | None:
     """The plan of a strategy; None where the model has no layer for it."""
-    # A stacked expert tensor of the largest models is itself more than the usual file.
-    largest = max(expr.size for expr in mapping.outputs.values())
-    shard = max(parse_size(ConvertOptions().max_shard_size), 4 * largest + 2**20)
+    shard = _shard_size(mapping)
     try:
         return build_plan(checkpoint, port, quantize=asked, max_shard_size=shard, mapping=mapping)
     except OptionError:
         return None
 
 
+def _shard_size(mapping: PortMapping) -> int:
+    """Bytes of the largest weight file: a stacked expert tensor may be more than is usual."""
+    largest = max(expr.size for expr in mapping.outputs.values())
+    return max(parse_size(ConvertOptions().max_shard_size), 4 * largest + 2**20)
+
+
 def _recommend(
-    strategies: list[Strategy], parameters: int, budget: int | None
+    found: list[Strategy], parameters: int, budget: int | None
 ) -> tuple[Strategy | None, str]:
+    """One that needs nothing but time to write it: no calibration, no second machine."""
+    strategies = [s for s in found if s.machines == 1 and "calibrate" not in s.options]
     if budget is not None:
         chosen = next((s for s in strategies if s.fits), None)
         if chosen is None:
