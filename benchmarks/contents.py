@@ -54,7 +54,7 @@ def tensor_digests(folder: Path) -> dict[str, str]:
 
 
 def imported_modules(arguments: list[str]) -> list[str]:
-    """Names of the modules that `python -m arguments…` imports, in order.
+    """Names of the modules that `python -m arguments…` imports, in order; "-torch" for a hidden one.
 
     `sys.exit(0)` and `os._exit(0)` count as its end.  Modules without a spec, which libraries make
     up at run time, cannot be imported by name and are left out.
@@ -69,19 +69,21 @@ def imported_modules(arguments: list[str]) -> list[str]:
             raise
     finally:
         os._exit = leave
-    return [
+    new = [(name, module) for name, module in list(sys.modules.items()) if name not in before]
+    return [f"-{name}" for name, module in new if module is None] + [
         name
-        for name, module in list(sys.modules.items())
-        if name not in before
-        and getattr(module, "__spec__", None) is not None
-        and not name.endswith("__main__")
+        for name, module in new
+        if getattr(module, "__spec__", None) is not None and not name.endswith("__main__")
     ]
 
 
 def import_all(names: list[str]) -> None:
-    """Import every module; what cannot be imported by itself is skipped."""
+    """Import every module; what cannot be imported by itself is skipped, "-torch" is hidden."""
     warnings.simplefilter("ignore")
     for name in names:
+        if name.startswith("-"):
+            sys.modules[name[1:]] = None  # type: ignore[assignment]
+            continue
         with contextlib.suppress(Exception):
             importlib.import_module(name)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch2mlx.conversion.journal import read_finished
 from torch2mlx.errors import DestinationError
-from torch2mlx.packaging.lock import WORK_FOLDER, Lock, work_folder
+from torch2mlx.packaging.lock import CALIBRATION_FOLDER, WORK_FOLDER, Lock, work_folder
 
 __all__ = ["Leftover", "find_leftovers"]
 
@@ -22,9 +22,10 @@ class Leftover:
         path: of the folder.
         destination: what it was to become (the start of the name, where that is very long).
         size: bytes on the disk.
-        finished: number of finished files that the next run would take over.
+        finished: number of finished files, or calibrated layers, that the next run would take over.
         age: seconds since something in it changed.
         in_use: a run is at work in it.
+        calibration: it holds calibrated layers instead of files of the output.
     """
 
     path: Path
@@ -33,10 +34,12 @@ class Leftover:
     finished: int
     age: float
     in_use: bool
+    calibration: bool = False
 
     def describe(self) -> str:
         """One line."""
-        state = "in use" if self.in_use else f"{self.finished} finished files"
+        kind = "calibrated layers" if self.calibration else "finished files"
+        state = "in use" if self.in_use else f"{self.finished} {kind}"
         return (
             f"{self.destination}: {self.size / 1e9:.2f} GB, {state}, "
             f"last changed {self.age / 3600:.1f} h ago ({self.path.name})"
@@ -59,33 +62,46 @@ class Leftover:
 
 
 def find_leftovers(place: str | Path) -> list[Leftover]:
-    """Hidden folders in a folder, or the one that belongs to a destination.
+    """Hidden folders in a folder, or those that belong to a destination.
 
     Raises:
         DestinationError: `place` is neither a folder nor the name of an unfinished output.
     """
     path = Path(place).expanduser()
-    own = work_folder(path.absolute())
-    if own.is_dir():
-        return [_describe(own, path.name)]
+    absolute = path.absolute()
+    own = [work_folder(absolute), absolute.parent / f".{path.name}.calibration"]
+    found = [leftover for folder in own if (leftover := _leftover(folder))]
+    if found:
+        return found
     if not path.is_dir():
         raise DestinationError(
             f"{path}: no such folder, and no unfinished output of that name beside it"
         )
-    matches = [(p, WORK_FOLDER.fullmatch(p.name)) for p in sorted(path.iterdir())]
-    return [
-        _describe(p, match["stem"]) for p, match in matches if match and not p.is_symlink()
-        if p.is_dir()
-    ]  # fmt: skip
+    return [leftover for folder in sorted(path.iterdir()) if (leftover := _leftover(folder))]
 
 
-def _describe(path: Path, stem: str) -> Leftover:
+def _leftover(path: Path) -> Leftover | None:
+    """What a folder is, if it is one that a conversion makes."""
+    if path.is_symlink() or not path.is_dir():
+        return None
+    if match := WORK_FOLDER.fullmatch(path.name):
+        return _describe(path, match["stem"], len(read_finished(path)))
+    match = CALIBRATION_FOLDER.fullmatch(path.name)
+    # Others might choose such a name too, but hardly with a lock in it.
+    if match and (path / "lock").is_file():
+        layers = sum(1 for step in path.glob("layers/layer-*") if step.suffix != ".partial")
+        return _describe(path, match["stem"], layers, calibration=True)
+    return None
+
+
+def _describe(path: Path, stem: str, finished: int, calibration: bool = False) -> Leftover:
     files = [p.stat(follow_symlinks=False) for p in path.rglob("*") if not p.is_dir()]
     return Leftover(
         path=path,
         destination=path.parent / stem,
         size=sum(found.st_blocks * 512 for found in files),
-        finished=len(read_finished(path)),
+        finished=finished,
         age=max(0.0, time.time() - max((f.st_mtime for f in files), default=time.time())),
         in_use=Lock(path).is_taken(),
+        calibration=calibration,
     )

@@ -14,10 +14,13 @@ from pathlib import Path
 
 from torch2mlx.errors import DestinationError
 
-__all__ = ["WORK_FOLDER", "Lock", "work_folder"]
+__all__ = ["CALIBRATION_FOLDER", "WORK_FOLDER", "Lock", "work_folder"]
 
 WORK_FOLDER = re.compile(r"\.(?P<stem>.+)\.torch2mlx-[0-9a-f]{12}")
-"""Names of hidden folders."""
+"""Names of hidden folders in which outputs are made."""
+
+CALIBRATION_FOLDER = re.compile(r"\.(?P<stem>.+)\.calibration")
+"""Names of hidden folders with calibrated layers; see `torch2mlx.calibration.conversion`."""
 
 _LOCK = "lock"
 _HELD = (errno.EWOULDBLOCK, errno.EACCES, errno.EAGAIN)
