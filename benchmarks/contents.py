@@ -54,7 +54,7 @@ def tensor_digests(folder: Path) -> dict[str, str]:
 
 
 def imported_modules(arguments: list[str]) -> list[str]:
-    """Names of the modules that `python -m arguments…` imports, in order; "-torch" for a hidden one.
+    """Names of modules that `python -m arguments…` imports, in order; "-torch" for a hidden one.
 
     `sys.exit(0)` and `os._exit(0)` count as its end.  Modules without a spec, which libraries make
     up at run time, cannot be imported by name and are left out.

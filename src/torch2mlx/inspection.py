@@ -81,7 +81,7 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
         route=port,
         sharded=port is not None and runs_sharded(port),
         files=len(checkpoint.source.files),
-        parameters=sum(expr.size for expr in checkpoint.state.values()),
+        parameters=dtypes.total(),
         nbytes=sum(path.stat().st_size for path in checkpoint.source.files),
         dtypes=dict(dtypes.most_common()),
         layers=_first_int(merged, "num_hidden_layers", "n_layer", "n_layers", "num_layers"),
