@@ -39,7 +39,7 @@ def build():
 
 class Sorter(nn.Module):
     def forward(self, x):
-        return x[x > 0]
+        return x[torch.rand(x.shape) > 0.5]
 
 instance = build()
 number = 3

@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 
     from torch2mlx.compiler.graph import Graph
     from torch2mlx.compiler.program import Program
+    from torch2mlx.compiler.specialization import Question
 
-__all__ = ["CompiledEntry", "EntryPoint", "check_methods"]
+__all__ = ["CompiledEntry", "EntryPoint", "Exported", "check_methods"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,13 @@ class EntryPoint:
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     dynamic_shapes: Any = None
 
+    @property
+    def leaves(self) -> list[Any]:
+        """The arguments, flat."""
+        from torch.utils import _pytree as pytree
+
+        return pytree.tree_leaves((tuple(self.args), dict(self.kwargs)))
+
     def cast(self, dtype: torch.dtype) -> EntryPoint:
         """The same with floating-point tensors in another dtype."""
         import torch
@@ -48,6 +56,22 @@ class EntryPoint:
 
 
 @dataclass(frozen=True, eq=False)
+class Exported:
+    """Torch's program of a method.
+
+    Attributes:
+        program: functional.
+        questions: about values, that the example answered; what they were about stands behind
+            the results of the program.
+        buffers: values that the answers followed from, beside the inputs.
+    """
+
+    program: ExportedProgram
+    questions: tuple[Question, ...] = ()
+    buffers: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
 class CompiledEntry:
     """Every stage of one method.
 
@@ -57,6 +81,7 @@ class CompiledEntry:
         exported: torch's program.
         graph: as data.
         program: lowered.
+        buffers: values that checks of inputs need beside them.
     """
 
     point: EntryPoint
@@ -64,6 +89,7 @@ class CompiledEntry:
     exported: ExportedProgram
     graph: Graph
     program: Program
+    buffers: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     @property
     def method(self) -> str:

@@ -8,10 +8,11 @@ import sys
 import traceback
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch2mlx.compiler.entry_points import Exported
 from torch2mlx.compiler.guards import Guard, recording_guards, violated_ranges
 from torch2mlx.compiler.guesses import guessing
 from torch2mlx.compiler.meta import fake_inputs, fake_weights
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
 __all__ = ["decomposed", "export_module", "export_or_guess"]
+
+_PACKAGE = str(Path(__file__).parents[1])
 
 
 def export_module(
@@ -47,11 +50,13 @@ def export_module(
     Raises:
         CompileError: with every reason that torch gives, and the user's line of each.
     """
-    program, reasons = export_or_guess(module, args, kwargs, dynamic_shapes, method, dtype)
+    exported, reasons = export_or_guess(
+        module, args, kwargs, dynamic_shapes, method, dtype, specialize=False
+    )
     if reasons:
         raise CompileError(type(module).__name__, reasons)
-    assert program is not None
-    return program
+    assert exported is not None
+    return exported.program
 
 
 def export_or_guess(
@@ -61,7 +66,8 @@ def export_or_guess(
     dynamic_shapes: Any = None,
     method: str = "forward",
     dtype: torch.dtype | None = None,
-) -> tuple[ExportedProgram | None, list[str]]:
+    specialize: bool = True,
+) -> tuple[Exported | None, list[str]]:
     """The program, and the reasons why there can be none.
 
     With reasons the program is a guess, if there is one: branches on data went one way.  What
@@ -74,29 +80,74 @@ def export_or_guess(
         dynamic_shapes: of them.
         method: to export.
         dtype: of weights.
+        specialize: for the example's values, where sizes and branches depend on those of inputs.
     """
     import torch
 
+    from torch2mlx.compiler.specialization import (
+        KnownValues,
+        has_unknown_sizes,
+        masks_as_in_eager,
+    )
+
     given, arguments = fake_inputs((tuple(args), dict(kwargs or {})))
-    with torch.no_grad(), fake_weights(module, dtype), _as_forward(module, method):
-        guards: Sequence[Guard] = ()
-        try:
-            with (
-                warnings.catch_warnings(record=True) as caught,
-                _silent(),
-                recording_guards() as guards,
-            ):
-                warnings.simplefilter("always")
-                program = torch.export.export(
-                    module, given, arguments, dynamic_shapes=dynamic_shapes, strict=False
-                )
-            return decomposed(program), _lost_state(module, caught)
-        except Exception as error:
-            ranges = violated_ranges(str(error), guards)
-            if ranges:
-                return None, ranges
-            first = _reason(error)
-        return _guessed(module, given, arguments, dynamic_shapes, first)
+    like_eager = masks_as_in_eager() if specialize else nullcontext()
+    with torch.no_grad(), fake_weights(module, dtype), _as_forward(module, method), like_eager:
+        program, lost, reasons = _exported(module, given, arguments, dynamic_shapes)
+        if program is not None and not (specialize and has_unknown_sizes(program)):
+            exported = Exported(program)
+        elif program is None and reasons[0].startswith("dynamic extent"):
+            return None, reasons
+        else:
+            known = KnownValues.of(module, (args, kwargs or {})) if specialize else None
+            answered: ExportedProgram | None = None
+            with nullcontext() if known is None else known.answering(module):
+                if known is not None:
+                    answered, lost, more = _exported(module, given, arguments, dynamic_shapes)
+                    reasons = more or reasons
+                    program = answered or program
+                if program is None:
+                    program, reasons = _guessed(
+                        module, given, arguments, dynamic_shapes, reasons[0]
+                    )
+                    return None if program is None else Exported(program), reasons
+            exported = Exported(program)
+            if known is not None and program is answered:
+                exported = Exported(program, tuple(known.questions), known.buffers)
+    if lost and _reads_state(module, method, lost, args, kwargs or {}):
+        reasons = [
+            f"{', '.join(lost)}: assigned by forward; register tensors that a module keeps "
+            "between calls as buffers, so that the generated model keeps them too"
+        ]
+        return exported, reasons
+    return exported, []
+
+
+def _exported(
+    module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any
+) -> tuple[ExportedProgram | None, list[str], list[str]]:
+    """The program, attributes that its state is lost in, and else the first reason against it."""
+    import torch
+
+    from torch2mlx.compiler.specialization import has_unknown_sizes, with_static_sizes
+
+    guards: Sequence[Guard] = ()
+    try:
+        with (
+            warnings.catch_warnings(record=True) as caught,
+            _silent(),
+            recording_guards() as guards,
+        ):
+            warnings.simplefilter("always")
+            program = torch.export.export(
+                module, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False
+            )
+            if not has_unknown_sizes(program):
+                program = with_static_sizes(program)
+            program = decomposed(program)
+    except Exception as error:
+        return None, [], violated_ranges(str(error), guards) or [_reason(error)]
+    return program, _lost_state(module, caught), []
 
 
 def decomposed(program: ExportedProgram) -> ExportedProgram:
@@ -211,11 +262,11 @@ def _as_forward(module: torch.nn.Module, method: str) -> Iterator[None]:
 
 
 def _lost_state(module: torch.nn.Module, caught: Iterable[warnings.WarningMessage]) -> list[str]:
-    """State that a module keeps where export loses it, which torch only warns of.
+    """Attributes with state that export loses, which torch only warns of.
 
     Other warnings are given on.
     """
-    lost = []
+    lost: list[str] = []
     for warning in caught:
         text = str(warning.message)
         if "assigned during export" not in text:
@@ -224,13 +275,59 @@ def _lost_state(module: torch.nn.Module, caught: Iterable[warnings.WarningMessag
             )
             continue
         found = dict.fromkeys(re.findall(r"self\.([\w.]*\w)", text))
-        names = [name for name in found if not _is_registered(module, name)]
-        if names:
-            lost.append(
-                f"{', '.join(names)}: assigned by forward; register tensors that a module keeps "
-                "between calls as buffers, so that the generated model keeps them too"
-            )
+        lost += [name for name in found if not _is_registered(module, name)]
     return lost
+
+
+def _reads_state(
+    module: torch.nn.Module,
+    method: str,
+    names: Sequence[str],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+) -> bool:
+    """Whether attributes that a call leaves behind change what the next one computes.
+
+    Without data in the weights nobody knows.
+    """
+    import torch
+    from torch.utils import _pytree as pytree
+
+    leaves, spec = pytree.tree_flatten((tuple(args), dict(kwargs)))
+    tensors = [*module.parameters(), *(v for v in leaves if isinstance(v, torch.Tensor))]
+    if any(t.device.type == "meta" for t in tensors):
+        return True
+    owners = [(module.get_submodule(n.rpartition(".")[0]), n.rpartition(".")[2]) for n in names]
+    before = [(owner, name, getattr(owner, name)) for owner, name in owners]
+    buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
+
+    def outputs(step: float) -> list[Any]:
+        for buffer, value in buffers:
+            buffer.copy_(value)
+        given = [v.clone() if isinstance(v, torch.Tensor) else v for v in leaves]
+        given = [
+            v + step if isinstance(v, torch.Tensor) and v.is_floating_point() else v for v in given
+        ]
+        torch.manual_seed(0)
+        positional, named = pytree.tree_unflatten(given, spec)
+        return pytree.tree_leaves(getattr(module, method)(*positional, **named))
+
+    try:
+        with torch.random.fork_rng(), torch.no_grad():
+            first, _, again = (outputs(step) for step in (0.0, 0.5, 0.0))
+    except Exception:  # whatever the user's own code raises
+        return True
+    finally:
+        for buffer, value in buffers:
+            with torch.no_grad():
+                buffer.copy_(value)
+        for owner, name, value in before:
+            setattr(owner, name, value)
+    pairs = zip(first, again, strict=True)
+    return not all(
+        torch.equal(a.nan_to_num(), b.nan_to_num()) if isinstance(a, torch.Tensor) else a == b
+        for a, b in pairs
+    )
 
 
 def _is_registered(module: torch.nn.Module, name: str) -> bool:
@@ -283,11 +380,11 @@ def _reason(error: BaseException) -> str:
     frames = [
         f
         for f in traceback.extract_tb(error.__traceback__)
-        if not _is_torch(f.filename) and f.filename != __file__
+        if not f.filename.startswith(_PACKAGE) and not _is_torch(f.filename)
     ]
     text = str(error)
     user = re.findall(r'File "([^"]+)", line (\d+), in', text)
-    named = [(name, line) for name, line in user if not (_is_torch(name) or name == __file__)]
+    named = [(n, line) for n, line in user if not (n.startswith(_PACKAGE) or _is_torch(n))]
     # The first non-empty line is torch's sentence; the rest are logs and suggestions.
     message = next((line.strip() for line in text.splitlines() if line.strip()), "")
     message = message or type(error).__name__

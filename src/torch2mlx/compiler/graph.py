@@ -7,7 +7,7 @@ After:  nodes are ATen operators only; an int that depends on the input is a `Sy
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     import torch
     from torch.export import ExportedProgram
 
+    from torch2mlx.compiler.specialization import Question
+
 __all__ = [
+    "Expectation",
     "Frame",
     "Graph",
     "Input",
@@ -155,6 +158,21 @@ class Node:
 
 
 @dataclass(frozen=True)
+class Expectation:
+    """What a value must be; the graph was made for no other.
+
+    Attributes:
+        value: of an input, or of a node.
+        answer: nested numbers, or a constant.
+        what: names it in an error: an input, or a line of the original.
+    """
+
+    value: Ref
+    answer: Any
+    what: str
+
+
+@dataclass(frozen=True)
 class Graph:
     """A module's computation.
 
@@ -170,6 +188,7 @@ class Graph:
         out_spec: pytree of what `forward` returns.
         states: buffer that the module changes → its new value.
         method: of the module that this is.
+        expectations: checked on every call.
     """
 
     class_name: str
@@ -183,6 +202,13 @@ class Graph:
     out_spec: Any
     states: Mapping[str, Ref]
     method: str = "forward"
+    expectations: tuple[Expectation, ...] = ()
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """Inputs that must have the example's values."""
+        names = {e.value.name for e in self.expectations}
+        return tuple(i.name for i in self.inputs if i.name in names)
 
     def __str__(self) -> str:
         lines = [f"graph {self.class_name}"]
@@ -240,6 +266,7 @@ def verify(graph: Graph) -> None:
             raise ValueError(f"%{node.name} is defined twice")
         known[node.name] = len(node.results)
     check(graph.outputs, "return")
+    check([(e.value, e.answer) for e in graph.expectations], "expectation")
     names = {w.name for w in graph.weights}
     for name, ref in graph.states.items():
         check(ref, f"state {name}")
@@ -265,9 +292,14 @@ class _Reader:
     """Reads one program into a `Graph`, noting every reason why it cannot be."""
 
     def __init__(
-        self, program: ExportedProgram, dimension_names: Mapping[str, str], method: str
+        self,
+        program: ExportedProgram,
+        dimension_names: Mapping[str, str],
+        method: str,
+        questions: Sequence[Question] = (),
     ) -> None:
         self.program = program
+        self.questions = questions
         self.names = dict(dimension_names)
         self.method = method
         self.class_name = ""
@@ -314,12 +346,14 @@ class _Reader:
         result = [n for n in map(self.node, self.program.graph.nodes) if n is not None]
         outputs: list[Any] = []
         states: dict[str, Ref] = {}
-        for out in self.program.graph_signature.output_specs:
+        specs = self.program.graph_signature.output_specs
+        for number, out in enumerate(specs):
             if isinstance(out.arg, ConstantArgument):
                 value = out.arg.value
             else:
                 value = self.argument(nodes[out.arg.name])
-                self.refuse_double(out.arg.name, nodes[out.arg.name].meta.get("val"))
+                if number < len(specs) - len(self.questions):
+                    self.refuse_double(out.arg.name, nodes[out.arg.name].meta.get("val"))
             if out.kind == OutputKind.USER_OUTPUT:
                 outputs.append(value)
             elif out.kind == OutputKind.BUFFER_MUTATION:
@@ -330,6 +364,14 @@ class _Reader:
         if self.reasons:
             raise CompileError(class_name, list(dict.fromkeys(self.reasons)))
         call = self.program.call_spec
+        out_spec, expectations = call.out_spec, []
+        if self.questions:  # the program returns (result, what was asked)
+            asked = outputs[-len(self.questions) :]
+            del outputs[-len(self.questions) :]
+            out_spec = out_spec.children()[0]
+            for question, value in zip(self.questions, asked, strict=True):
+                if isinstance(value, Ref):
+                    expectations.append(Expectation(value, question.answer, question.place))
         entry = self.program.module_call_graph[0].signature
         graph = Graph(
             class_name,
@@ -340,9 +382,10 @@ class _Reader:
             tuple(weights.values()),
             tuple(result),
             tuple(outputs),
-            call.out_spec,
+            out_spec,
             states,
             self.method,
+            tuple(expectations),
         )
         verify(graph)
         return graph
@@ -591,6 +634,7 @@ def build_graph(
     names: Mapping[str, str] | None = None,
     dimension_names: Mapping[str, str] | None = None,
     method: str = "forward",
+    questions: Sequence[Question] = (),
 ) -> Graph:
     """Read a decomposed program.
 
@@ -601,8 +645,10 @@ def build_graph(
             (see `standing_names`).
         dimension_names: torch's symbol ("s27") → the name to print ("batch").
         method: of the module that was exported.
+        questions: that the example answered (see `specialization`).
 
     Raises:
         CompileError: control flow that depends on data, kinds of inputs without counterpart.
     """
-    return _Reader(program, dimension_names or {}, method).read(class_name, names or {})
+    reader = _Reader(program, dimension_names or {}, method, questions)
+    return reader.read(class_name, names or {})

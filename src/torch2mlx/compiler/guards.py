@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Guard", "recording_guards", "violated_ranges"]
+__all__ = ["Guard", "recording_guards", "user_place", "violated_ranges"]
 
 _PACKAGE = str(Path(__file__).parents[1])
 _SHOWN = 3
@@ -40,7 +40,7 @@ def recording_guards() -> Iterator[list[Guard]]:
     original = ShapeEnv._log_guard
 
     def noting(self: Any, prefix: str, g: Any, forcing_spec: bool) -> None:
-        place = _place()
+        place = user_place()
         if place:
             guards.append(Guard(_numbers(g), place))
         original(self, prefix, g, forcing_spec)
@@ -100,7 +100,7 @@ def _remedy(name: str, remedy: str, places: Sequence[str]) -> str:
     return f"{fixed}, as x.shape[0] or -1 does"
 
 
-def _place() -> str:
+def user_place() -> str:
     """The innermost frame outside of torch and this package."""
     import torch
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch2mlx.compiler.codegen import GeneratedModel, generate
 from torch2mlx.compiler.dimensions import dimension_names
-from torch2mlx.compiler.entry_points import CompiledEntry, EntryPoint, check_methods
+from torch2mlx.compiler.entry_points import CompiledEntry, EntryPoint, Exported, check_methods
 from torch2mlx.compiler.export import decomposed, export_or_guess
 from torch2mlx.compiler.graph import build_graph, standing_names, unknown_operators
 from torch2mlx.compiler.lowering.registry import registered
@@ -114,7 +114,7 @@ def compile_entries(
 
     check_methods(module, [p.method for p in points])
     name = type(module).__qualname__.rpartition(".")[2]
-    exported: list[tuple[EntryPoint, EntryPoint, ExportedProgram]] = []
+    exported: list[tuple[EntryPoint, EntryPoint, Exported]] = []
     reasons: list[str] = []
     kind = getattr(torch, dtype) if dtype else None
     cast = [p if kind is None else p.cast(kind) for p in points]
@@ -126,7 +126,7 @@ def compile_entries(
     if not reasons:
         return _lower(exported, module, name)
     for *_, program in exported:
-        reasons += _further(program, reasons)
+        reasons += _further(program.program, reasons)
     raise CompileError(name, list(dict.fromkeys(reasons)))
 
 
@@ -146,29 +146,49 @@ def _further(program: ExportedProgram, reasons: Sequence[str]) -> list[str]:
 
 
 def _lower(
-    exported: Sequence[tuple[EntryPoint, EntryPoint, ExportedProgram]],
+    exported: Sequence[tuple[EntryPoint, EntryPoint, Exported]],
     module: torch.nn.Module,
     name: str,
 ) -> Compilation:
-    standing = standing_names([program for *_, program in exported], tied_names(module))
+    standing = standing_names([found.program for *_, found in exported], tied_names(module))
     constants: dict[str, torch.Tensor] = {}
     graphs: list[Graph] = []
     reasons: list[str] = []
-    for point, _, program in exported:
+    for point, _, found in exported:
+        program = found.program
         names = {**standing, **_constant_names(program, point.method, constants)}
         try:
             dims = dimension_names(program, point.dynamic_shapes)
-            graphs.append(build_graph(program, name, names, dims, point.method))
+            graph = build_graph(program, name, names, dims, point.method, found.questions)
+            graphs.append(_frozen(graph, point, found, names, constants))
         except CompileError as error:
             reasons += [*error.reasons, *unknown_operators(program, registered())]
     if reasons:
         raise CompileError(name, list(dict.fromkeys(reasons)))
     programs = [optimized(program) for program in build_programs(graphs)]
     entries = tuple(
-        CompiledEntry(*parts, graph, program)
-        for parts, graph, program in zip(exported, graphs, programs, strict=True)
+        CompiledEntry(point, original, found.program, graph, program, found.buffers)
+        for (point, original, found), graph, program in zip(exported, graphs, programs, strict=True)
     )
     return Compilation(entries, generate(*programs), constants)
+
+
+def _frozen(
+    graph: Graph,
+    point: EntryPoint,
+    found: Exported,
+    names: Mapping[str, str],
+    constants: dict[str, torch.Tensor],
+) -> Graph:
+    """The graph for the example's values, where it asks for them; adds the new constants."""
+    from torch2mlx.compiler.specialization import frozen, input_values
+
+    if not found.questions:
+        return graph
+    known = {names.get(k, k): v for k, v in {**found.buffers, **constants}.items()}
+    graph, more = frozen(graph, input_values(graph, point.leaves), known)
+    constants.update(more)
+    return graph
 
 
 def _constant_names(
@@ -289,7 +309,8 @@ def compile_exported(
     check_destination(destination)
     module = program.module()
     point = EntryPoint("forward", tuple(args), kwargs)
-    made = _lower([(point, point, decomposed(program))], module, _root_name(program))
+    exported = Exported(decomposed(program))
+    made = _lower([(point, point, exported)], module, _root_name(program))
     state = module_state(module, made.constants, location, "exported program")
     listener = progress or Silent()
     return publish(

@@ -11,6 +11,7 @@ from torch2mlx.compiler.graph import Graph, Input, Node, Origin, Ref, TensorType
 from torch2mlx.compiler.layers import Layer, LayerUse, find_layers
 from torch2mlx.compiler.lowering.registry import LoweringError, lowering_for, registered
 from torch2mlx.compiler.lowering.types import mx_dtype
+from torch2mlx.compiler.runtime.expectations import require
 from torch2mlx.errors import CompileError
 
 __all__ = ["Program", "Step", "build_program", "build_programs", "values_in"]
@@ -128,8 +129,14 @@ class _Lowerer:
             self.values[item.name] = (value,)
         registered()  # a broken registry is no reason of the model
         origins: list[Origin] = []
+        # Inputs are checked in the root, before any module is called.
+        root = next((n.origin.frames[:1] for n in graph.nodes if n.origin.frames), ())
+        for name in graph.frozen:
+            self.expect(name)
+        origins += [Origin(root)] * len(self.builder.calls)
         for node in graph.nodes:
             self.values[node.name] = self.node(node, self.layers.get(node.name))
+            self.expect(node.name)
             origins += [node.origin] * (len(self.builder.calls) - len(origins))
         outputs = tuple(self.value(o) for o in graph.outputs)
         states = {name: self.value(ref) for name, ref in graph.states.items()}
@@ -142,6 +149,13 @@ class _Lowerer:
             outputs,
             states,
         )
+
+    def expect(self, name: str) -> None:
+        """Check what a value must be."""
+        for one in self.graph.expectations:
+            if one.value.name == name:
+                args = (self.value(one.value), self.value(one.answer), one.what)
+                self.builder.calls.append(Call(require, args, {}))
 
     def node(self, node: Node, layer: Any) -> tuple[Value | None, ...]:
         place = str(node.origin) or f"%{node.name}"
@@ -237,7 +251,7 @@ def _needed(steps: list[Step], results: tuple[Any, ...]) -> tuple[Step, ...]:
     wanted = {id(v) for v in values_in(results)}
     kept: list[Step] = []
     for step in reversed(steps):
-        if any(id(v) in wanted for v in step.call.outputs):
+        if not step.call.outputs or any(id(v) in wanted for v in step.call.outputs):
             kept.append(step)
             wanted |= {id(v) for v in values_in((step.call.args, step.call.kwargs))}
     return tuple(reversed(kept))

@@ -126,7 +126,9 @@ class MethodWriter:
         )
 
     def _fixed(self, item: Item) -> bool:
-        """States are set before the return, so they are read before."""
+        """States are set before the return, so they are read before; a sequence is taken apart."""
+        if isinstance(item.what, Call) and item.what.sequence:
+            return True
         return any(self.places.weights.get(id(v)) in self.block.states for v in item.inputs)
 
     def write(self, result: Callable[[Callable[[Any], str]], str] | None = None) -> list[str]:

@@ -18,8 +18,9 @@ __all__ = ["INTEGERS", "STEPS", "fresh_inputs", "other_sizes"]
 STEPS = (1, 2, 4, 8, 16, 32, 64)
 """How far other sizes lie: a model may take only multiples of something."""
 
-INTEGERS = ("drawn", "shuffled", "kept")
-"""What becomes of the example's integers: drawn from its values, in another order, as they are."""
+INTEGERS = ("drawn", "shuffled", "partly shuffled", "kept")
+"""What becomes of the example's integers: drawn from its values, in another order, in another
+order but for those that stand there more than twice (placeholders), as they are."""
 
 
 def other_sizes(known: Sequence[Dimension], sign: int, step: int) -> dict[str, int] | None:
@@ -48,7 +49,7 @@ def fresh_inputs(
         graph: knows their shapes.
         sizes: name of an extent → its size; {}: as in the example.
         generator: of the values.
-        integers: one of `INTEGERS`; the last two need the example's sizes.
+        integers: one of `INTEGERS`; all but the first need the example's sizes.
     """
     import torch
 
@@ -56,6 +57,9 @@ def fresh_inputs(
     result = []
     for value, leaf in zip(flat, _leaves(flat, graph), strict=True):
         if not isinstance(leaf, Ref):
+            result.append(value)
+            continue
+        if leaf.name in graph.frozen:
             result.append(value)
             continue
         shape = [_extent(n, sizes) for n in types[leaf.name].shape]
@@ -75,6 +79,13 @@ def fresh_inputs(
         if integers == "shuffled":
             places = torch.randperm(pool.numel(), generator=generator)
             result.append(pool[places].reshape(shape))
+            continue
+        if integers == "partly shuffled":
+            _, which, counts = pool.unique(return_inverse=True, return_counts=True)
+            free = (counts[which] <= 2).nonzero()[:, 0]
+            mixed = pool.clone()
+            mixed[free] = pool[free[torch.randperm(len(free), generator=generator)]]
+            result.append(mixed.reshape(shape))
             continue
         places = torch.randint(max(pool.numel(), 1), (math.prod(shape),), generator=generator)
         result.append(pool[places].reshape(shape))

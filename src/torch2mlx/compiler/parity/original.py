@@ -116,8 +116,18 @@ def _fresh(
             continue
         finally:
             set_buffers(module, before)
-        return flat
+        if _is_allowed(entry, flat):
+            return flat
     return None
+
+
+def _is_allowed(entry: CompiledEntry, flat: Sequence[Any]) -> bool:
+    """Whether inputs have the values that the code was made for, where it asks for them."""
+    if not entry.graph.expectations:
+        return True
+    from torch2mlx.compiler.specialization import holds, input_values
+
+    return holds(entry.graph, input_values(entry.graph, flat), entry.buffers)
 
 
 def _others(

@@ -96,7 +96,7 @@ def rewritten(program: Program, rule: Callable[[Step, list[Step]], Value | None]
             step = Step(same_call(old, args, kwargs), step.origin)
             for before, after in zip(old.outputs, step.call.outputs, strict=True):
                 replaced[id(before)] = after
-        new = rule(step, steps)
+        new = rule(step, steps) if step.call.outputs else None  # a check has no result
         if new is None:
             steps.append(step)
             continue
@@ -118,7 +118,7 @@ def needed(steps: Iterable[Step], results: Iterable[Any]) -> tuple[Step, ...]:
     wanted = {id(v) for v in values_in(list(results))}
     kept: list[Step] = []
     for step in reversed(list(steps)):
-        if any(id(v) in wanted for v in step.call.outputs):
+        if not step.call.outputs or any(id(v) in wanted for v in step.call.outputs):
             kept.append(step)
             wanted |= {id(v) for v in values_in((step.call.args, step.call.kwargs))}
     return tuple(reversed(kept))

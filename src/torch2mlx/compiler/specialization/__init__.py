@@ -1,0 +1,24 @@
+"""Sizes and branches that depend on values of the inputs: taken as the example has them.
+
+`known_values` follows the example's values while a module is exported, and answers what its code
+asks of them; `static_sizes` writes the answers into the exported program; `frozen` turns inputs
+that were read number by number into constants.  Every answer becomes an `Expectation`, which the
+generated code checks on every call.
+"""
+
+from __future__ import annotations
+
+from torch2mlx.compiler.specialization.frozen import frozen, holds, input_values
+from torch2mlx.compiler.specialization.known_values import KnownValues, Question, masks_as_in_eager
+from torch2mlx.compiler.specialization.static_sizes import has_unknown_sizes, with_static_sizes
+
+__all__ = [
+    "KnownValues",
+    "Question",
+    "frozen",
+    "has_unknown_sizes",
+    "holds",
+    "input_values",
+    "masks_as_in_eager",
+    "with_static_sizes",
+]

@@ -1,0 +1,123 @@
+"""Sizes and branches that follow from values of the inputs, as the example has them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import torch2mlx
+from torch2mlx.compiler.parity.running import import_model
+from torch2mlx.errors import CompileError
+
+
+class Patches(nn.Module):
+    """Patches of images of several sizes, and some of them chosen by a mask."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.project = nn.Linear(4, 4)
+
+    def forward(self, pixels: Tensor, grid: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
+        x = self.project(pixels)
+        if mask.any():
+            x = x * 2
+        lengths = torch.repeat_interleave(grid[:, 1] * grid[:, 2], grid[:, 0])
+        ends = nn.functional.pad(lengths.cumsum(0), (1, 0)).unique_consecutive()
+        images = x.split((ends[1:] - ends[:-1]).tolist())
+        height = torch.tensor([g[1] for g in grid])
+        return x[mask], torch.where(mask)[0], images[1], images[0] * height.max()
+
+
+def _example() -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    mask = torch.zeros(18, dtype=torch.bool)
+    mask[[1, 4, 17]] = True
+    return {
+        "pixels": torch.randn(18, 4, generator=generator),
+        "grid": torch.tensor([[1, 2, 3], [1, 4, 3]]),
+        "mask": mask,
+    }
+
+
+@pytest.fixture(scope="module")
+def patches(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Any]:
+    torch.manual_seed(0)
+    module = Patches().eval()
+    folder = tmp_path_factory.mktemp("compiled") / "out"
+    result = torch2mlx.convert(module, folder, example_kwargs=_example())
+    assert result.cases == ("example", "fresh values")
+    return module, import_model(folder).load(str(folder))
+
+
+def _call(model: Any, values: dict[str, Tensor]) -> Any:
+    return model(**{k: mx.array(v.numpy()) for k, v in values.items()})
+
+
+def test_other_places_under_the_mask(patches: tuple[nn.Module, Any]) -> None:
+    module, model = patches
+    values = {**_example(), "mask": torch.arange(18).remainder(6) == 2}
+    with torch.no_grad():
+        wanted = module(**values)
+    for want, got in zip(wanted, _call(model, values), strict=True):
+        np.testing.assert_allclose(np.array(got), want.numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("grid", torch.tensor([[1, 3, 3], [1, 3, 3]]), r"grid: \[\[1, 3, 3\], \[1, 3, 3\]\]"),
+        ("mask", torch.arange(18) < 4, r"test_specialization.py:\d+ .*: 4, .* for 3"),
+    ],
+)
+def test_values_of_another_example_are_refused(
+    patches: tuple[nn.Module, Any], name: str, value: Tensor, words: str
+) -> None:
+    with pytest.raises(ValueError, match=words):
+        _call(patches[1], {**_example(), name: value})
+
+
+class Threshold(nn.Module):
+    """A number of rows that follows from what the weights make of the input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.score = nn.Linear(4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[self.score(x)[:, 0] > 0]
+
+
+class Measured(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 2 if x.mean() > 0.1 else x
+
+
+@pytest.mark.parametrize("module", [Threshold(), Measured()])
+def test_what_weights_or_measurements_decide_is_refused(module: nn.Module, tmp_path: Path) -> None:
+    with pytest.raises(CompileError, match=r"test_specialization\.py"):
+        torch2mlx.convert(module.eval(), tmp_path / "out", example_inputs=(torch.randn(5, 4),))
+
+
+class Counter(nn.Module):
+    """Leaves something behind, which the next call may read."""
+
+    def __init__(self, reads: bool) -> None:
+        super().__init__()
+        self.reads, self.last = reads, None
+
+    def forward(self, x: Tensor) -> Tensor:
+        before = self.last
+        self.last = x.sum()
+        return x if before is None or not self.reads else x + before
+
+
+def test_state_matters_only_where_it_is_read(tmp_path: Path) -> None:
+    torch2mlx.convert(Counter(False), tmp_path / "out", example_inputs=(torch.randn(3),))
+    with pytest.raises(CompileError, match="last: assigned by forward"):
+        torch2mlx.convert(Counter(True), tmp_path / "other", example_inputs=(torch.randn(3),))
