@@ -222,7 +222,13 @@ def convert(
     ] = None,
     hf_path: Annotated[
         str | None,
-        typer.Option("--hf-path", "--model", help="SRC, as mlx-lm spells it.", show_default=False),
+        typer.Option(
+            "--hf-path",
+            "--model",
+            "--torch-path",
+            help="SRC, as mlx-lm and mlx-examples spell it.",
+            show_default=False,
+        ),
     ] = None,
     mlx_path: Annotated[
         str | None, typer.Option(help="DST, as mlx-lm spells it.", show_default=False)

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch2mlx.errors import ParityError, SourceError
 from torch2mlx.packaging.preflight import require_harmless
+from torch2mlx.sources.strings import HARD_STRINGS
 
 __all__ = [
     "TokenizerReport",
@@ -43,30 +44,6 @@ _VOCABULARIES = (
     "*.tiktoken",
 )
 
-_STRINGS = (
-    "",
-    " ",
-    "Hello, world!",
-    "  two spaces, then\ttabs\t\tand\n\n\nnewlines \r\n and trailing   ",
-    "      deep indentation\n        deeper\n",
-    "def f(x: int) -> str:\n\treturn f'{x!r}' if x else \"\"  # 100%\n",
-    '{"key": [1, 2.5e-3, null], "<tag attr=\'v\'>": "&amp;"}',
-    "0123456789 1,234,567.89 3.14159 0xDEADBEEF 1e-05",
-    "naïve café Ångström ﬁ ﬂ ½ ² x̂ e\u0301",
-    "你好，世界。今天天气很好，我们去公园散步吧！",
-    "日本語のテキスト、カタカナ、한국어 문장입니다.",
-    "שלום עולם! مرحبا بالعالم؟ 123",
-    "Привет, мир! Γειά σου Κόσμε. สวัสดีชาวโลก नमस्ते दुनिया",
-    "😀👍🏽👨‍👩‍👧‍👦🏳️‍🌈🇩🇪 𝔘𝔫𝔦𝔠𝔬𝔡𝔢 𓀀",
-    "zero\u200bwidth \u00a0no-break \ufeffbom \u2028line",
-    "\x00\x01\x1f control",
-    "a" * 600,
-    "supercalifragilistic" * 25,
-    " ".join(["word"] * 200),
-    "https://example.org/a/b?c=d&e=%20#f",
-    "▁ Ġ Ċ ## </w> <0x0A> \\n \\u0041",
-    "half \ud83d emoji",  # a lone surrogate: most tokenizers raise, and both must
-)
 _SPELLED = "<s> </s> <|endoftext|> [INST] [MASK] <unk>"
 _SHOWN = 10  # differences that a report lists
 _MANY = 64  # special tokens that are tried; some vocabularies have thousands
@@ -303,7 +280,7 @@ class _Check:
         self.used: set[int] = set()
         specials = [str(t) for t in source.all_special_tokens][:_MANY]
         marked = [f"a{t} b {t}{t}" for t in specials]
-        self.texts = (*_STRINGS, _SPELLED, *marked)
+        self.texts = (*HARD_STRINGS, _SPELLED, *marked)
 
     def same(self, what: str, call: Callable[[Any], Any], other: Any = None) -> Any:
         """The source's result, or None where it raises; a different one is an error."""
@@ -332,7 +309,7 @@ class _Check:
                 if ids is None:
                     continue
                 # Ids of control tokens that a text spells out are not what a user's text gives.
-                if text in _STRINGS:
+                if text in HARD_STRINGS:
                     self.used.update(ids)
                 decoded = self.same(
                     f"text of the ids of {text[:40]!r}", methodcaller("decode", ids)

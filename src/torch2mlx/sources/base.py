@@ -129,7 +129,8 @@ class Checkpoint:
     Attributes:
         location: what the user named: a folder, a file, a hub id or a URL without credentials.
         folder: the local folder with config and tokenizer files.
-        kind: "safetensors", "torch", "gguf", or "mlx" for a quantized MLX folder.
+        kind: "safetensors", "torch", "gguf", "original" for a release in its authors' layout, or
+            "mlx" for a quantized MLX folder.
         config: config.json as a dict (made from the metadata where the format has none).
         generation_config: generation_config.json, or {}.
         source: where the stored tensors are read.
@@ -140,6 +141,7 @@ class Checkpoint:
         tokenizer_files: files to be copied byte for byte, by name in the output; those of a GGUF
             file are made when first asked for, and last as long as the checkpoint; those of a
             remote one are fetched into `folder` when first asked for.
+        tokenizer_folder: where transformers finds the tokenizer, if not in `folder`; None: there.
         notes: what a user should know (skipped files, alternatives ...).
     """
 
@@ -153,6 +155,7 @@ class Checkpoint:
     packed: Mapping[str, Packed] = field(default_factory=dict)
     plain: frozenset[str] = frozenset()
     tokenizer_files: Mapping[str, Path] = field(default_factory=dict)
+    tokenizer_folder: Callable[[], Path] | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -160,6 +163,8 @@ class Checkpoint:
         """Where transformers finds the original tokenizer: the folder, or the GGUF file."""
         if self.kind == "gguf":
             return self.source.files[0]
+        if self.tokenizer_folder is not None:
+            return self.tokenizer_folder()
         for name in self.tokenizer_files:
             self.tokenizer_files[name]  # fetched by now
         return self.folder

@@ -67,7 +67,10 @@ def open_checkpoint(
         raise SourceError(f"{location}: is a local path; a revision belongs to a hub id")
     if path.is_dir():
         from torch2mlx.sources.adapters import base_of_adapter, with_adapter
+        from torch2mlx.sources.original import is_original, open_original
 
+        if needs_config and is_original(path):
+            return open_original(str(location), path)
         base = base_of_adapter(path)
         if base is None:
             return _open_folder(str(location), path, trust_remote_code, needs_config)

@@ -1,0 +1,192 @@
+"""Releases in their authors' layout, cut and named as those of Meta and Mistral are."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import torch2mlx
+from torch2mlx.errors import SourceError, UnsupportedError
+from torch2mlx.sources import open_checkpoint
+from torch2mlx.verification.reference import read_state
+
+HEADS, KEY_HEADS = 4, 2
+PARAMS = {
+    "dim": 128, "n_layers": 3, "n_heads": HEADS, "n_kv_heads": KEY_HEADS, "norm_eps": 1e-6,
+    "rope_theta": 50_000.0, "vocab_size": -1, "multiple_of": 256,
+}  # fmt: skip
+LEAVES = {
+    "self_attn.q_proj": "attention.wq", "self_attn.k_proj": "attention.wk",
+    "self_attn.v_proj": "attention.wv", "self_attn.o_proj": "attention.wo",
+    "input_layernorm": "attention_norm", "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "feed_forward.w1", "mlp.down_proj": "feed_forward.w2",
+    "mlp.up_proj": "feed_forward.w3",
+}  # fmt: skip
+ALONG_INPUT = ("wo.weight", "w2.weight")
+
+
+def interleaved(weight, heads):
+    """Rows of a head as pairs that rotate together, from the two halves of transformers."""
+    rows, columns = weight.shape
+    halves = weight.reshape(heads, 2, rows // heads // 2, columns)
+    return halves.transpose(1, 2).reshape(rows, columns).contiguous()
+
+
+def original_names(state, heads=HEADS, key_heads=KEY_HEADS):
+    result = {}
+    for name, tensor in state.items():
+        new = name.replace("model.embed_tokens", "tok_embeddings").replace("lm_head", "output")
+        new = new.removeprefix("model.")
+        for theirs, ours in LEAVES.items():
+            new = new.replace(theirs, ours)
+        if new.endswith(("wq.weight", "wk.weight")):
+            tensor = interleaved(tensor, heads if "wq" in new else key_heads)
+        result[new] = tensor
+    return result
+
+
+def meta_release(folder, state, ranks, embedding_axis=1):
+    folder.mkdir()
+    (folder / "params.json").write_text(json.dumps(PARAMS))
+    parts = [{"rope.freqs": torch.ones(16)} for _ in range(ranks)]
+    for name, tensor in original_names(state).items():
+        axis = 1 if name.endswith(ALONG_INPUT) else 0
+        axis = embedding_axis if name == "tok_embeddings.weight" else axis
+        cut = tensor.chunk(ranks, axis) if tensor.ndim == 2 else [tensor] * ranks
+        for part, piece in zip(parts, cut, strict=True):
+            part[name] = piece.clone()
+    for rank, part in enumerate(parts):
+        torch.save(part, folder / f"consolidated.{rank:02d}.pth")
+    return folder
+
+
+@pytest.fixture
+def llama(checkpoint):
+    return load_file(checkpoint("llama", "bfloat16") / "model.safetensors")
+
+
+def same_state(folder, expected):
+    opened = open_checkpoint(folder)
+    found = read_state(opened.state, opened.source)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[n], t.float()) for n, t in expected.items())
+    return opened
+
+
+@pytest.mark.parametrize(("ranks", "axis"), [(1, 1), (2, 1), (2, 0)])
+def test_ranks_are_joined_and_heads_ordered(llama, tmp_path, ranks, axis):
+    opened = same_state(meta_release(tmp_path / "llama", llama, ranks, axis), llama)
+    assert opened.kind == "original"
+    config = opened.config
+    assert config["model_type"] == "llama"
+    assert (config["intermediate_size"], config["vocab_size"]) == (256, 288)
+    assert config["rope_parameters"] == {"rope_type": "default", "rope_theta": 50_000.0}
+
+
+def test_interleaved_rotation_of_the_original_is_that_of_transformers(llama, tmp_path):
+    # Meta's reference: view_as_complex of neighbouring rows, times exp(i * position * frequency).
+    weight = llama["model.layers.0.self_attn.q_proj.weight"].float()
+    theirs = interleaved(weight, HEADS)
+    x = torch.randn(2, 128, generator=torch.Generator().manual_seed(0))
+    frequencies = 50_000.0 ** -(torch.arange(0, 32, 2) / 32)
+    turn = torch.polar(torch.ones(2, 16), torch.tensor([[3.0], [11.0]]) * frequencies)
+    pairs = (x @ theirs.T).reshape(2, HEADS, 16, 2)
+    rotated = torch.view_as_real(torch.view_as_complex(pairs) * turn[:, None]).flatten(2)
+    from transformers.models.llama.modeling_llama import rotate_half
+
+    angles = torch.tensor([[3.0], [11.0]]) * torch.cat([frequencies, frequencies])
+    q = (x @ weight.T).reshape(2, HEADS, 32)
+    expected = q * angles.cos()[:, None] + rotate_half(q) * angles.sin()[:, None]
+    scores = torch.einsum("hd,hd->h", *rotated), torch.einsum("hd,hd->h", *expected)
+    torch.testing.assert_close(*scores, rtol=1e-5, atol=1e-5)
+
+
+def mixtral_release(folder, state):
+    """Layers dealt out to files, experts below each other, w2 as [inner, width]."""
+    folder.mkdir()
+    params = {**PARAMS, "moe": {"num_experts": 4, "num_experts_per_tok": 2}}
+    (folder / "params.json").write_text(json.dumps(params))
+    renamed = original_names(state)
+    files = [{}, {}]
+    experts = {}
+    for name, tensor in renamed.items():
+        layer = int(name.split(".")[1]) if name.startswith("layers.") else 0
+        if ".experts." in name:
+            stem, _, leaf = name.removesuffix(".weight").replace("mlp.", "").rpartition(".")
+            block = stem.split(".experts.")[0].replace("block_sparse_moe", "")
+            experts.setdefault((layer, leaf, block), []).append(tensor)
+            continue
+        files[layer % 2][name.replace("mlp.gate.", "block_sparse_moe.gate.")] = tensor.clone()
+    for (layer, leaf, _), parts in experts.items():
+        fused = torch.cat([p.T if leaf == "w2" else p for p in parts]).contiguous()
+        files[layer % 2][f"layers.{layer}.block_sparse_moe.{leaf}"] = fused
+    for i, part in enumerate(files):
+        torch.save(part, folder / f"consolidated.{i:02d}.pt")
+
+
+def test_mixtral_of_fused_experts(checkpoint, tmp_path):
+    state = load_file(checkpoint("mixtral", "bfloat16") / "model.safetensors")
+    mixtral_release(tmp_path / "mixtral", state)
+    opened = same_state(tmp_path / "mixtral", state)
+    assert opened.config["num_local_experts"] == 4
+    assert opened.config["model_type"] == "mixtral"
+
+
+def mistral_release(folder, state):
+    folder.mkdir()
+    params = {**PARAMS, "vocab_size": 288, "head_dim": 32, "hidden_dim": 256}
+    (folder / "params.json").write_text(json.dumps(params))
+    save_file(original_names(state), folder / "consolidated.safetensors")
+
+
+@pytest.mark.slow
+def test_a_mistral_release_converts_with_its_tokenizer(llama, tmp_path):
+    small_sentencepiece(tmp_path / "tokenizer.model.v3")
+    mistral_release(tmp_path / "mistral", llama)
+    shutil.copy(tmp_path / "tokenizer.model.v3", tmp_path / "mistral")
+    same_state(tmp_path / "mistral", llama)
+    result = torch2mlx.convert(tmp_path / "mistral", tmp_path / "out", quantize=True)
+    assert result.manifest.verification["audit"]["passed"]
+    from mlx_lm import load
+
+    _, tokenizer = load(str(tmp_path / "out"))
+    assert tokenizer.encode("the stars go out")[0] == 1
+    assert torch2mlx.verify(tmp_path / "mistral", tmp_path / "out").passed
+
+
+def test_what_is_missing_or_mixed_is_named(llama, tmp_path):
+    folder = meta_release(tmp_path / "llama", llama, 4)
+    (folder / "consolidated.01.pth").rename(tmp_path / "away")
+    with pytest.raises(SourceError, match="files of ranks 1 are missing; there are 3"):
+        open_checkpoint(folder)
+    (tmp_path / "away").rename(folder / "consolidated.01.pth")
+    (folder / "consolidated.03.pth").rename(tmp_path / "away")
+    with pytest.raises(
+        SourceError, match=r"3 files, but layers\.0\.attention\.wo\.weight is cut into 4"
+    ):
+        open_checkpoint(folder)
+    part = torch.load(tmp_path / "away")
+    del part["layers.1.feed_forward.w2.weight"]
+    torch.save(part, folder / "consolidated.03.pth")
+    with pytest.raises(SourceError, match=r"rank 3 lacks layers\.1\.feed_forward\.w2\.weight"):
+        open_checkpoint(folder)
+    (folder / "params.json").write_text(json.dumps({**PARAMS, "yarn": {"factor": 4}}))
+    with pytest.raises(UnsupportedError, match="yarn = "):
+        open_checkpoint(folder)
+
+
+def small_sentencepiece(path):
+    import sentencepiece
+
+    text = ["the sun rises and the stars go out", "naïve café 你好 😀  def f(x):"] * 20
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(text), model_prefix=str(path.with_suffix("")), vocab_size=288,
+        model_type="bpe", byte_fallback=True, normalization_rule_name="identity",
+        remove_extra_whitespaces=False, allow_whitespace_only_pieces=True,
+        hard_vocab_limit=False, minloglevel=2, user_defined_symbols=["[INST]"],
+    )  # fmt: skip
+    shutil.move(path.with_suffix("").with_suffix(path.with_suffix("").suffix + ".model"), path)

@@ -1,0 +1,109 @@
+"""Tokenizers of original releases against sentencepiece, tiktoken and mistral-common."""
+
+from __future__ import annotations
+
+import base64
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from torch2mlx.errors import SourceError
+from torch2mlx.sources.original.tokenizer import ConvertedTokenizer
+from torch2mlx.sources.strings import HARD_STRINGS
+
+
+def loaded(converted):
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(str(converted.folder))
+
+
+def shipped(name):
+    mistral_common = pytest.importorskip("mistral_common")
+    return Path(mistral_common.__file__).parent / "data" / name
+
+
+def test_sentencepiece_of_mistral():
+    import sentencepiece
+
+    file = shipped("mistral_instruct_tokenizer_240323.model.v3")
+    tokenizer = loaded(ConvertedTokenizer(file))
+    original = sentencepiece.SentencePieceProcessor(model_file=str(file))
+    assert len(tokenizer) == original.vocab_size() == 32768
+    for text in HARD_STRINGS[:-1]:
+        ids = original.encode(text)
+        assert tokenizer.encode(text) == [1, *ids]
+        assert tokenizer.decode(ids) == original.decode(ids)
+    assert tokenizer.convert_tokens_to_ids("[INST]") == original.piece_to_id("[INST]")
+
+
+@pytest.mark.slow  # 150,000 tokens
+def test_tekken(tmp_path):
+    pytest.importorskip("mistral_common")
+    from mistral_common.tokens.tokenizers.tekken import Tekkenizer
+
+    file = shipped("tekken_240911.json")
+    shutil.copy(file, tmp_path / "tekken.json")
+    tokenizer = loaded(ConvertedTokenizer(tmp_path / "tekken.json"))
+    original = Tekkenizer.from_file(file)
+    assert len(tokenizer) == original.n_words
+    for text in HARD_STRINGS[:-1]:
+        ids = original.encode(text, bos=False, eos=False)
+        assert tokenizer.encode(text) == [1, *ids]
+        assert tokenizer.decode(ids) == original.decode(ids)
+
+
+def ranks(extra=()):
+    """256 bytes and a few longer tokens, by rank."""
+    longer = [b"th", b"the", b" the", b"in", b"ing", "你".encode(), *extra]
+    return [bytes([i]) for i in range(256)] + longer
+
+
+def test_tiktoken_of_llama_3(tmp_path):
+    import tiktoken
+
+    from torch2mlx.sources.original import tokenizer as module
+
+    file = tmp_path / "tokenizer.model"
+    lines = [f"{base64.b64encode(t).decode()} {i}" for i, t in enumerate(ranks())]
+    file.write_text("\n".join(lines) + "\n")
+    tokenizer = loaded(ConvertedTokenizer(file, newer=True))
+    original = tiktoken.Encoding(
+        "x", pat_str=module._LLAMA3_PATTERN,
+        mergeable_ranks={t: i for i, t in enumerate(ranks())}, special_tokens={},
+    )  # fmt: skip
+    count = len(ranks())
+    assert len(tokenizer) == count + 256
+    for text in HARD_STRINGS[:-1]:
+        ids = original.encode_ordinary(text)
+        assert tokenizer.encode(text)[1:] == ids
+        for cut in range(1, min(len(ids), 12)):  # characters cut in the middle
+            assert tokenizer.decode(ids[:cut]) == original.decode(ids[:cut])
+    special = {"<|begin_of_text|>": 0, "<|eot_id|>": 9, "<|python_tag|>": 10, "<|eom_id|>": 8}
+    for name, at in special.items():
+        assert tokenizer.convert_tokens_to_ids(name) == count + at
+
+
+def test_tekken_layout(tmp_path):
+    content = {
+        "config": {
+            "pattern": r"\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+", "default_num_special_tokens": 20,
+            "default_vocab_size": 20 + 260,
+        },
+        "vocab": [
+            {"rank": i, "token_bytes": base64.b64encode(t).decode(), "token_str": None}
+            for i, t in enumerate(ranks())
+        ],
+    }  # fmt: skip
+    file = tmp_path / "tekken.json"
+    file.write_text(json.dumps(content))
+    tokenizer = loaded(ConvertedTokenizer(file))
+    assert len(tokenizer) == 280
+    assert tokenizer.convert_tokens_to_ids(["<s>", "[INST]", "<SPECIAL_19>"]) == [1, 3, 19]
+    assert tokenizer.encode("the a") == [1, 20 + 257, 20 + 32, 20 + 97]
+    content["vocab"][5]["token_bytes"] = "!"
+    file.write_text(json.dumps(content))
+    with pytest.raises(SourceError, match=r"tekken\.json: cannot be converted"):
+        _ = ConvertedTokenizer(file).folder
