@@ -13,6 +13,7 @@ OVERHEAD = 300 * 2**20
 """Bytes that Python, MLX and a tokenizer take beside the model."""
 
 _CHUNK = 2048  # tokens of a prompt that mlx-lm evaluates at once
+_FUSED = (64, 80, 128)  # head sizes of Metal's fused attention over several tokens
 
 
 def cache_bytes(port: Port, context: int) -> int | None:
@@ -48,19 +49,38 @@ def _arrays(state: Any) -> Iterator[Any]:
             yield from _arrays(part)
 
 
-def prompt_bytes(config: Mapping[str, Any], context: int) -> int:
+def prompt_bytes(
+    config: Mapping[str, Any], context: int, *, device: str = "metal", width: int = 2
+) -> int:
     """Bytes of the largest intermediate results while a prompt is read.
 
-    A block's feed-forward part holds its input, two hidden products and the result for each of
-    at most 2048 tokens at once; the logits are those of the last token.
+    Of at most 2048 tokens at once, MLX holds about twelve rows of the hidden size, because it
+    allocates ahead of what it computes, and two of the feed-forward size, three where a port makes
+    gate and up in one product (measured with mlx 0.32 on Llama, Phi-3 and Mixtral shapes of several
+    widths); the logits are those of the last token.
+    Attention adds its scores where no fused kernel takes the head size: in Metal those of 64, 80
+    and 128 (mlx/backend/metal/scaled_dot_product_attention.cpp), on a CPU none.
+
+    Args:
+        config: config.json.
+        context: tokens of the longest text.
+        device: "metal" or "cpu".
+        width: bytes of a number.
     """
     text = config.get("text_config")
     merged = {**config, **text} if isinstance(text, Mapping) else dict(config)
     hidden = _number(merged, "hidden_size", "n_embd", "d_model", default=4096)
     inner = _number(merged, "intermediate_size", "n_inner", "ffn_dim", default=4 * hidden)
+    active = _number(merged, "num_experts_per_tok", "moe_topk", default=0)
+    inner = max(inner, active * _number(merged, "moe_intermediate_size", default=inner))
+    heads = _number(merged, "num_attention_heads", "n_head", default=32)
+    head = _number(merged, "head_dim", default=hidden // max(1, heads))
     words = _number(merged, "vocab_size", default=32_000)
     tokens = min(context, _CHUNK)
-    return 2 * (tokens * (4 * hidden + 3 * inner) + 4 * words)
+    row = 12 * hidden + 5 * inner // 2
+    if device == "cpu" or head not in _FUSED:
+        row += heads * context
+    return width * (tokens * row + 4 * words)
 
 
 def _number(config: Mapping[str, Any], *keys: str, default: int) -> int:
