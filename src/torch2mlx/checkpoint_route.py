@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch2mlx.conversion.executor import Target
     from torch2mlx.conversion.identity import SourceState
     from torch2mlx.conversion.team import Team
+    from torch2mlx.evidence.memory import MemoryTrace
     from torch2mlx.packaging.index import WeightSummary
     from torch2mlx.packaging.manifest import Manifest
     from torch2mlx.packaging.staging import Staging
@@ -77,6 +78,7 @@ class CheckpointConversion:
         self.asked = self.options = options
         self.progress = progress
         self.measured: dict[str, float] = {}
+        self.trace: MemoryTrace
         self.plan: Plan
         self.port: Any
         self.gate: Any = None
@@ -93,6 +95,7 @@ class CheckpointConversion:
 
     def run(self) -> Conversion:
         from torch2mlx.conversion.team import find_team
+        from torch2mlx.evidence.memory import MemoryTrace
 
         team = find_team()
         if not team.leads:
@@ -102,7 +105,8 @@ class CheckpointConversion:
                 "--calibrate, --target-bpw, --fit and bounds on the quality run in one process; "
                 "start torch2mlx by itself"
             )
-        with team.stops_together():
+        with team.stops_together(), MemoryTrace(self.progress) as trace:
+            self.progress = self.trace = trace
             source = self._source_state()
             if not team.leads:
                 return self._help(team, source)
@@ -150,6 +154,7 @@ class CheckpointConversion:
     def prepare_like(self, first: CheckpointConversion) -> None:
         """Plan a further output of a checkpoint that `first` converts too."""
         self.checkpoint, self.progress, self.port = first.checkpoint, first.progress, first.port
+        self.trace = first.trace
         self.notes = first.notes
         self.plan = self.planned(self.options.quant_options())
 
@@ -462,6 +467,7 @@ class CheckpointConversion:
         limit = self.options.max_context
         if limit is not None and report is not None:
             notes = (*notes, f"compared with PyTorch on texts of up to {limit} tokens only")
+        self._record(folder, report)
         manifest = build_manifest(
             checkpoint=self.checkpoint,
             plan=plan,
@@ -491,6 +497,16 @@ class CheckpointConversion:
                 f"--fit {self.options.fit} allows; nothing was published"
             )
         return {"memory": memory}
+
+    def _record(self, folder: Path, report: ParityReport | None) -> None:
+        """Keep what the manifest has no room for; its hash is part of the manifest."""
+        from torch2mlx.evidence.record import build_evidence, write_evidence
+        from torch2mlx.planning.shards import parse_size
+        from torch2mlx.verification.details import Details
+
+        memory = self.trace.record(parse_size(self.options.memory_limit))
+        details = report.details if report is not None else Details()
+        write_evidence(folder, build_evidence(details, self.plan.outputs, memory))
 
     def timed(self, name: str) -> _Timer:
         return _Timer(self.measured, name)

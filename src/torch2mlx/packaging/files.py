@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from torch2mlx.conversion.records import SHA256, FileRecord, record_file
 
-__all__ = ["MANIFEST", "changed_files", "output_records", "source_record"]
+__all__ = ["MANIFEST", "changed_files", "output_records", "source_record", "unrecorded_files"]
 
 MANIFEST = "torch2mlx.json"
+
+# Made of a folder later, by `torch2mlx report` and `bench`.
+_LATER = re.compile(r".*\.html|torch2mlx/bench\.json")
 
 # Texts for people, which are meant to be edited before a model is published.
 _TEXTS = re.compile(r".*\.md|license.*|licence.*|notice.*", re.IGNORECASE)
@@ -51,4 +54,29 @@ def changed_files(folder: Path, records: Mapping[str, FileRecord]) -> tuple[str,
         if not (folder / name).is_file()
         or (folder / name).stat().st_size != record.size
         or (record.sha256 is not None and record_file(folder / name).sha256 != record.sha256)
+    )
+
+
+def unrecorded_files(
+    folder: Path, records: Mapping[str, FileRecord], others: Collection[str] = ()
+) -> tuple[str, ...]:
+    """Names of files that programs might read and that were not recorded.
+
+    Texts for people, reports, hidden files (of version control, downloads and desktops) and
+    Python's caches are left out.
+
+    Args:
+        folder: of the output.
+        records: what was recorded.
+        others: further names that may be there.
+    """
+    names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+    return tuple(
+        name
+        for name in names
+        if name not in records
+        and name not in others
+        and not _TEXTS.fullmatch(name)
+        and not _LATER.fullmatch(name)
+        and not any(part[0] == "." or part == "__pycache__" for part in name.split("/"))
     )

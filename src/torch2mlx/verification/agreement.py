@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +19,13 @@ from torch2mlx.verification import tolerance
 from torch2mlx.verification.candidate import open_folder, run_candidate, to_float32
 from torch2mlx.verification.comparison import (
     compare_traces,
+    difference,
     sample_tokens,
 )
+from torch2mlx.verification.details import ReferenceRun, thin_logits
+from torch2mlx.verification.generation import continue_text, shared_start
 from torch2mlx.verification.reference import (
+    Trace,
     build_reference,
     match_rounding,
     read_state,
@@ -35,7 +40,7 @@ if TYPE_CHECKING:
     from torch2mlx.planning.expressions import Expr, Reader
     from torch2mlx.planning.plan import Output
 
-__all__ = ["compare_written", "written_state"]
+__all__ = ["WrittenRun", "compare_written", "examine_written", "written_state"]
 
 Array = np.ndarray[Any, Any]
 
@@ -106,23 +111,48 @@ def _value_reader(outputs: Sequence[Output], source: Reader) -> Callable[[str, i
     return read
 
 
+@dataclass(frozen=True, eq=False)
+class WrittenRun:
+    """One run of a written folder beside PyTorch.
+
+    Attributes:
+        comparison: the verdict.
+        reference: PyTorch's side of it, for a later check.
+        text: ids that the folder writes after a prompt; empty without one.
+    """
+
+    comparison: Comparison
+    reference: ReferenceRun
+    text: tuple[int, ...] = ()
+
+
 def compare_written(
+    folder: Path, config: Mapping[str, Any], state: Mapping[str, torch.Tensor], **options: Any
+) -> Comparison:
+    """The comparison of `examine_written`, which has the same arguments."""
+    return examine_written(folder, config, state, **options).comparison
+
+
+def examine_written(
     folder: Path,
     config: Mapping[str, Any],
     state: Mapping[str, torch.Tensor],
     *,
-    tokens: Array | None = None,
+    prompt: Sequence[int] = (),
     bound: float = tolerance.WRITTEN,
     checkpoint_folder: Path | None = None,
     trust_remote_code: bool = False,
-) -> Comparison:
+) -> WrittenRun:
     """Open a written folder as mlx-lm does and compare it with PyTorch on the same values.
+
+    The tokens are 16 random ones.  A prompt goes before them, and after it what PyTorch writes:
+    as far as MLX finds the same token most likely at every place, MLX writes the same text.
 
     Args:
         folder: the MLX folder, quantized or not.
         config: the checkpoint's config.json.
         state: the folder's values in PyTorch's terms, see `written_state`.
-        tokens: ids; by default 16 random ones.
+        prompt: ids of a text to continue; none: random tokens only.
         bound: tolerance of the logits' relative difference.
         checkpoint_folder: where code of the checkpoint's own lies.
         trust_remote_code: run that code.
@@ -132,17 +162,30 @@ def compare_written(
     Raises:
         PlanError: mlx-lm cannot load the folder.
     """
-    if tokens is None:
-        tokens = sample_tokens(config, 16)
     try:
         model, written = open_folder(folder, config)
     except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
         raise PlanError(f"{folder}: mlx-lm cannot load it: {error}; convert it again") from error
     reference = build_reference(config, state, checkpoint_folder, trust_remote_code)
     match_rounding(reference, type(model).__module__)
+    text = continue_text(reference, prompt) if prompt else ()
+    tokens = np.concatenate(
+        [np.asarray([*prompt, *text], dtype=np.int64), sample_tokens(config, 16)]
+    )
     torch_side = run_reference(reference, tokens)
     del reference
     gc.collect()
     mlx_side = run_candidate(to_float32(model), tokens)
     model_type = str(written.get("model_type"))
-    return compare_traces(torch_side, mlx_side, "written folder", model_type, bound)
+    found = compare_traces(torch_side, mlx_side, "written folder", model_type, bound)
+    return WrittenRun(
+        found,
+        _reference_run(tokens, torch_side, mlx_side, bound),
+        text[: shared_start(text, mlx_side.logits[len(prompt) - 1 :].argmax(-1))] if text else (),
+    )
+
+
+def _reference_run(tokens: Array, torch_side: Trace, mlx_side: Trace, bound: float) -> ReferenceRun:
+    columns, kept = thin_logits(torch_side.logits)
+    gap = difference("logits", kept, mlx_side.logits[:, columns])
+    return ReferenceRun(tokens, columns, kept, torch_side.logits.argmax(-1), gap.relative, bound)

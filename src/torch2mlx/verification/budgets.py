@@ -11,7 +11,7 @@ from __future__ import annotations
 import gc
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,12 @@ from torch2mlx.planning.expressions import Expr
 from torch2mlx.planning.plan import Output
 from torch2mlx.sources.base import Checkpoint
 from torch2mlx.verification import looping, tolerance
-from torch2mlx.verification.agreement import compare_written, written_state
+from torch2mlx.verification.agreement import WrittenRun, examine_written, written_state
 from torch2mlx.verification.audit_report import AuditReport
 from torch2mlx.verification.blocks import peak_bytes
 from torch2mlx.verification.comparison import difference, sample_tokens
+from torch2mlx.verification.details import Details, Sample
+from torch2mlx.verification.generation import PROMPT, continue_text, shared_start
 from torch2mlx.verification.layers import longest_sequence
 from torch2mlx.verification.quality import (
     RecordedLogits,
@@ -53,11 +55,13 @@ class Figures:
         written: the written folder in MLX against its own values in PyTorch, or None.
         budgets: conversion, dtype, and quantization where there is one.
         skipped: part → reason, for what could not be measured.
+        details: what was seen on the way.
     """
 
     written: Comparison | None
     budgets: tuple[Budget, ...]
     skipped: Mapping[str, str]
+    details: Details = field(default_factory=Details)
 
 
 def measure_budgets(
@@ -104,16 +108,19 @@ def measure_budgets(
     def values() -> dict[str, Any]:  # read anew each time: one set of weights exists at a time
         return written_state(outputs, files, checkpoint.state, checkpoint.source)
 
-    written = compare_written(
+    prompt = _Prompt.of(checkpoint, trust_remote_code)
+    run = examine_written(
         folder,
         checkpoint.config,
         values(),
+        prompt=prompt.ids,
         checkpoint_folder=checkpoint.folder,
         trust_remote_code=trust_remote_code,
     )
-    if not written.passed:
-        return Figures(written, (conversion,), {})
+    if not run.comparison.passed:
+        return Figures(run.comparison, (conversion,), {})
     budgets = [conversion]
+    divergences: tuple[tuple[float, ...], ...] = ()
     quantized = any(output.scheme is not None for output in outputs)
     with tempfile.TemporaryDirectory(prefix="torch2mlx-logits-") as scratch:
         # One model at a time: what the original predicts waits in files.
@@ -123,19 +130,22 @@ def measure_budgets(
         generated = _Looping(checkpoint, trust_remote_code) if quantized and loops else None
         figures = {"reference_loops": generated.rate(reference)} if generated else {}
         expected = run_reference(reference, side.tokens).logits
+        samples = prompt.samples(reference, run)
         del reference
         gc.collect()
         budgets.append(_dtype_budget(side, expected, outputs))
         if quantized:
             gc.collect()
             model = side.model(values())
-            budget = measure_quality(recorded, model, windows, progress).budget()
+            quality = measure_quality(recorded, model, windows, progress)
+            budget, divergences = quality.budget(), quality.divergences
             figures = {**budget.figures, **figures}
             if generated is not None:
                 figures["loops"] = generated.rate(model)
                 text += f"; {generated.count} greedy texts of {generated.tokens} tokens"
             budgets.append(Budget(budget.name, figures, note=f"{budget.note}, {text}"))
-    return Figures(written, tuple(budgets), {})
+    details = Details((), divergences, samples, run.reference)
+    return Figures(run.comparison, tuple(budgets), {}, details)
 
 
 def _by_weight(audited: AuditReport) -> list[Budget]:
@@ -236,3 +246,33 @@ def evaluation_windows(
     several = range(count if count > _WINDOWS else 1)
     windows = [sample_tokens(checkpoint.config, length, seed) for seed in several]
     return windows, "random tokens, for lack of a tokenizer"
+
+
+@dataclass(frozen=True)
+class _Prompt:
+    """The prompt that both sides continue; no ids where the checkpoint has no tokenizer."""
+
+    tokenizer: Any = None
+    ids: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, trust_remote_code: bool) -> _Prompt:
+        from torch2mlx.packaging.tokenizer import load_tokenizer
+
+        try:
+            tokenizer = load_tokenizer(checkpoint.tokenizer_source, trust_remote_code)
+            ids = tuple(tokenizer(PROMPT).input_ids)
+        except SourceError:
+            return cls()
+        rows = checkpoint.config.get("vocab_size")
+        fits = ids and (not isinstance(rows, int) or max(ids) < rows)
+        return cls(tokenizer, ids) if fits else cls()
+
+    def samples(self, reference: Any, run: WrittenRun) -> tuple[Sample, ...]:
+        """What the original and the written folder make of it."""
+        if not run.text:
+            return ()
+        theirs = continue_text(reference, self.ids)
+        same = shared_start(theirs, run.text)
+        pytorch, mlx = (str(self.tokenizer.decode(list(t))) for t in (theirs, run.text))
+        return (Sample(PROMPT, pytorch, mlx, len(run.text), same),)

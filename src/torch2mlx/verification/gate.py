@@ -23,6 +23,7 @@ from torch2mlx.verification.audit import audit, check_tied
 from torch2mlx.verification.audit_report import AuditReport, TensorCheck
 from torch2mlx.verification.blocks import run_blocks
 from torch2mlx.verification.budgets import measure_budgets
+from torch2mlx.verification.details import Details
 from torch2mlx.verification.report import Comparison, ParityReport, require
 from torch2mlx.verification.twin import run_twin
 
@@ -100,6 +101,7 @@ class Gate:
             return ParityReport(
                 comparisons=tuple(self.comparisons), audit=audited.to_dict(),
                 skipped={"blocks": "the source is an MLX folder, which PyTorch does not load"},
+                details=Details(audited.checks),
             )  # fmt: skip
         for comparison in self._blocks():
             self.comparisons.append(comparison)
@@ -124,6 +126,7 @@ class Gate:
             budgets=figures.budgets,
             audit=audited.to_dict(),
             skipped=figures.skipped,
+            details=replace(figures.details, checks=audited.checks),
         )
 
     def _audit(self, files: Sequence[Path]) -> AuditReport:

@@ -52,6 +52,7 @@ class Quality:
         kl: mean KL(original ‖ quantized) a token, in nats.
         kl_error: standard error of `kl`, from the spread between windows.
         top1: share of positions, 0 to 1, with the same most likely token.
+        divergences: KL divergence in nats of each predicted token, [windows][positions].
     """
 
     windows: int
@@ -61,6 +62,7 @@ class Quality:
     kl: float
     kl_error: float
     top1: float
+    divergences: tuple[tuple[float, ...], ...] = ()
 
     def budget(self) -> Budget:
         """The figures as the quantization budget; they inform and set no bound."""
@@ -165,7 +167,8 @@ def measure_quality(
     """
     import torch
 
-    losses, other_losses, divergences, same = [], [], [], 0
+    losses, other_losses, same = [], [], 0
+    divergences: list[tuple[float, ...]] = []
     tokens = 0
     with torch.no_grad():
         for index, window in enumerate(windows):
@@ -186,19 +189,21 @@ def measure_quality(
                 other_losses.append(-q.gather(-1, target)[:, 0])
                 kl.append((p.exp() * (p - q)).sum(-1))
                 same += int((p.argmax(-1) == q.argmax(-1)).sum())
-            divergences.append(float(torch.cat(kl).mean()))
+            divergences.append(tuple(torch.cat(kl).tolist()))
             tokens += len(expected)
             if progress:
                 progress(len(window))
-    spread = float(np.std(divergences, ddof=1)) if len(divergences) > 1 else math.nan
+    means = [float(np.mean(window)) for window in divergences]
+    spread = float(np.std(means, ddof=1)) if len(means) > 1 else math.nan
     return Quality(
         windows=len(windows),
         tokens=tokens,
         reference_perplexity=_perplexity(torch.cat(losses)),
         perplexity=_perplexity(torch.cat(other_losses)),
-        kl=float(np.mean(divergences)),
-        kl_error=spread / math.sqrt(len(divergences)),
+        kl=float(np.mean(means)),
+        kl_error=spread / math.sqrt(len(means)),
         top1=same / tokens,
+        divergences=tuple(divergences),
     )
 
 

@@ -8,6 +8,7 @@ from math import isfinite
 from typing import Any
 
 from torch2mlx.errors import ParityError
+from torch2mlx.verification.details import Details
 
 __all__ = ["Budget", "Comparison", "LayerDifference", "ParityReport", "explain", "require"]
 
@@ -150,12 +151,14 @@ class ParityReport:
         budgets: conversion, dtype, quantization.
         audit: the tensor audit's own summary; its key "passed" counts.
         skipped: part → reason, for each part that did not run.
+        details: for pictures and later checks; no part of `to_dict`.
     """
 
     comparisons: tuple[Comparison, ...] = ()
     budgets: tuple[Budget, ...] = ()
     audit: Mapping[str, Any] | None = None
     skipped: Mapping[str, str] = field(default_factory=dict)
+    details: Details = field(default_factory=Details, compare=False, repr=False)
 
     @property
     def passed(self) -> bool:
