@@ -20,7 +20,17 @@ from typing import TYPE_CHECKING, Any
 from torch2mlx.errors import Torch2MLXError
 
 if TYPE_CHECKING:
-    from torch2mlx.api import bench, convert, doctor, generate, inspect, plan, upload, verify
+    from torch2mlx.api import (
+        bench,
+        convert,
+        doctor,
+        generate,
+        inspect,
+        plan,
+        upload,
+        verify,
+        verify_certificate,
+    )
 
 __version__ = "0.1.0"
 
@@ -35,11 +45,12 @@ __all__ = [
     "plan",
     "upload",
     "verify",
+    "verify_certificate",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("bench", "convert", "doctor", "generate", "inspect", "plan", "upload", "verify"):
+    if name in __all__:
         from torch2mlx import api
 
         return getattr(api, name)

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from torch2mlx.benchmarking import Benchmark
     from torch2mlx.compiler.route import Compiled, Example
     from torch2mlx.diagnosis import Examination
+    from torch2mlx.evidence.recheck import CertificateCheck
     from torch2mlx.selection import Selection
     from torch2mlx.selection.plan_file import PlannedConversion
     from torch2mlx.sources.base import Checkpoint
@@ -49,6 +50,7 @@ __all__ = [
     "plan",
     "upload",
     "verify",
+    "verify_certificate",
 ]
 
 
@@ -396,6 +398,21 @@ def verify(
             progress=progress or Silent(),
         )
     return Verification(Path(folder), report, tokenizer)
+
+
+def verify_certificate(folder: str | Path, *, trust_remote_code: bool = False) -> CertificateCheck:
+    """Check a converted folder against its certificate, without its source and without PyTorch.
+
+    Args:
+        folder: what `convert` published, on any machine.
+        trust_remote_code: allow code in the folder (model.py) to run.
+
+    Raises:
+        SourceError: no certificate, a damaged or edited one, or code that may not run.
+    """
+    from torch2mlx.evidence.recheck import check_certificate
+
+    return check_certificate(Path(folder), trust_remote_code)
 
 
 def doctor(folder: str | Path | None = None, *, fix: bool = False) -> Examination:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,8 +23,10 @@ from torch2mlx.progress import Progress, Silent
 if TYPE_CHECKING:
     from torch2mlx.conversion.executor import Target
     from torch2mlx.conversion.identity import SourceState
+    from torch2mlx.conversion.records import FileRecord
     from torch2mlx.conversion.team import Team
     from torch2mlx.evidence.memory import MemoryTrace
+    from torch2mlx.evidence.reference import StoredRun
     from torch2mlx.packaging.index import WeightSummary
     from torch2mlx.packaging.manifest import Manifest
     from torch2mlx.packaging.staging import Staging
@@ -261,16 +264,27 @@ class CheckpointConversion:
     def _finish(self, staging: Staging) -> Manifest:
         """Everything beside the weights, the proof of them, and the manifest."""
         summary, tokenizer, notes = self._package(staging.folder)
-        report = None
+        report, sources = None, None
         if self.gate is not None:
             files = [staging.folder / shard.file for shard in self.plan.shards]
-            with self.timed("verify"):
+            with self.timed("verify"), self._source_hashes() as hashes:
                 report = self.gate.prove_result(staging.folder, files)
+                sources = hashes.result()
             if self.predicted is not None:
                 report = report.with_figure("quantization", "predicted_kl", self.predicted)
             if self.judge is not None:
                 self.judge(report, staging.folder)
-        return self._describe(staging, summary, tokenizer, report, (*self.notes, *notes))
+        notes = (*self.notes, *notes)
+        return self._describe(staging, summary, tokenizer, report, sources, notes)
+
+    @contextmanager
+    def _source_hashes(self) -> Iterator[Future[dict[str, FileRecord]]]:
+        """Hash the source meanwhile, for the certificate."""
+        from torch2mlx.evidence.certificate import hash_sources
+        from torch2mlx.packaging.manifest import source_files
+
+        with ThreadPoolExecutor(1) as pool:
+            yield pool.submit(hash_sources, source_files(self.checkpoint))
 
     @property
     def room(self) -> int:
@@ -457,8 +471,10 @@ class CheckpointConversion:
         summary: WeightSummary,
         tokenizer: dict[str, Any],
         report: ParityReport | None,
+        sources: Mapping[str, FileRecord] | None,
         notes: Sequence[str],
     ) -> Manifest:
+        from torch2mlx.evidence.certificate import write_certificate
         from torch2mlx.packaging.card import write_card
         from torch2mlx.packaging.manifest import build_manifest
 
@@ -467,7 +483,7 @@ class CheckpointConversion:
         limit = self.options.max_context
         if limit is not None and report is not None:
             notes = (*notes, f"compared with PyTorch on texts of up to {limit} tokens only")
-        self._record(folder, report)
+        runs = self._record(folder, report)
         manifest = build_manifest(
             checkpoint=self.checkpoint,
             plan=plan,
@@ -481,8 +497,12 @@ class CheckpointConversion:
             notes=(*plan.notes, *notes),
             known=staging.records(),
             decisions={**self.decisions, **self._memory(summary)},
+            sources=sources,
         )
         manifest.write(folder)
+        if report is not None:
+            by = "PyTorch in float32 with the values of the written files, dequantized"
+            write_certificate(folder, manifest, by, runs, "; ".join(report.skipped.values()))
         write_card(folder, manifest, self.checkpoint)
         return manifest
 
@@ -498,15 +518,19 @@ class CheckpointConversion:
             )
         return {"memory": memory}
 
-    def _record(self, folder: Path, report: ParityReport | None) -> None:
-        """Keep what the manifest has no room for; its hash is part of the manifest."""
+    def _record(self, folder: Path, report: ParityReport | None) -> list[StoredRun]:
+        """Keep what the manifest has no room for, in files that the manifest lists."""
         from torch2mlx.evidence.record import build_evidence, write_evidence
+        from torch2mlx.evidence.reference import store_tokens, write_arrays
         from torch2mlx.planning.shards import parse_size
         from torch2mlx.verification.details import Details
 
         memory = self.trace.record(parse_size(self.options.memory_limit))
         details = report.details if report is not None else Details()
         write_evidence(folder, build_evidence(details, self.plan.outputs, memory))
+        runs = [store_tokens(details.reference)] if details.reference is not None else []
+        write_arrays(folder, runs)
+        return runs
 
     def timed(self, name: str) -> _Timer:
         return _Timer(self.measured, name)

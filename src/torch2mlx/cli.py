@@ -549,8 +549,21 @@ def _one(
 
 @app.command(epilog="Example:  torch2mlx verify ./SmolLM2-135M ./smollm2-4bit")
 def verify(
-    source: Annotated[str, typer.Argument(metavar="SRC", help="The PyTorch original.")],
-    folder: Annotated[str, typer.Argument(metavar="DST", help="An MLX folder, from any tool.")],
+    source: Annotated[
+        str,
+        typer.Argument(metavar="SRC", help="The PyTorch original; the folder with --certificate."),
+    ],
+    folder: Annotated[
+        str | None,
+        typer.Argument(metavar="DST", help="An MLX folder, from any tool.", show_default=False),
+    ] = None,
+    certificate: Annotated[
+        bool,
+        typer.Option(
+            "--certificate",
+            help="Check one converted folder against its certificate: no source, no PyTorch.",
+        ),
+    ] = False,
     adapter: Adapter = None,
     memory_limit: Annotated[
         str, typer.Option(help="Memory beside one block of the model.")
@@ -563,9 +576,22 @@ def verify(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Compare an MLX folder, from this or any other tool, with its PyTorch source."""
+    """Compare an MLX folder, from this or any other tool, with its PyTorch source.
+
+    With --certificate, compare a converted folder with what was recorded when it was made.
+    """
     from torch2mlx import api
 
+    if certificate:
+        if folder is not None:
+            raise OptionError("--certificate takes one folder: torch2mlx verify DST --certificate")
+        check = api.verify_certificate(source, trust_remote_code=trust_remote_code)
+        _show(check, as_json)
+        if not check.passed:
+            raise typer.Exit(8)
+        return
+    if folder is None:
+        raise OptionError("DST is missing: torch2mlx verify SRC DST, or verify DST --certificate")
     result = api.verify(
         source,
         folder,

@@ -22,14 +22,20 @@ from torch2mlx.compiler.parity import (
     check_parity,
     import_model,
     run_original,
+    stored_cases,
+    stored_examples,
 )
-from torch2mlx.compiler.quantize import Quantized, assign, check_quantized
+from torch2mlx.compiler.quantize import KERNELS, Quantized, assign, check_quantized
 from torch2mlx.compiler.weights import WeightState, plan_weights, values_digest, weight_expressions
 from torch2mlx.conversion.executor import execute
 from torch2mlx.conversion.identity import SourceState, plan_identity
 from torch2mlx.conversion.memory import available_bytes
 from torch2mlx.conversion.records import FileRecord
 from torch2mlx.errors import OptionError, ParityError
+from torch2mlx.evidence.certificate import hash_sources, write_certificate
+from torch2mlx.evidence.memory import MemoryTrace
+from torch2mlx.evidence.record import build_evidence, write_evidence
+from torch2mlx.evidence.reference import StoredRun, within_room, write_arrays
 from torch2mlx.options import ConvertOptions
 from torch2mlx.packaging.files import output_records, source_record
 from torch2mlx.packaging.index import WeightSummary, write_index
@@ -46,6 +52,8 @@ from torch2mlx.planning.regions import full
 from torch2mlx.planning.shards import parse_size
 from torch2mlx.progress import Progress
 from torch2mlx.verification.audit import audit
+from torch2mlx.verification.audit_report import AuditReport
+from torch2mlx.verification.details import Details
 from torch2mlx.verification.reference import to_torch
 
 if TYPE_CHECKING:
@@ -110,8 +118,9 @@ def publish(
         OptionError: options that do not fit the model.
         ParityError: an output or a tensor differs; nothing is published.
     """
-    made = _Publication(generated, entries, weights, module, options, progress)
-    return made.run(destination, seed)
+    with MemoryTrace(progress) as trace:
+        made = _Publication(generated, entries, weights, module, options, trace)
+        return made.run(destination, seed)
 
 
 class _Publication:
@@ -122,10 +131,12 @@ class _Publication:
         weights: WeightState,
         module: torch.nn.Module,
         options: ConvertOptions,
-        progress: Progress,
+        progress: MemoryTrace,
     ) -> None:
         self.generated, self.entries, self.weights = generated, entries, weights
         self.module, self.options, self.progress = module, options, progress
+        self.runs: list[StoredRun] = []
+        self.limits = ""
         self.source = SourceState.take(weights.source.files)
         self.measured: dict[str, float] = {}
         self.folder: Path
@@ -154,15 +165,19 @@ class _Publication:
         files = self._write_weights(staging, plan)
         schemes = {o.module: o.scheme for o in plan.outputs if o.scheme is not None}
         summary = write_index(self.folder, {path: s.bits for path, s in schemes.items()})
-        agreement, proof, done = None, None, None
+        agreement, proof, done, sources = None, None, None, {}
         if self.options.verify:
             with self._timed("verify"), self.progress.stage("Comparing with PyTorch"):
+                sources = hash_sources({path.name: path for path in self.weights.source.files})
                 proof = self._audit(plan, files)
                 agreement, done = self._compare(plan, seed)
         elif plan.assignment is not None:
             done = Quantized(plan.assignment, None)
         _write(self.folder / "README.md", self._readme(agreement, done))
-        manifest = self._manifest(plan, summary, agreement, proof, staging.records())
+        self._record(plan, agreement, proof)
+        manifest = self._manifest(plan, summary, agreement, proof, staging.records(), sources)
+        if agreement is not None:
+            write_certificate(self.folder, manifest, _reference(done), self.runs, self.limits)
         self.source.check(thorough=True)
         operators = sum(len(entry.graph.nodes) for entry in self.entries)
         name = self.generated.class_name
@@ -216,13 +231,21 @@ class _Publication:
             notes=self.weights.notes,
         )
 
-    def _audit(self, plan: Plan, files: Sequence[Path]) -> dict[str, Any]:
+    def _record(self, plan: Plan, agreement: Agreement | None, proof: AuditReport | None) -> None:
+        """Keep what the manifest has no room for, in files that the manifest lists."""
+        details = Details(proof.checks if proof is not None else ())
+        memory = self.progress.record(parse_size(self.options.memory_limit))
+        compared = agreement.outputs if agreement is not None else ()
+        write_evidence(self.folder, build_evidence(details, plan.outputs, memory, compared))
+        write_arrays(self.folder, self.runs)
+
+    def _audit(self, plan: Plan, files: Sequence[Path]) -> AuditReport:
         """Every written tensor against its source; ParityError for one that differs."""
         report = audit(plan.outputs, files, self.weights.source)
         failure = report.first_failure
         if failure is not None:
             raise ParityError(f"audit: {failure.detail}; nothing was written")
-        return report.to_dict()
+        return report
 
     def _compare(self, plan: Plan, seed: int) -> tuple[Agreement, Quantized | None]:
         """Both models on the same inputs, unquantized; then what quantization changed.
@@ -234,13 +257,20 @@ class _Publication:
             cases = run_original(self.entries, module, seed)
         if plan.assignment is None:
             model = import_model(folder).load(str(folder))
-            return check_parity(model, self.generated, cases, self._original), None
+            agreement = check_parity(model, self.generated, cases, self._original)
+            self._keep(stored_cases(cases, self.generated, agreement))
+            return agreement, None
         model = self._unquantized(plan)
         before = self._examples(model)
         agreement = check_parity(model, self.generated, cases, self._original)
         del model
         done = check_quantized(folder, name, plan.assignment, before, self._examples)
+        self._keep(stored_examples(cases, self.generated, done.exact, KERNELS))
         return agreement, done
+
+    def _keep(self, runs: Sequence[StoredRun]) -> None:
+        changes = any(entry.graph.states for entry in self.entries)
+        self.runs, self.limits = within_room(runs, in_order=changes)
 
     @contextmanager
     def _original(self) -> Iterator[torch.nn.Module]:
@@ -308,8 +338,9 @@ class _Publication:
         plan: Plan,
         summary: WeightSummary,
         agreement: Agreement | None,
-        proof: Mapping[str, Any] | None,
+        proof: AuditReport | None,
         written: Mapping[str, FileRecord],
+        sources: Mapping[str, FileRecord],
     ) -> Manifest:
         weights = self.weights
         verification: dict[str, Any] = {"skipped": True}
@@ -319,13 +350,16 @@ class _Publication:
                 "cases": list(agreement.cases),
                 "error": agreement.worst,
                 "limit": agreement.limit,
-                "audit": proof,
+                "audit": proof.to_dict() if proof is not None else None,
             }
         manifest = Manifest(
             source=SourceRecord(
                 location=weights.location,
                 kind=weights.kind,
-                files={path.name: source_record(path) for path in weights.source.files},
+                files={
+                    path.name: sources.get(path.name) or source_record(path)
+                    for path in weights.source.files
+                },
             ),
             options=self.options.to_dict(),
             plan=plan_record(plan, "generated", plan.notes),
@@ -410,6 +444,14 @@ def weights_of(module: torch.nn.Module, weights: WeightState) -> Iterator[None]:
     finally:
         for held, name, tensor in replaced:
             held[name] = tensor
+
+
+def _reference(quantized: Quantized | None) -> str:
+    """Who computed what a certificate compares with."""
+    if quantized is None:
+        return "PyTorch"
+    moved = "" if quantized.drift is None else f", which is {quantized.drift:.1e} from PyTorch"
+    return f"MLX with the stored numbers in ordinary layers{moved}"
 
 
 def _inputs(entry: CompiledEntry) -> list[dict[str, Any]]:

@@ -17,9 +17,9 @@ from torch2mlx.errors import OptionError, ParityError
 from torch2mlx.quantization.recipe import Assignment, QuantOptions, assign_schemes
 from torch2mlx.quantization.targets import QuantTarget
 
-__all__ = ["Quantized", "assign", "check_quantized"]
+__all__ = ["KERNELS", "Quantized", "assign", "check_quantized"]
 
-_AGREEMENT = 1e-3
+KERNELS = 1e-3
 """Relative L2 distance of a quantized layer's kernel from the same numbers in float32."""
 
 
@@ -31,10 +31,12 @@ class Quantized:
         assignment: format of each layer.
         drift: relative L2 distance of the outputs from the unquantized model's, on the example;
             None: not measured.
+        exact: outputs on the example with the same stored numbers in ordinary layers.
     """
 
     assignment: Assignment
     drift: float | None
+    exact: tuple[Any, ...] = ()
 
 
 def assign(model: Any, options: QuantOptions) -> Assignment:
@@ -95,12 +97,12 @@ def check_quantized(
         ) from error
     exact = run(_dequantized(folder, class_name, assignment))
     distance = _distance(exact, found)
-    if not distance <= _AGREEMENT:
+    if not distance <= KERNELS:
         raise ParityError(
             f"{class_name}: the quantized model differs from its own dequantized weights: relative "
-            f"L2 error {distance:.1e}, limit {_AGREEMENT:.0e}; nothing was written"
+            f"L2 error {distance:.1e}, limit {KERNELS:.0e}; nothing was written"
         )
-    return Quantized(assignment, _distance(plain, found))
+    return Quantized(assignment, _distance(plain, found), tuple(exact))
 
 
 def _dequantized(folder: Path, class_name: str, assignment: Assignment) -> Any:

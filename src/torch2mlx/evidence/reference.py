@@ -84,7 +84,7 @@ def store_call(
     arguments: Mapping[str, Any],
     outputs: Sequence[Any],
     tolerance: float,
-    relative: float,
+    relative: float | None,
 ) -> StoredRun:
     """A call of a compiled module.
 
@@ -95,7 +95,7 @@ def store_call(
         arguments: MLX arrays, numbers and texts, nested in lists, tuples and dicts.
         outputs: the reference's, MLX arrays and numbers, flat.
         tolerance: relative L2 error that is allowed.
-        relative: what it was.
+        relative: what it was, where that is known.
     """
     import mlx.core as mx
 

@@ -30,6 +30,7 @@ __all__ = [
     "library_versions",
     "plan_record",
     "read_manifest",
+    "source_files",
     "weight_record",
 ]
 
@@ -124,6 +125,7 @@ def build_manifest(
     notes: Sequence[str],
     known: Mapping[str, FileRecord] | None = None,
     decisions: Mapping[str, Any] | None = None,
+    sources: Mapping[str, FileRecord] | None = None,
 ) -> Manifest:
     """The manifest of a folder whose weights, configs and tokenizer files are written.
 
@@ -140,15 +142,15 @@ def build_manifest(
         notes: what a user should know.
         known: records of output files that were hashed as they were written.
         decisions: further entries of the plan.
+        sources: records of source files, where they were hashed.
     """
-    files = (*checkpoint.source.files, checkpoint.folder / "config.json")
-    names = {_relative(p, checkpoint.folder): p for p in files if p.is_file()}
-    names.update({n: p for n, p in checkpoint.tokenizer_files.items() if p.is_file()})
+    names = source_files(checkpoint)
+    sources = sources or {}
     return Manifest(
         source=SourceRecord(
             location=checkpoint.location,
             kind=checkpoint.kind,
-            files={name: source_record(path) for name, path in sorted(names.items())},
+            files={n: sources.get(n) or source_record(p) for n, p in sorted(names.items())},
         ),
         options=options,
         plan={**plan_record(plan, port_module, notes), **(decisions or {})},
@@ -158,6 +160,14 @@ def build_manifest(
         tokenizer=tokenizer,
         measured=measured,
     )
+
+
+def source_files(checkpoint: Checkpoint) -> dict[str, Path]:
+    """Files of a checkpoint that are converted or carried over, by the manifest's names."""
+    files = (*checkpoint.source.files, checkpoint.folder / "config.json")
+    names = {_relative(p, checkpoint.folder): p for p in files if p.is_file()}
+    names.update({n: p for n, p in checkpoint.tokenizer_files.items() if p.is_file()})
+    return names
 
 
 def plan_record(plan: Plan, port_module: str, notes: Sequence[str]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from torch2mlx.api import Conversion, Generation, Verification
 from torch2mlx.benchmarking import Benchmark, Row, Spread
 from torch2mlx.compiler.route import Compiled
 from torch2mlx.diagnosis import Examination
+from torch2mlx.evidence.recheck import CertificateCheck
 from torch2mlx.inspection import Inspection
 from torch2mlx.reporting.terminal import format_bytes
 from torch2mlx.selection import Selection, Strategy
@@ -114,6 +115,28 @@ def _(result: Examination) -> None:
         console.print(f"  cure:    {finding.cure}", soft_wrap=True, markup=False)
     if not result.findings:
         console.print("nothing wrong found", style="green")
+
+
+@render.register
+def _(result: CertificateCheck) -> None:
+    console = Console(highlight=False)
+    table = _grid()
+    table.add_row("certificate", result.digest)
+    table.add_row("files", f"{result.files}, {'changed' if result.problems else 'as certified'}")
+    for run in result.runs:
+        style = "green" if run.passed else "red"
+        table.add_row(
+            escape(run.name),
+            f"[{style}]relative L2 {run.relative:.3g}[/], limit {run.tolerance:g}, "
+            f"{_or_dash(run.before)} when it was made",
+        )
+    console.print(table)
+    for problem in result.problems:
+        console.print(problem, style="red", markup=False, soft_wrap=True)
+    for name, (then, now) in result.versions.items():
+        console.print(f"note: {name} {then} then, {now} now", style="dim", markup=False)
+    if result.limits:
+        console.print(f"not repeated: {result.limits}", style="yellow", markup=False)
 
 
 def _columns(strategy: Strategy) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch2mlx.compiler.parity.gate import LIMITS, Agreement, check_parity
 from torch2mlx.compiler.parity.original import run_original
 from torch2mlx.compiler.parity.running import call_model, import_model, mlx_array
+from torch2mlx.compiler.parity.stored import stored_cases, stored_examples
 
 __all__ = [
     "LIMITS",
@@ -14,4 +15,6 @@ __all__ = [
     "import_model",
     "mlx_array",
     "run_original",
+    "stored_cases",
+    "stored_examples",
 ]

@@ -14,6 +14,7 @@ from torch2mlx.compiler.parity.localize import first_difference
 from torch2mlx.compiler.parity.original import Case, first_line, restored, run_case, set_buffers
 from torch2mlx.compiler.parity.running import call_model
 from torch2mlx.errors import ParityError
+from torch2mlx.evidence.record import OutputRecord
 
 if TYPE_CHECKING:
     import torch
@@ -33,11 +34,13 @@ class Agreement:
             where there are several.
         worst: largest relative L2 error over all outputs and cases.
         limit: that it had to keep.
+        outputs: every output and changed buffer of every case.
     """
 
     cases: tuple[str, ...]
     worst: float
     limit: float
+    outputs: tuple[OutputRecord, ...] = ()
 
 
 def check_parity(
@@ -62,7 +65,7 @@ def check_parity(
     """
     check = _Check(model, generated, cases, original)
     worst = max(check.case(case) for case in cases)
-    return Agreement(tuple(case.name for case in cases), worst, check.limit)
+    return Agreement(tuple(case.name for case in cases), worst, check.limit, tuple(check.outputs))
 
 
 class _Check:
@@ -74,6 +77,7 @@ class _Check:
         original: Callable[[], AbstractContextManager[torch.nn.Module]],
     ) -> None:
         self.model, self.generated, self.original = model, generated, original
+        self.outputs: list[OutputRecord] = []
         entries = list({id(c.entry): c.entry for c in cases}.values())
         # Compiled in another dtype, values are compared and not their types.
         self.rounded = any(e.point is not e.original for e in entries)
@@ -115,6 +119,16 @@ class _Check:
                 first = f"; the first module that differs is {where}" if where else ""
                 raise ParityError(f"{text}{first}; nothing was written")
             worst = max(worst, distance)
+            self.outputs.append(
+                OutputRecord(
+                    case.name,
+                    label,
+                    tuple(getattr(want, "shape", ())),
+                    str(getattr(want, "dtype", type(want).__name__)).removeprefix("torch."),
+                    distance,
+                    self.limit,
+                )
+            )
         return worst
 
     def _first_difference(self, case: Case) -> str:

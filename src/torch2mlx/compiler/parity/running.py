@@ -15,7 +15,7 @@ from torch2mlx.dtypes import dtype_from_torch, to_mx
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["call_model", "flat_outputs", "import_model", "mlx_array"]
+__all__ = ["call_model", "flat_outputs", "given_arguments", "import_model", "mlx_array"]
 
 
 def mlx_array(tensor: torch.Tensor) -> Any:
@@ -66,16 +66,23 @@ def call_model(
         args: positional arguments of the original's method.
         kwargs: its keyword arguments.
     """
+    given = given_arguments(arguments, args, kwargs)
+    return flat_outputs(getattr(model, method_name(method))(**given))
+
+
+def given_arguments(
+    arguments: Sequence[Argument], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What a generated method is called with, by name; the arguments are those of `call_model`."""
     import torch
 
     def leaf(value: Any) -> Any:
         return mlx_array(value) if isinstance(value, torch.Tensor) else value
 
-    given = {
+    return {
         a.name: plain(kwargs[a.position] if isinstance(a.position, str) else args[a.position], leaf)
         for a in arguments
     }
-    return flat_outputs(getattr(model, method_name(method))(**given))
 
 
 def flat_outputs(value: Any) -> list[Any]:
