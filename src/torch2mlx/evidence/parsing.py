@@ -13,7 +13,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from torch2mlx.errors import SourceError
 
-__all__ = ["parse_file", "plain"]
+__all__ = ["parse", "parse_file", "plain"]
 
 T = TypeVar("T")
 
@@ -29,11 +29,7 @@ _JSON_NAMES: dict[Any, str] = {
 
 
 def parse_file(kind: type[T], path: Path, largest: int) -> T:
-    """A dataclass from a JSON file.
-
-    Fields are of the types `str`, `int`, `float`, `bool`, `None`, dataclasses, `tuple[X, ...]`,
-    `Mapping[str, X]`, `Any`, and unions with `None`.  Entries that no field has are ignored: a
-    newer version may have written them.
+    """A dataclass, or a tuple of them, from a JSON file; see `parse`.
 
     Args:
         kind: the dataclass.
@@ -55,6 +51,24 @@ def parse_file(kind: type[T], path: Path, largest: int) -> T:
         raise SourceError(f"{path}: cannot be read: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
         raise SourceError(f"{path}: damaged: no valid JSON: {error}") from None
+    return parse(kind, raw, path)
+
+
+def parse(kind: type[T], raw: Any, path: Path) -> T:
+    """A dataclass from plain values.
+
+    Fields are of the types `str`, `int`, `float`, `bool`, `None`, dataclasses, `tuple[X, ...]`,
+    `Mapping[str, X]`, `Any`, and unions with `None`.  Entries that no field has are ignored: a
+    newer version may have written them.
+
+    Args:
+        kind: the dataclass.
+        raw: as JSON has them.
+        path: of the file that they come from, for the message.
+
+    Raises:
+        SourceError: an entry is missing or has another type; the message names it.
+    """
     try:
         found: T = _parse(kind, raw, "")
     except _MisfitError as problem:
