@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from torch2mlx.compiler.route import Compiled, Example
     from torch2mlx.diagnosis import Examination
     from torch2mlx.evidence.recheck import CertificateCheck
+    from torch2mlx.reporting.report import Report
     from torch2mlx.selection import Selection
     from torch2mlx.selection.plan_file import PlannedConversion
     from torch2mlx.sources.base import Checkpoint
@@ -48,6 +49,7 @@ __all__ = [
     "generate",
     "inspect",
     "plan",
+    "report",
     "upload",
     "verify",
     "verify_certificate",
@@ -413,6 +415,25 @@ def verify_certificate(folder: str | Path, *, trust_remote_code: bool = False) -
     from torch2mlx.evidence.recheck import check_certificate
 
     return check_certificate(Path(folder), trust_remote_code)
+
+
+def report(*folders: str | Path, benchmark: str | Path | None = None) -> Report:
+    """What one converted folder says of itself, or several beside one another.
+
+    Args:
+        *folders: what `convert` published.
+        benchmark: a file of `torch2mlx bench --json`, for a single folder.
+
+    Returns:
+        the report; its methods `html`, `markdown` and `to_dict` give its forms.
+
+    Raises:
+        OptionError: no folder, or a benchmark for several.
+        SourceError: torch2mlx did not make a folder, or a file in it is damaged.
+    """
+    from torch2mlx.reporting.report import make_report
+
+    return make_report(folders, benchmark)
 
 
 def doctor(folder: str | Path | None = None, *, fix: bool = False) -> Examination:

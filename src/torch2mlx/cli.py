@@ -704,6 +704,46 @@ def _write_json(path: str, result: Any) -> None:
         raise OptionError(f"--out {path}: cannot be written: {error.strerror or error}") from error
 
 
+@app.command(epilog="Example:  torch2mlx report ./smollm2-4bit ./smollm2-8bit --out report.html")
+def report(
+    folders: Annotated[
+        list[str], typer.Argument(metavar="DST...", help="Converted folders; several are compared.")
+    ],
+    out: Annotated[
+        str | None,
+        typer.Option(help="File to write.", show_default="report.html in the folder"),
+    ] = None,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print the report in short, as Markdown.")
+    ] = False,
+    benchmark: Annotated[
+        str | None,
+        typer.Option(
+            "--bench",
+            help="Speed: a file that `torch2mlx bench --json` wrote.",
+            show_default="torch2mlx/bench.json in the folder",
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Show a converted folder, or compare several: one HTML page that loads nothing."""
+    from torch2mlx import api
+
+    if markdown and as_json:
+        raise OptionError("--markdown and --json: choose one")
+    result = api.report(*folders, benchmark=benchmark)
+    if markdown or as_json:
+        plain = json.dumps(result.to_dict(), indent=2, ensure_ascii=False)
+        text = result.markdown() if markdown else plain
+        if out is None:
+            typer.echo(text)
+        else:
+            typer.echo(f"wrote {result.write(out, text + chr(10) * as_json)}", err=True)
+        return
+    place = out or (f"{folders[0]}/report.html" if len(folders) == 1 else "report.html")
+    typer.echo(f"wrote {result.write(place, result.html())}", err=True)
+
+
 @app.command(epilog="Example:  torch2mlx doctor ./smollm2-4bit --fix")
 def doctor(
     folder: Annotated[

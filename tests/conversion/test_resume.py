@@ -33,7 +33,7 @@ def place(tmp_path: Path) -> Path:
 
 def _contents(folder: Path) -> dict[str, bytes]:
     """Every file's bytes; of the manifest what does not depend on the time."""
-    files = {p.name: p.read_bytes() for p in folder.iterdir()}
+    files = {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
     manifest = json.loads(files["torch2mlx.json"])
     for changing in ("created", "measured"):
         del manifest[changing]

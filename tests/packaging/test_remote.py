@@ -100,13 +100,14 @@ def test_convert_uploads_what_was_verified(
         with pytest.raises(KeyboardInterrupt):
             torch2mlx.convert(source, "memory://shelf/out")
     (local,) = tmp_path.glob("out.upload-*")
-    made = {path.name: path.read_bytes() for path in local.iterdir()}
+    files = [path for path in local.rglob("*") if path.is_file()]
+    made = {path.relative_to(local).as_posix(): path.read_bytes() for path in files}
     with pytest.raises(DestinationError, match="waits to be uploaded"):
         torch2mlx.convert(source, "memory://shelf/out", dtype="float16")
     result = torch2mlx.convert(source, "memory://shelf/out")
     assert str(result.destination) == "memory://shelf/out"
     assert not local.exists()
-    there = {name.rpartition("/")[2] for name in memory.ls("/shelf/out", detail=False)}
+    there = {name.removeprefix("/shelf/out/") for name in memory.find("/shelf/out")}
     assert there == set(made)
     assert all(memory.cat_file(f"/shelf/out/{name}") == data for name, data in made.items())
     with pytest.raises(DestinationError, match="exists already"):

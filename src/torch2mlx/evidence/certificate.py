@@ -126,7 +126,7 @@ def write_certificate(
         source=manifest.source.files,
         location=manifest.source.location,
         manifest=record_file(folder / MANIFEST),
-        files=manifest.outputs,
+        files={**manifest.outputs, **_beside(folder)},
         results=results,
         tolerances=tolerances,
         reference=reference,
@@ -183,6 +183,13 @@ def hash_sources(paths: Mapping[str, Path]) -> dict[str, FileRecord]:
         for name, path in paths.items()
         if not isinstance(path, RemotePath) or path.remote is None
     }
+
+
+def _beside(folder: Path) -> dict[str, FileRecord]:
+    """Records of what lies beside the manifest, the certificate itself aside."""
+    names = sorted(path.name for path in (folder / FOLDER).iterdir() if path.is_file())
+    own = CERTIFICATE.rpartition("/")[2]
+    return {f"{FOLDER}/{n}": record_file(folder / FOLDER / n) for n in names if n != own}
 
 
 def _results(verification: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, float]]:

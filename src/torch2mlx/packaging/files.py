@@ -12,6 +12,9 @@ __all__ = ["MANIFEST", "changed_files", "output_records", "source_record", "unre
 
 MANIFEST = "torch2mlx.json"
 
+# Figures and proof beside the manifest; some differ from run to run.
+_BESIDE = "torch2mlx/"
+
 # Made of a folder later, by `torch2mlx report` and `bench`.
 _LATER = re.compile(r".*\.html|torch2mlx/bench\.json")
 
@@ -35,14 +38,14 @@ def output_records(
 ) -> dict[str, FileRecord]:
     """Records of the files of an output that programs read, by relative name.
 
-    Left out are the manifest itself and texts such as the model card, which people edit.  Files
-    of `known` are not read again.
+    Left out are the manifest itself, what lies beside it in a folder of its own, and texts such
+    as the model card, which people edit.  Files of `known` are not read again.
     """
     names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
     return {
         name: (known or {}).get(name) or record_file(folder / name)
         for name in names
-        if name != MANIFEST and not _TEXTS.fullmatch(name)
+        if name != MANIFEST and not name.startswith(_BESIDE) and not _TEXTS.fullmatch(name)
     }
 
 

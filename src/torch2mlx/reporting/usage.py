@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from torch2mlx.reporting.facts import Facts
@@ -50,7 +51,7 @@ def usages(facts: Facts, place: str = "path/to/this/folder") -> tuple[Usage, ...
     if generated:
         note = "model.py is for mlx-lm in Python; LM Studio and mlx-swift cannot run it."
         return (*found, Usage("Elsewhere", "", note), _check(facts, place))
-    name = facts.title.replace(" ", "-") or "model"
+    name = re.sub(r"[^\w.-]+", "-", facts.title, flags=re.ASCII).strip("-.") or "model"
     found.append(
         Usage(
             "LM Studio",
@@ -78,9 +79,11 @@ def _module(facts: Facts) -> Usage:
     inputs = facts.config.get("inputs")
     named = methods if isinstance(methods, dict) else {"__call__": inputs}
     for method, entries in named.items():
-        names = [str(e.get("name")) for e in entries if isinstance(e, dict)] if entries else []
-        call = "" if method == "__call__" else f".{method}"
-        calls.append(f"outputs = model{call}({', '.join(names)})")
+        given = [e.get("name") for e in entries if isinstance(e, dict)] if entries else []
+        names = [name for name in given if isinstance(name, str) and name.isidentifier()]
+        if method.isidentifier():
+            call = "" if method == "__call__" else f".{method}"
+            calls.append(f"outputs = model{call}({', '.join(names)})")
     code = "\n".join(["from model import load", "", 'model = load(".")', *calls])
     return Usage("Python", code, "In the folder, with MLX installed:")
 
