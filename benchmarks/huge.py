@@ -2,6 +2,7 @@
 
     python benchmarks/huge.py llama-3-70b deepseek-v3 trillion --folder sparse
     python benchmarks/huge.py llama-3-70b --folder sparse --convert
+    python benchmarks/huge.py deepseek-v3 --layers 4 --folder sparse --convert
 
 The shapes, names, dtypes and shard sizes are those of the published models; a file system with
 sparse files stores a few megabytes.  What is measured on them is the work that depends on shapes:
@@ -11,6 +12,7 @@ reading headers, planning, and streaming at full length.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import shutil
 import struct
@@ -273,6 +275,34 @@ def _row(name: str, step: str, usage: Usage) -> None:
     )
 
 
+def check_and_free(folder: Path) -> tuple[int, int]:
+    """Compare each weight file with its hash in the manifest and remove it.
+
+    Returns:
+        bytes of the files and number of tensors in their headers.
+    """
+    records = json.loads((folder / "torch2mlx.json").read_text())["outputs"]
+    index = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
+    size, found = 0, 0
+    for path in sorted(folder.glob("*.safetensors")):
+        digest = hashlib.sha256()
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            names = json.loads(file.read(length)).keys() - {"__metadata__"}
+            file.seek(0)
+            while block := file.read(1 << 22):
+                digest.update(block)
+        if digest.hexdigest() != records[path.name]["sha256"]:
+            sys.exit(f"{path}: not what the manifest says")
+        if wrong := {name for name in names if index[name] != path.name}:
+            sys.exit(f"{path}: not where the index says: {sorted(wrong)[:3]}")
+        size, found = size + path.stat().st_size, found + len(names)
+        path.unlink()
+    if found != len(index):
+        sys.exit(f"{folder}: {found} of {len(index)} tensors")
+    return size, found
+
+
 def main() -> None:
     """Write sparse checkpoints, and measure what reads them."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -292,10 +322,11 @@ def main() -> None:
         if options.convert:
             target = folder.with_name(f"{folder.name}-4bit")
             arguments = ("convert", str(folder), str(target), "-q", "--no-verify", "--quiet")
-            limits = ("--max-shard-size", "20GB", "--json")
+            limits = ("--max-shard-size", "5GB", "--json")
             usage = measure(_command(*arguments, *limits), log)
-            written = sum(path.stat().st_size for path in target.glob("*.safetensors"))
-            _row(name, f"convert, {written / 1e9:.0f} GB out", usage)
+            written, tensors = check_and_free(target)
+            _row(name, f"convert, {written / 1e9:.1f} GB out", usage)
+            print(f"{name:12} {tensors} tensors in place, every file has the hash of the manifest")
             shutil.rmtree(target)
 
 
