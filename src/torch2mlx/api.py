@@ -272,7 +272,12 @@ def _convert(
         raise OptionError(f"{name}: is a checkpoint itself; --weights belongs to a module")
     assert isinstance(source, str | Path)
     checkpoint = _open(
-        source, asked.revision, asked.trust_remote_code, asked.keep_download, asked.adapter
+        source,
+        asked.revision,
+        asked.trust_remote_code,
+        asked.keep_download,
+        asked.adapter,
+        asked.expert_layout,
     )
     with closing(checkpoint.source):
         for one in (asked, *asked.further().values()):
@@ -335,6 +340,7 @@ def _open(
     trust_remote_code: bool,
     keep_download: bool = False,
     adapter: str | Path | None = None,
+    expert_layout: str | None = None,
 ) -> Checkpoint:
     from torch2mlx.architectures.port import load_port
     from torch2mlx.routing import may_generate
@@ -354,6 +360,12 @@ def _open(
         accept_config=accept,
         keep_download=keep_download,
     )
+    from torch2mlx.sources.experts import usual_experts
+
+    state = usual_experts(checkpoint.state, checkpoint.config, expert_layout)
+    if state.keys() != checkpoint.state.keys() or expert_layout is not None:
+        kept = {n: p for n, p in checkpoint.packed.items() if state.get(n) is checkpoint.state[n]}
+        checkpoint = replace(checkpoint, state=state, packed=kept)
     if adapter is None:
         return checkpoint
     from torch2mlx.sources.adapters import with_adapter
@@ -366,6 +378,7 @@ def verify(
     folder: str | Path,
     *,
     adapter: str | Path | None = None,
+    expert_layout: str | None = None,
     memory_limit: str | int = "1GB",
     max_context: int | None = None,
     trust_remote_code: bool = False,
@@ -378,6 +391,7 @@ def verify(
         source: the PyTorch checkpoint.
         folder: the MLX folder.
         adapter: folder of an adapter that was merged into it.
+        expert_layout: how the checkpoint holds fused experts, as for `convert`.
         memory_limit: memory beside one block of the model.
         max_context: check only so many tokens.
         trust_remote_code: allow the checkpoint's own code on the PyTorch side.
@@ -389,7 +403,9 @@ def verify(
     """
     from torch2mlx.verification.folder import verify_folder
 
-    checkpoint = _open(source, revision, trust_remote_code, adapter=adapter)
+    checkpoint = _open(
+        source, revision, trust_remote_code, adapter=adapter, expert_layout=expert_layout
+    )
     with closing(checkpoint.source):
         report, tokenizer = verify_folder(
             checkpoint,

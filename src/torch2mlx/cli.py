@@ -103,6 +103,25 @@ Adapter = Annotated[
 ]
 
 
+class ExpertLayout(StrEnum):
+    """How a checkpoint holds gate and up of its experts in one tensor."""
+
+    concatenated = "concatenated"
+    interleaved = "interleaved"
+    concatenated_transposed = "concatenated-transposed"
+    interleaved_transposed = "interleaved-transposed"
+
+
+Experts = Annotated[
+    ExpertLayout | None,
+    typer.Option(
+        "--expert-layout",
+        help="How experts.gate_up_proj lies, where the checkpoint differs from its family.",
+        show_default=False,
+    ),
+]
+
+
 def _version(value: bool) -> None:
     if value:
         typer.echo(f"torch2mlx {__version__}")
@@ -367,6 +386,7 @@ def convert(
         ),
     ] = False,
     adapter: Adapter = None,
+    expert_layout: Experts = None,
     dequantize: Annotated[
         bool, typer.Option("-d", "--dequantize", help="Make a plain model of a quantized MLX one.")
     ] = False,
@@ -511,6 +531,7 @@ def convert(
         dequantize=dequantize,
         dtype=dtype.value if dtype else None,
         adapter=adapter,
+        expert_layout=expert_layout.value if expert_layout else None,
         max_shard_size=max_shard_size,
         memory_limit=memory_limit,
         verify=not no_verify,
@@ -565,6 +586,7 @@ def verify(
         ),
     ] = False,
     adapter: Adapter = None,
+    expert_layout: Experts = None,
     memory_limit: Annotated[
         str, typer.Option(help="Memory beside one block of the model.")
     ] = "1GB",
@@ -596,6 +618,7 @@ def verify(
         source,
         folder,
         adapter=adapter,
+        expert_layout=expert_layout.value if expert_layout else None,
         memory_limit=memory_limit,
         max_context=max_context,
         trust_remote_code=trust_remote_code,

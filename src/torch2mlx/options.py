@@ -53,6 +53,8 @@ class ConvertOptions:
             built-in text (`verification.quality.Bounds`).
         auto: where a bound does not hold, try one cure after the other until all do.
         adapter: folder of a LoRA or DoRA adapter to merge into the checkpoint.
+        expert_layout: how the checkpoint holds fused experts, where it is not as its family does:
+            one of `torch2mlx.sources.experts.EXPERT_LAYOUTS`.
         dequantize: make a plain model of a quantized MLX folder.
         dtype: float16, bfloat16 or float32 for what is not quantized.
         max_shard_size: bound on each weight file, such as "5GB".
@@ -92,6 +94,7 @@ class ConvertOptions:
     max_loops: float | None = None
     auto: bool = False
     adapter: str | Path | None = None
+    expert_layout: str | None = None
     dequantize: bool = False
     dtype: str | None = None
     max_shard_size: str | int = "5GB"

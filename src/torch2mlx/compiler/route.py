@@ -39,6 +39,7 @@ _REFUSED = {
     "max_loops": "--max-loops: belongs to ports of language models; leave it out",
     "auto": "--auto: belongs to ports of language models; leave it out",
     "adapter": "--adapter: belongs to checkpoints; merge it into the module before",
+    "expert_layout": "--expert-layout: belongs to checkpoints; leave it out",
     "dequantize": "-d: a module has no quantized layers of MLX; leave it out",
     "keep_download": "--keep-download: belongs to a hub id as SRC; leave it out",
     "max_context": "--max-context: belongs to ports of language models; bound an extent with "
