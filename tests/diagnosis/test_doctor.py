@@ -239,3 +239,17 @@ def test_wrong_use(tmp_path: Path) -> None:
         examine_folder(tmp_path / "none")
     with pytest.raises(OptionError, match="--fix mends a folder"):
         torch2mlx.doctor(fix=True)
+
+
+def test_versions_that_disagree_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch2mlx.diagnosis import examination
+
+    names = {finding.name for finding in examination.examine_machine().findings}
+    assert "versions-disagree" not in names
+    monkeypatch.setattr(
+        examination, "requires", lambda name: ["numpy<1", "absent>9", 'torch<1; extra == "x"']
+    )
+    (found,) = (f for f in examination.examine_machine().findings if f.name == "versions-disagree")
+    assert "torch2mlx needs numpy <1" in found.cause
+    assert "absent" not in found.cause
+    assert "torch <1" not in found.cause

@@ -13,7 +13,10 @@ from torch2mlx.architectures.catalog import port_name, port_settings
 from torch2mlx.architectures.normalize import normalize_config, port_fields, reference_config
 from torch2mlx.errors import UnsupportedError
 
-__all__ = ["known_limits", "stated_limits"]
+__all__ = ["FLOAT16_OVERFLOWS", "known_limits", "stated_limits"]
+
+FLOAT16_OVERFLOWS = ("gemma", "t5", "qwen2_vl")
+"""Beginnings of model types whose activations leave float16's range."""
 
 _Limit = Callable[[Any, Mapping[str, Any], frozenset[str]], str | None]
 _WINDOW_KEYS = frozenset(

@@ -9,9 +9,11 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any
+
+from packaging.requirements import Requirement
 
 from torch2mlx.diagnosis import settings, tokens, weights
 from torch2mlx.diagnosis.finding import Finding, Patient
@@ -20,6 +22,7 @@ from torch2mlx.errors import SourceError
 __all__ = ["Examination", "examine_folder", "examine_machine"]
 
 _LIBRARIES = ("mlx", "mlx-lm", "mlx-vlm", "torch", "transformers", "tokenizers", "safetensors")
+_ASKING = ("torch2mlx", "mlx-lm", "transformers")
 _ROOM = 10 * 10**9  # bytes of free disk below which most conversions fail
 
 
@@ -172,7 +175,32 @@ def examine_machine() -> Examination:
                 f"pip install {' '.join(missing)}",
             )
         )
+    disagreements = list(_disagreements())
+    if disagreements:
+        findings.append(
+            Finding(
+                "versions-disagree",
+                "import errors, or models that are built otherwise than they were tested",
+                "; ".join(disagreements[:4]),
+                "install the versions that are asked for, best in an environment of their own",
+            )
+        )
     return Examination("this machine", facts, tuple(findings))
+
+
+def _disagreements() -> Iterator[str]:
+    """What the libraries' own metadata ask for and is not installed in that version."""
+    for name in _ASKING:
+        try:
+            asked = requires(name) or []
+        except PackageNotFoundError:
+            continue
+        for requirement in map(Requirement, asked):
+            if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+                continue
+            found = _version(requirement.name)
+            if found is not None and not requirement.specifier.contains(found, prereleases=True):
+                yield f"{name} needs {requirement.name} {requirement.specifier}, {found} is here"
 
 
 def _version(name: str) -> str | None:

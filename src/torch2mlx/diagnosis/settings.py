@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from torch2mlx.architectures.limits import FLOAT16_OVERFLOWS
 from torch2mlx.diagnosis.finding import Finding, Patient
 
 __all__ = ["CHECKS"]
@@ -94,7 +95,7 @@ def _mean(bits: Any, dtype: Any) -> float:
 def _half_type(patient: Patient) -> Iterator[Finding]:
     config: Mapping[str, Any] = patient.config or {}
     name = config.get("torch_dtype") or config.get("dtype")
-    if name == "float16" and str(config.get("model_type")).startswith(("gemma", "t5", "qwen2_vl")):
+    if name == "float16" and str(config.get("model_type")).startswith(FLOAT16_OVERFLOWS):
         yield Finding(
             "float16-overflow",
             "NaN, noise or '!!!!' on longer prompts",

@@ -45,14 +45,19 @@ def _(result: Inspection) -> None:
     table.add_row("parameters", f"{result.parameters:,}")
     table.add_row("dtypes", ", ".join(f"{k} {_share(v, result)}" for k, v in result.dtypes.items()))
     table.add_row("layers", _or_dash(result.layers))
-    if result.experts:
-        table.add_row("experts", str(result.experts))
     table.add_row("context", _or_dash(result.context))
     table.add_row("tied head", _or_dash(result.tied))
     table.add_row("tokenizer", "yes" if result.tokenizer else "none")
     table.add_row("chat template", "yes" if result.chat_template else "none")
     table.add_row("route", f"mlx-lm port {result.route}" if result.route else "none")
     table.add_row("several Macs", f"with mlx.launch: {'yes' if result.sharded else 'no'}")
+    table.add_row("licence", result.licence or "not stated here")
+    kinds = (f"{kind} {_share(count, result)}" for kind, count in result.classes.items())
+    table.add_row("modules", ", ".join(kinds))
+    for line in result.expert_layout:
+        table.add_row("experts" if line == result.expert_layout[0] else "", line)
+    for name, text in result.costs.items():
+        table.add_row(f"{name} takes", text)
     console.print(table)
     for note in result.notes:
         console.print(f"note: {note}", style="dim")

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch2mlx.errors import OptionError, PlanError, SourceError
 from torch2mlx.options import ConvertOptions
+from torch2mlx.sources.remote.files import RemotePath
 
 if TYPE_CHECKING:
     from torch2mlx.sources.base import Checkpoint
@@ -91,12 +92,20 @@ class PlannedConversion:
 
 
 def fingerprint(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Size, time of change and both ends of the weight files, and config.json."""
+    """Size, time of change and both ends of the weight files, and config.json.
+
+    Of remote files the size and the version that their server tells; nothing more is fetched.
+    """
     from torch2mlx.conversion.identity import SourceState
 
     config = checkpoint.folder / "config.json"
     files = [p for p in (*checkpoint.source.files, config) if p.is_file()]
-    return SourceState.take(files).to_dict(checkpoint.folder)
+    there = [p for p in files if isinstance(p, RemotePath) and p.remote is not None]
+    found = SourceState.take(p for p in files if p not in there).to_dict(checkpoint.folder)
+    for path in there:
+        state = path.stat()
+        found[path.name] = {"size": state.st_size, "changed": state.st_mtime_ns}
+    return found
 
 
 def seal(document: Mapping[str, Any]) -> dict[str, Any]:

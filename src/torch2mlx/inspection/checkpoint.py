@@ -8,10 +8,22 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch2mlx.architectures.catalog import port_name, runs_sharded, similar_ports
-from torch2mlx.architectures.limits import stated_limits
+from torch2mlx.architectures.limits import FLOAT16_OVERFLOWS, stated_limits
 from torch2mlx.architectures.registry import rules_for
+from torch2mlx.inspection.costs import describe_costs, odd_widths
+from torch2mlx.inspection.layout import (
+    draw_experts,
+    expert_layouts,
+    parameters_by_class,
+    tied_pairs,
+)
+from torch2mlx.inspection.words import (
+    find_licence,
+    has_template,
+    has_tokenizer,
+    tokenizer_faults,
+)
 from torch2mlx.sources.base import Checkpoint
-from torch2mlx.sources.gguf.source import GGUFSource
 
 __all__ = ["Inspection", "inspect_checkpoint"]
 
@@ -34,6 +46,10 @@ class Inspection:
         tied: the output head is the embedding.
         context: longest sequence that the config allows, or None.
         tokenizer, chat_template: there is one.
+        licence: as the model card says, the name of a licence file, or None.
+        classes: number of weights by kind of module ("attention", "experts" ...).
+        expert_layout: lines of a picture of the layers' experts; () for dense models.
+        costs: what memory, quantization, architecture and tokenizer take here, by name.
         hazards: what could go wrong, each with what to do.
         notes: how the files were understood.
     """
@@ -54,6 +70,10 @@ class Inspection:
     context: int | None
     tokenizer: bool
     chat_template: bool
+    licence: str | None
+    classes: Mapping[str, int]
+    expert_layout: tuple[str, ...]
+    costs: Mapping[str, str]
     hazards: tuple[str, ...]
     notes: tuple[str, ...]
 
@@ -71,8 +91,9 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
     dtypes = Counter[str]()
     for expr in checkpoint.state.values():
         dtypes[expr.dtype.torch_name] += expr.size
-    tokenizer, template = _tokenizer(checkpoint)
     port = _route(config)
+    hazards = tuple(_hazards(checkpoint, merged, len(infos)))
+    active = _first_int(merged, "num_experts_per_tok", "moe_topk", "num_experts_per_token")
     return Inspection(
         location=checkpoint.location,
         kind=checkpoint.kind,
@@ -90,9 +111,13 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
         ),
         tied=merged.get("tie_word_embeddings"),
         context=_first_int(merged, "max_position_embeddings", "n_positions", "max_seq_len"),
-        tokenizer=tokenizer,
-        chat_template=template,
-        hazards=tuple(_hazards(checkpoint, merged, len(infos))),
+        tokenizer=has_tokenizer(checkpoint),
+        chat_template=has_template(checkpoint),
+        licence=find_licence(checkpoint),
+        classes=parameters_by_class(checkpoint.state),
+        expert_layout=tuple(draw_experts(expert_layouts(checkpoint.state), active)),
+        costs=describe_costs(checkpoint, port),
+        hazards=hazards,
         notes=checkpoint.notes,
     )
 
@@ -104,21 +129,6 @@ def _route(config: Mapping[str, Any]) -> str | None:
 
 def _first_int(config: Mapping[str, Any], *keys: str) -> int | None:
     return next((config[k] for k in keys if isinstance(config.get(k), int)), None)
-
-
-def _tokenizer(checkpoint: Checkpoint) -> tuple[bool, bool]:
-    """Whether there is a tokenizer, and a chat template, without loading either."""
-    if isinstance(checkpoint.source, GGUFSource):  # whose tokenizer files are made on demand
-        metadata = checkpoint.source.metadata
-        return "tokenizer.ggml.tokens" in metadata, "tokenizer.chat_template" in metadata
-    files = checkpoint.tokenizer_files
-    tokenizer = any("tokenizer" in n or "vocab" in n or n.endswith(".model") for n in files)
-    template = any("chat_template" in n for n in files) or any(
-        "chat_template" in files[n].read_text(encoding="utf-8", errors="replace")
-        for n in files
-        if n.endswith("_config.json") and files[n].exists()
-    )
-    return tokenizer, template
 
 
 def _hazards(checkpoint: Checkpoint, config: Mapping[str, Any], tensors: int) -> Iterator[str]:
@@ -138,8 +148,22 @@ def _hazards(checkpoint: Checkpoint, config: Mapping[str, Any], tensors: int) ->
     if isinstance(packed, Mapping):
         method = packed.get("quant_method", packed.get("format", "unknown"))
         yield f"the weights are packed ({method}); only formats that the port unpacks convert"
-    if not _tokenizer(checkpoint)[0]:
-        yield "no tokenizer files: the result cannot generate text or chat"
+    yield from tokenizer_faults(checkpoint)
+    if checkpoint.kind == "torch":
+        yield (
+            "the weights are pickles, which can run code in programs that load them; torch2mlx "
+            "reads them without running any, and what it writes holds none"
+        )
+    if model_type.startswith(FLOAT16_OVERFLOWS):
+        yield (
+            f"{model_type} overflows float16 in its activations (known of the family): keep "
+            "bfloat16 or float32, do not use --dtype float16"
+        )
+    for name in tied_pairs(checkpoint.state, config.get("tie_word_embeddings")):
+        yield (
+            f"{name} is stored although config.json ties the head to the embedding: PyTorch "
+            "ignores it, and so does the conversion"
+        )
     halves = {"float16", "bfloat16"}
     types = {expr.dtype.torch_name for expr in checkpoint.state.values() if expr.dtype.floating}
     plain = checkpoint.kind != "gguf"
@@ -147,15 +171,13 @@ def _hazards(checkpoint: Checkpoint, config: Mapping[str, Any], tensors: int) ->
         yield f"stored in float32, config.json says {config['torch_dtype']}: it will be rounded"
     if "float64" in types:
         yield "float64 weights: MLX computes in float32 at most, they will be rounded"
-    odd = sorted(
-        {
-            expr.shape[-1]
-            for expr in checkpoint.state.values()
-            if len(expr.shape) >= 2 and expr.shape[-1] % 32 and expr.shape[-1] > 32
-        }
-    )
-    if odd:
-        widths = ", ".join(map(str, odd[:4]))
-        yield f"widths that no group size divides ({widths}): such layers stay unquantized"
+    for group in (32, 64):
+        odd = odd_widths(checkpoint, group)
+        if odd and (group == 64 or odd != odd_widths(checkpoint, 64)):
+            widths = ", ".join(map(str, sorted(odd)[:4]))
+            yield (
+                f"widths that a group size of {group} does not divide ({widths}): with it, such "
+                "layers stay unquantized"
+            )
     if not tensors:
         yield "no tensors at all"
