@@ -474,8 +474,9 @@ def doctor(folder: str | Path | None = None, *, fix: bool = False) -> Examinatio
 
 def generate(
     folder: str | Path,
-    prompt: str,
+    prompt: str = "",
     *,
+    sound: str | Path | None = None,
     max_tokens: int = 100,
     temperature: float = 0.0,
     seed: int = 0,
@@ -483,11 +484,12 @@ def generate(
     trust_remote_code: bool = False,
     on_text: Callable[[str], None] | None = None,
 ) -> Generation:
-    """Generate text with a converted model, through mlx-lm.
+    """Generate text with a converted model: through mlx-lm, or an encoder-decoder by itself.
 
     Args:
         folder: an MLX folder.
         prompt: the user's message; with `raw`, the text itself.
+        sound: in place of a prompt, for a model that takes sound: .wav, or features in .npy.
         max_tokens: longest answer.
         temperature: 0 takes the most likely token.
         seed: of the sampling.
@@ -504,6 +506,14 @@ def generate(
         raise OptionError(f"--max-tokens {max_tokens}: at least 1 token")
     if temperature < 0:
         raise OptionError(f"--temp {temperature}: at least 0, which is greedy")
+    from torch2mlx.transduction import is_transducer
+
+    if is_transducer(folder):
+        return _transduce(
+            Path(folder), prompt, sound, max_tokens, temperature, seed, trust_remote_code, on_text
+        )
+    if sound is not None:
+        raise OptionError(f"--sound: {folder} takes text; give --prompt")
     model, tokenizer = load_language_model(folder, trust_remote_code=trust_remote_code)
     import mlx.core as mx
     from mlx_lm import stream_generate
@@ -537,6 +547,47 @@ def generate(
         generation_tps=last.generation_tps,
         peak_memory=int(last.peak_memory * 1e9),
         finish_reason=last.finish_reason,
+    )
+
+
+def _transduce(
+    folder: Path,
+    prompt: str,
+    sound: str | Path | None,
+    max_tokens: int,
+    temperature: float,
+    seed: int,
+    trust_remote_code: bool,
+    on_text: Callable[[str], None] | None,
+) -> Generation:
+    """With an encoder-decoder: text for text, or text for sound."""
+    import time
+
+    import mlx.core as mx
+    from transformers import AutoTokenizer
+
+    from torch2mlx.transduction import load_transducer, model_inputs
+
+    model = load_transducer(folder, trust_remote_code=trust_remote_code)
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise SourceError(f"{folder}: its tokenizer cannot be loaded: {error}") from error
+    inputs = model_inputs(model, tokenizer, folder, prompt, None if sound is None else Path(sound))
+    begun = time.perf_counter()
+    tokens = model.generate(inputs, max_tokens=max_tokens, temperature=temperature, seed=seed)[0]
+    seconds = time.perf_counter() - begun
+    text = tokenizer.decode(tokens, skip_special_tokens=True)
+    if on_text is not None:
+        on_text(text)
+    return Generation(
+        text=text,
+        prompt_tokens=inputs.shape[-1],
+        generated_tokens=len(tokens),
+        prompt_tps=0.0,
+        generation_tps=len(tokens) / seconds,
+        peak_memory=int(mx.get_peak_memory()),
+        finish_reason="length" if len(tokens) == max_tokens else "stop",
     )
 
 

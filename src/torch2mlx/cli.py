@@ -633,7 +633,11 @@ def verify(
 @app.command(epilog="Example:  torch2mlx generate ./smollm2-4bit --prompt 'Why is the sky blue?'")
 def generate(
     folder: Annotated[str, typer.Argument(metavar="DST", help="An MLX folder.")],
-    prompt: Annotated[str, typer.Option("-p", "--prompt", help="The prompt; - reads stdin.")],
+    prompt: Annotated[str, typer.Option("-p", "--prompt", help="The prompt; - reads stdin.")] = "",
+    sound: Annotated[
+        str | None,
+        typer.Option(help="For a model of speech: a .wav file, or features in .npy."),
+    ] = None,
     max_tokens: Annotated[int, typer.Option("-m", "--max-tokens", help="Longest answer.")] = 100,
     temperature: Annotated[float, typer.Option("--temp", help="0 is greedy.")] = 0.0,
     seed: Annotated[int, typer.Option(help="For sampling.")] = 0,
@@ -648,6 +652,7 @@ def generate(
     result = api.generate(
         folder,
         text,
+        sound=sound,
         max_tokens=max_tokens,
         temperature=temperature,
         seed=seed,

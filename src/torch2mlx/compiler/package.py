@@ -16,7 +16,7 @@ from torch2mlx.compiler.graph import build_graph, standing_names, unknown_operat
 from torch2mlx.compiler.lowering.registry import registered
 from torch2mlx.compiler.passes import optimized
 from torch2mlx.compiler.program import build_programs
-from torch2mlx.compiler.publish import CompiledModule, publish
+from torch2mlx.compiler.publish import CompiledModule, Extras, publish
 from torch2mlx.compiler.weights import check_names, checkpoint_state, module_state
 from torch2mlx.errors import CompileError, OptionError
 from torch2mlx.options import ConvertOptions
@@ -227,6 +227,7 @@ def compile_module(
     progress: Progress | None = None,
     location: str = "",
     seed: int = 0,
+    extras: Extras | None = None,
 ) -> CompiledModule:
     """Write a module's MLX code and weights, compared with PyTorch before they appear.
 
@@ -243,6 +244,7 @@ def compile_module(
         progress: listener.
         location: what the user calls the module, for the manifest.
         seed: of the fresh inputs.
+        extras: what the folder has besides.
 
     Raises:
         CompileError: with all reasons why the module has no exact counterpart in MLX.
@@ -276,6 +278,7 @@ def compile_module(
         options,
         listener,
         seed,
+        extras,
     )
 
 

@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -47,6 +47,7 @@ from torch2mlx.packaging.manifest import (
     weight_record,
 )
 from torch2mlx.packaging.staging import Staging
+from torch2mlx.packaging.tokenizer import copy_tokenizer_files
 from torch2mlx.planning.plan import Plan
 from torch2mlx.planning.regions import full
 from torch2mlx.planning.shards import parse_size
@@ -87,6 +88,19 @@ class CompiledModule:
     manifest: Manifest
 
 
+@dataclass(frozen=True)
+class Extras:
+    """What a folder has besides code and weights.
+
+    Attributes:
+        settings: further entries of config.json.
+        files: to be copied byte for byte, by their name in the folder.
+    """
+
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, Path] = field(default_factory=dict)
+
+
 def publish(
     destination: str | Path,
     generated: GeneratedModel,
@@ -96,6 +110,7 @@ def publish(
     options: ConvertOptions,
     progress: Progress,
     seed: int = 0,
+    extras: Extras | None = None,
 ) -> CompiledModule:
     """Write everything, compare with PyTorch, and give the folder its name.
 
@@ -112,6 +127,7 @@ def publish(
         options: dtype, quantization, shards, memory, verification.
         progress: listener.
         seed: of the fresh inputs.
+        extras: what the folder has besides.
 
     Raises:
         NumericError: NaN, Inf or overflow in a parameter.
@@ -119,7 +135,7 @@ def publish(
         ParityError: an output or a tensor differs; nothing is published.
     """
     with MemoryTrace(progress) as trace:
-        made = _Publication(generated, entries, weights, module, options, trace)
+        made = _Publication(generated, entries, weights, module, options, trace, extras or Extras())
         return made.run(destination, seed)
 
 
@@ -132,7 +148,9 @@ class _Publication:
         module: torch.nn.Module,
         options: ConvertOptions,
         progress: MemoryTrace,
+        extras: Extras,
     ) -> None:
+        self.extras = extras
         self.generated, self.entries, self.weights = generated, entries, weights
         self.module, self.options, self.progress = module, options, progress
         self.runs: list[StoredRun] = []
@@ -159,6 +177,7 @@ class _Publication:
             staging.require_room(plan.nbytes)
             _write(self.folder / "model.py", code)
             _write(self.folder / "config.json", json.dumps(self._config(plan), indent=2) + "\n")
+            copy_tokenizer_files(self.extras.files, self.folder)
             return self._fill(staging, plan, seed)
 
     def _fill(self, staging: Staging, plan: Plan, seed: int) -> CompiledModule:
@@ -324,7 +343,10 @@ class _Publication:
         return outputs
 
     def _config(self, plan: Plan) -> dict[str, Any]:
-        config: dict[str, Any] = {"model_class": self.generated.class_name}
+        config: dict[str, Any] = {
+            "model_class": self.generated.class_name,
+            **self.extras.settings,
+        }
         if len(self.entries) == 1:
             config["inputs"] = _inputs(self.entries[0])
         else:

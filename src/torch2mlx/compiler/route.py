@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -112,14 +113,14 @@ class Compiled:
 
 def is_program(source: Any) -> bool:
     """Whether a source goes to the compiler: an object, "package.module:factory", a `.pt2`
-    or TorchScript file.
+    or TorchScript file, or the checkpoint of an encoder-decoder.
 
     Decided without importing torch.
     """
     if not isinstance(source, str | Path):
         return True
     path = Path(source)
-    if path.suffix == ".pt2" or is_torchscript(path):
+    if path.suffix == ".pt2" or is_torchscript(path) or _is_encoder_decoder(path):
         return True
     return _FACTORY.fullmatch(str(source)) is not None and not path.exists()
 
@@ -155,6 +156,8 @@ def convert_program(
         source = load_exported(Path(source))
     elif isinstance(source, str | Path) and is_torchscript(Path(source)):
         source = load_torchscript(Path(source), options.trust_remote_code)
+    elif _is_encoder_decoder(source):
+        return _compile_encoder_decoder(Path(source), destination, options, listener)
     elif isinstance(source, str):
         _require_example(source, example)
         source = load_factory(source, on_meta=options.weights is not None)
@@ -170,6 +173,10 @@ def convert_program(
             f"convert(): {type(source).__name__} is no source; give an nn.Module, an "
             "ExportedProgram, 'package.module:factory' or the path of a checkpoint"
         )
+    from torch2mlx.compiler.encoder_decoder import is_encoder_decoder
+
+    if not example.given and is_encoder_decoder(source):
+        return _compile_methods(source, destination, options, listener, location)
     _require_example(location or type(source).__name__, example)
     from torch2mlx.compiler.package import compile_module
 
@@ -190,6 +197,66 @@ def convert_program(
                 location=location,
             )
         )
+
+
+def _is_encoder_decoder(source: Any) -> bool:
+    """Whether a source is the folder of an encoder-decoder's checkpoint."""
+    config = Path(source) / "config.json" if isinstance(source, str | Path) else None
+    if config is None or not config.is_file():
+        return False
+    try:
+        found = json.loads(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    names = found.get("architectures") if isinstance(found, dict) else None
+    generates = any(str(n).endswith("ForConditionalGeneration") for n in names or ())
+    # Others with such a name are language models that also take images.
+    return generates and found.get("is_encoder_decoder") is True
+
+
+def _compile_encoder_decoder(
+    folder: Path, destination: str | Path, options: ConvertOptions, progress: Progress
+) -> Compiled:
+    from torch2mlx.compiler.encoder_decoder import load_encoder_decoder
+    from torch2mlx.sources.companions import companion_files
+
+    model = load_encoder_decoder(folder)
+    return _compile_methods(
+        model, destination, options, progress, str(folder), companion_files(folder)
+    )
+
+
+def _compile_methods(
+    model: torch.nn.Module,
+    destination: str | Path,
+    options: ConvertOptions,
+    progress: Progress,
+    location: str,
+    files: Mapping[str, Path] | None = None,
+) -> Compiled:
+    """An encoder-decoder of transformers, whose examples are known."""
+    from torch2mlx.compiler.encoder_decoder import methods_of
+    from torch2mlx.compiler.package import compile_module
+    from torch2mlx.compiler.publish import Extras
+
+    if options.weights is not None:
+        raise OptionError("--weights: an encoder-decoder has its own weights; leave it out")
+    made = methods_of(model.eval())
+    points = [
+        EntryPoint(method, (), arguments, made.dynamic_shapes[method])
+        for method, arguments in made.entry_points.items()
+    ]
+    return _result(
+        compile_module(
+            made.module,
+            destination,
+            entry_points=points,
+            options=options,
+            progress=progress,
+            location=location or f"{type(model).__module__}.{type(model).__qualname__}",
+            extras=Extras({"generation": dict(made.settings)}, files or {}),
+        )
+    )
 
 
 @contextmanager

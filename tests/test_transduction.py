@@ -1,0 +1,146 @@
+"""Encoder-decoders from a checkpoint to answers, against transformers' own `generate`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
+    WhisperConfig,
+    WhisperForConditionalGeneration,
+)
+
+import torch2mlx
+from torch2mlx.transduction import Transducer, load_transducer, read_sound
+from torch2mlx.verification.twin import disturb
+
+WORDS = 60
+
+
+def t5() -> Any:
+    config: dict[str, Any] = {
+        "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4,
+        "vocab_size": WORDS, "decoder_start_token_id": 0,
+    }  # fmt: skip
+    model: Any = T5ForConditionalGeneration(T5Config(**config))
+    return sharpened(model)
+
+
+def whisper() -> Any:
+    sides: dict[str, Any] = {
+        f"{side}_{name}": value
+        for side in ("encoder", "decoder")
+        for name, value in {"layers": 2, "attention_heads": 4, "ffn_dim": 48}.items()
+    }
+    model: Any = WhisperForConditionalGeneration(
+        WhisperConfig(
+            **sides, d_model=32, vocab_size=WORDS, num_mel_bins=8, max_source_positions=20,
+            max_target_positions=128, decoder_start_token_id=1, bos_token_id=0, eos_token_id=2,
+            pad_token_id=0, suppress_tokens=None, begin_suppress_tokens=None,
+        )
+    )  # fmt: skip
+    return sharpened(model)
+
+
+def sharpened(model: Any) -> Any:
+    disturb(model)
+    model.generation_config.eos_token_id = None
+    model.generation_config.max_length = None
+    return model.eval()
+
+
+def add_tokenizer(folder: Path) -> None:
+    words = {f"w{i}": i for i in range(WORDS)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="w3"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    kind: Any = PreTrainedTokenizerFast
+    made = kind(tokenizer_object=tokenizer, unk_token="w3")
+    made.save_pretrained(folder)
+
+
+class Echo:
+    """Says the tokens of its input in turn, then the one that ends."""
+
+    def encode(self, inputs: Any, mask: Any) -> tuple[Any, Any]:
+        return [inputs], [inputs]
+
+    def decode(
+        self, ids: Any, cross_keys: Any, cross_values: Any, keys: Any, values: Any, mask: Any
+    ) -> tuple[Any, Any, Any]:
+        seen = keys[0].shape[2]
+        said = mx.pad(cross_keys[0], [(0, 0), (0, 1)], constant_values=2)[:, seen]
+        logits = (mx.arange(WORDS) == said[:, None])[:, None].astype(mx.float32)
+        more = mx.zeros((*keys[0].shape[:2], seen + 1, keys[0].shape[3]))
+        return logits, [more], [more]
+
+
+SETTINGS: dict[str, Any] = {
+    "takes": "tokens", "cache": [1, 1, 1], "start": 0, "ends": [2], "suppressed": [9],
+    "suppressed_first": [],
+}  # fmt: skip
+
+
+def test_rows_end_by_themselves_and_suppressed_tokens_are_not_said() -> None:
+    model = Transducer(Echo(), SETTINGS)
+    rows = model.generate(np.array([[5, 6, 7], [5, 2, 8], [9, 7, 2]]), max_tokens=10)
+    assert rows == [[5, 6, 7], [5], [0, 7]]
+
+
+def test_a_folder_runs_only_with_permission_and_sound_has_the_right_form(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"generation": SETTINGS}))
+    with pytest.raises(torch2mlx.Torch2MLXError, match="trust-remote-code"):
+        torch2mlx.generate(tmp_path, "hello")
+    np.save(tmp_path / "a.npy", np.zeros((8, 40)))
+    assert read_sound(tmp_path / "a.npy", tmp_path).shape == (1, 8, 40)
+    (tmp_path / "b.wav").write_bytes(b"no sound")
+    with pytest.raises(torch2mlx.Torch2MLXError, match=r"b\.wav"):
+        read_sound(tmp_path / "b.wav", tmp_path)
+
+
+@pytest.mark.slow
+def test_text_goes_in_and_the_tokens_of_transformers_come_out(tmp_path: Path) -> None:
+    model = t5()
+    model.save_pretrained(tmp_path / "t5")
+    add_tokenizer(tmp_path / "t5")
+    made: Any = torch2mlx.convert(tmp_path / "t5", tmp_path / "mlx")
+    assert made.error < 1e-5
+    ids = torch.randint(3, WORDS, (2, 9))
+    mask = torch.ones_like(ids)
+    mask[1, 6:] = 0
+    with torch.no_grad():
+        expected = model.generate(
+            input_ids=ids, attention_mask=mask, max_new_tokens=64, do_sample=False, num_beams=1
+        )[:, 1:]
+    assert len({*expected.flatten().tolist()}) > 4
+    loaded = load_transducer(tmp_path / "mlx", trust_remote_code=True)
+    assert loaded.generate(ids.numpy(), mask.numpy(), max_tokens=64) == expected.tolist()
+    with pytest.raises(torch2mlx.Torch2MLXError, match="trust-remote-code"):
+        torch2mlx.generate(tmp_path / "mlx", "w5 w6")
+    answer = torch2mlx.generate(tmp_path / "mlx", "w5 w6", max_tokens=4, trust_remote_code=True)
+    assert answer.generated_tokens == 4
+    with pytest.raises(torch2mlx.Torch2MLXError, match="takes text"):
+        torch2mlx.generate(tmp_path / "mlx", sound="a.npy", trust_remote_code=True)
+
+
+@pytest.mark.slow
+def test_sound_goes_in_and_the_tokens_of_transformers_come_out(tmp_path: Path) -> None:
+    model = whisper()
+    made: Any = torch2mlx.convert(model, tmp_path / "mlx")
+    assert made.error < 1e-5
+    features = torch.randn(2, 8, 40)
+    with torch.no_grad():
+        expected = model.generate(
+            input_features=features, max_new_tokens=64, do_sample=False, num_beams=1
+        )
+    found = load_transducer(tmp_path / "mlx", trust_remote_code=True)
+    rows = found.generate(features.numpy(), max_tokens=64)
+    assert rows == expected.tolist()  # which leaves the first token out
