@@ -7,10 +7,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import torch2mlx
-from torch2mlx.architectures.port import load_port
 from torch2mlx.errors import OptionError, SourceError
 from torch2mlx.sources import open_checkpoint
-from torch2mlx.sources.experts import draw_experts, usual_experts
+from torch2mlx.sources.experts import usual_experts
 from torch2mlx.verification.reference import read_state
 
 
@@ -87,25 +86,6 @@ def test_a_fused_mixtral_passes_the_gate(checkpoint, tmp_path):
     usual = torch2mlx.convert(checkpoint("mixtral", "bfloat16"), tmp_path / "usual", quantize=True)
     names = [p.destination / "model.safetensors" for p in (result, usual)]
     assert names[0].read_bytes() == names[1].read_bytes()
-
-
-def test_the_drawing_shows_a_layer_before_and_after(checkpoint):
-    opened = open_checkpoint(checkpoint("mixtral", "bfloat16"))
-    outputs = load_port(opened.config).map_state(opened.state).outputs
-    assert draw_experts(opened.state, outputs) == (
-        "model.layers.0 in the checkpoint:",
-        "  block_sparse_moe.experts.0-3.w1.weight  4 × [256, 128] BF16",
-        "  block_sparse_moe.experts.0-3.w2.weight  4 × [128, 256] BF16",
-        "  block_sparse_moe.experts.0-3.w3.weight  4 × [256, 128] BF16",
-        "  block_sparse_moe.gate.weight  [4, 128] BF16",
-        "model.layers.0 in MLX:",
-        "  block_sparse_moe.gate.weight  [4, 128] BF16",
-        "  block_sparse_moe.switch_mlp.gate_proj.weight  [4, 256, 128] BF16",
-        "  block_sparse_moe.switch_mlp.up_proj.weight  [4, 256, 128] BF16",
-        "  block_sparse_moe.switch_mlp.down_proj.weight  [4, 128, 256] BF16",
-    )
-    dense = open_checkpoint(checkpoint("llama", "bfloat16"))
-    assert draw_experts(dense.state, load_port(dense.config).map_state(dense.state).outputs) == ()
 
 
 def test_what_does_not_fit_is_named(checkpoint, tmp_path):

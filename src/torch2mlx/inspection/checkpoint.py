@@ -17,6 +17,7 @@ from torch2mlx.inspection.layout import (
     parameters_by_class,
     tied_pairs,
 )
+from torch2mlx.inspection.moves import moved_experts
 from torch2mlx.inspection.words import (
     find_licence,
     has_template,
@@ -48,7 +49,8 @@ class Inspection:
         tokenizer, chat_template: there is one.
         licence: as the model card says, the name of a licence file, or None.
         classes: number of weights by kind of module ("attention", "experts" ...).
-        expert_layout: lines of a picture of the layers' experts; () for dense models.
+        expert_layout: lines of a picture of the layers' experts, then of the tensors of the first
+            such layer, before and after; () for dense models.
         costs: what memory, quantization, architecture and tokenizer take here, by name.
         hazards: what could go wrong, each with what to do.
         notes: how the files were understood.
@@ -115,7 +117,10 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
         chat_template=has_template(checkpoint),
         licence=find_licence(checkpoint),
         classes=parameters_by_class(checkpoint.state),
-        expert_layout=tuple(draw_experts(expert_layouts(checkpoint.state), active)),
+        expert_layout=(
+            *draw_experts(expert_layouts(checkpoint.state), active),
+            *moved_experts(checkpoint),
+        ),
         costs=describe_costs(checkpoint, port),
         hazards=hazards,
         notes=checkpoint.notes,

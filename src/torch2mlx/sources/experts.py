@@ -19,12 +19,11 @@ from torch2mlx.planning.expressions import (
     Reshape,
     Slice,
     Transpose,
-    sources_of,
     stack,
 )
 from torch2mlx.planning.regions import full
 
-__all__ = ["EXPERT_LAYOUTS", "draw_experts", "usual_experts"]
+__all__ = ["EXPERT_LAYOUTS", "usual_experts"]
 
 EXPERT_LAYOUTS = (
     "concatenated", "interleaved", "concatenated-transposed", "interleaved-transposed",
@@ -172,45 +171,3 @@ def _in_block(name: str, block: str, fused: Iterable[re.Match[str]]) -> str:
         if name.startswith(f"{own}.") and not own.endswith(block):
             return f"{own.rpartition('.')[0]}.{block}.{name.removeprefix(f'{own}.')}"
     return name
-
-
-def draw_experts(state: Mapping[str, Expr], outputs: Mapping[str, Expr]) -> tuple[str, ...]:
-    """The first layer with experts as the checkpoint and as MLX hold it, a line a tensor.
-
-    Args:
-        state: the checkpoint's tensors.
-        outputs: what they become (`PortMapping.outputs`).
-
-    Returns:
-        nothing for a model without experts.
-    """
-    first = next((n for n in state if re.search(r"experts\b", n)), None)
-    layer = re.match(r"(.*?\.\d+\.)", first or "")
-    if first is None or layer is None:
-        return ()
-    block = first[: re.search(r"experts\b", first).start()]  # type: ignore[union-attr]
-    before = {n: e for n, e in state.items() if n.startswith(block)}
-    leaves = {id(s) for e in before.values() for s in sources_of(e)}
-    after = {n: e for n, e in outputs.items() if any(id(s) in leaves for s in sources_of(e))}
-    title = layer[1].rstrip(".")
-    return (
-        f"{title} in the checkpoint:",
-        *_drawn(before, layer[1]),
-        f"{title} in MLX:",
-        *_drawn(after, layer[1]),
-    )
-
-
-def _drawn(tensors: Mapping[str, Expr], prefix: str) -> Iterable[str]:
-    groups: dict[tuple[str, tuple[int, ...], str], list[int]] = {}
-    for name, expr in tensors.items():
-        short = name.removeprefix(prefix)
-        number = re.search(r"(?<=experts\.)\d+", short)
-        key = short if number is None else f"{short[: number.start()]}*{short[number.end() :]}"
-        groups.setdefault((key, expr.shape, expr.dtype.name), []).append(
-            -1 if number is None else int(number[0])
-        )
-    for (key, shape, dtype), numbers in groups.items():
-        many = "" if numbers == [-1] else f"{len(numbers)} × "
-        shown = key.replace("*", f"{min(numbers)}-{max(numbers)}")
-        yield f"  {shown}  {many}{list(shape)} {dtype}"
