@@ -65,6 +65,10 @@ def main() -> int:
     parser.add_argument("--limit", type=float, default=1800, help="seconds for one method")
     parser.add_argument("--deadline", type=float, default=1e9, help="seconds for all of them")
     args = parser.parse_args()
+    args.model, args.out = args.model.resolve(), args.out.resolve()
+    args.test = [path.resolve() for path in args.test]
+    if args.calibration is not None:
+        args.calibration = args.calibration.resolve()
     settings = Settings(
         args.model, args.calibration, args.tokens, args.samples, args.length, args.group_size
     )
@@ -155,7 +159,10 @@ class _Bench:
         if not (folder / "config.json").exists():
             command = [sys.executable, *method.arguments, str(folder)]
             hidden = re.search(self.args.on_cpu, method.name)
-            done = self._child(command, record, {"CUDA_VISIBLE_DEVICES": ""} if hidden else {})
+            # dynamic_quant leaves a file where it runs.
+            place = self.folders if method.owner == PEER else None
+            extra = {"CUDA_VISIBLE_DEVICES": ""} if hidden else {}
+            done = self._child(command, record, extra, place)
             if done is None:
                 return record
         command = self._measuring(folder)
@@ -182,6 +189,7 @@ class _Bench:
         command: Sequence[str],
         record: dict[str, Any],
         extra: Mapping[str, str] | None = None,
+        place: Path | None = None,
     ) -> str | None:
         """Stdout of a process; None, with the reason noted, where it failed.
 
@@ -193,8 +201,9 @@ class _Bench:
         begin = time.perf_counter()
         with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as log:
             child = subprocess.Popen(
-                command, stdout=out, stderr=log, env=environment, start_new_session=True
-            )
+                command, stdout=out, stderr=log, env=environment, cwd=place,
+                start_new_session=True,
+            )  # fmt: skip
             late = threading.Timer(max(1.0, limit), _kill, [child.pid])
             late.start()
             _, status, usage = os.wait4(child.pid, 0)

@@ -10,7 +10,7 @@ from torch import nn
 
 from pretrained.task import Case, Part, Task, folder_of, import_with_stand_ins, weights
 
-__all__ = ["CASES"]
+__all__ = ["CASES", "Sentence"]
 
 
 class _Characters(nn.Module):
@@ -48,7 +48,7 @@ def _thai() -> Task:
     return Task({"cutter": Part(_Characters(net.eval()))}, solve)
 
 
-class _Sentence(nn.Module):
+class Sentence(nn.Module):
     """BERT with the mean over tokens that makes a sentence's vector."""
 
     def __init__(self, bert: nn.Module) -> None:
@@ -79,7 +79,7 @@ def _sentences() -> Task:
     tokens = AutoTokenizer.from_pretrained(folder)(
         list(SENTENCES), padding=True, return_tensors="pt"
     )
-    net = _Sentence(BertModel.from_pretrained(folder, attn_implementation="sdpa")).eval()
+    net = Sentence(BertModel.from_pretrained(folder, attn_implementation="sdpa")).eval()
 
     def solve(given: Mapping[str, nn.Module]) -> str:
         with torch.no_grad():

@@ -342,7 +342,8 @@ def convert(
     calibration_text: Annotated[
         list[str] | None,
         typer.Option(
-            help="Text to calibrate with: .txt, .md, or .jsonl of texts or chats; repeatable.",
+            help="Text to calibrate with: .txt, .md, or .jsonl of texts or chats; for a module "
+            "arguments as in --example; repeatable.",
             show_default="texts of the Python installation",
         ),
     ] = None,

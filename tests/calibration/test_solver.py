@@ -91,7 +91,7 @@ def test_codes_are_nearly_the_best_of_all() -> None:
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
 @pytest.mark.parametrize("dtype", ["F16", "BF16"])
 def test_values_are_those_of_the_written_format(scheme: Scheme, dtype: str) -> None:
-    from torch2mlx.calibration.engine import packed_codes
+    from torch2mlx.calibration.fitting import packed_codes
 
     weight = torch.randn(8, 128, generator=torch.Generator().manual_seed(1))
     grid = Grid(scheme, DTYPES[dtype])

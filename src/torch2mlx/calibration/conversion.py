@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from torch2mlx.calibration.engine import Calibration, Settings, calibrate
+from torch2mlx.calibration.engine import Calibration, calibrate
+from torch2mlx.calibration.fitting import Settings
 from torch2mlx.calibration.texts import calibration_ids, installed_texts, read_texts
 from torch2mlx.errors import OptionError
 from torch2mlx.planning.plan import Output

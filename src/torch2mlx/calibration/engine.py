@@ -16,44 +16,27 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from torch2mlx.calibration.fitting import Collected, Fitting, Settings
 from torch2mlx.calibration.grid import Grid
 from torch2mlx.calibration.scratch import Overlay, Scratch, save_step
-from torch2mlx.calibration.solver import Moments, Quantized, Solver
+from torch2mlx.calibration.solver import Moments, Solver
 from torch2mlx.errors import UnsupportedError
 from torch2mlx.planning.expressions import Source, sources_of
 from torch2mlx.planning.plan import Output, is_output_head, is_token_embedding
 from torch2mlx.planning.regions import full
-from torch2mlx.sources.base import Checkpoint
+from torch2mlx.sources.base import Checkpoint, TensorSource
 from torch2mlx.verification.reference import to_torch
 
 if TYPE_CHECKING:
-    import torch
-
     from torch2mlx.calibration.blocks import Block, Blocks
-    from torch2mlx.calibration.lockstep import Unit, Visit
-    from torch2mlx.calibration.matching import RowMap
 
-__all__ = ["Calibration", "Settings", "calibrate", "find_head", "packed_codes"]
+__all__ = ["Calibration", "calibrate", "collect", "find_head"]
 
 Array = np.ndarray[Any, Any]
 
 _BATCH_TOKENS = 2048
 _HEAD_ROWS = 8192
 _FEW_TOKENS = 8  # of a pass that only tells how a layer computes
-_FEW = 0.25  # an expert that saw fewer tokens than this share of its width borrows from others
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How to calibrate.
-
-    Attributes:
-        damping: see `Solver`.
-        sweeps: see `Solver`.
-    """
-
-    damping: float = 0.03
-    sweeps: int = 3
 
 
 @dataclass(frozen=True)
@@ -118,7 +101,7 @@ def calibrate(
     scratch = Scratch(folder, _question(checkpoint, outputs, used, asked, device))
     walk = _Walk(blocks, outputs, ids, scratch, asked, progress or (lambda _: None))
     walk.run()
-    found = _found(checkpoint, outputs, scratch)
+    found = collect(checkpoint.source, outputs, scratch)
     if distillation_ids is not None:
         from torch2mlx.calibration.distillation import distill
 
@@ -135,7 +118,7 @@ def calibrate(
             scratch,
             progress=progress,
         )
-        found = _found(checkpoint, outputs, scratch)
+        found = collect(checkpoint.source, outputs, scratch)
     return found
 
 
@@ -159,8 +142,9 @@ def _question(
     }
 
 
-def _found(checkpoint: Checkpoint, outputs: Sequence[Output], scratch: Scratch) -> Calibration:
-    source = Overlay(checkpoint.source, scratch.weight_files, scratch.distilled_files)
+def collect(source: TensorSource, outputs: Sequence[Output], scratch: Scratch) -> Calibration:
+    """What a finished walk left in its folder, put into a plan's outputs."""
+    source = Overlay(source, scratch.weight_files, scratch.distilled_files)
     names = source.calibrated.keys()
     result, rounded = [], []
     for output in outputs:
@@ -288,22 +272,41 @@ class _Walk:
     def _layer(self, index: int, before: Path, folder: Path) -> None:
         import torch
 
+        from torch2mlx.calibration.blocks import Block
+        from torch2mlx.calibration.lockstep import Uses
         from torch2mlx.calibration.matching import match_rows
 
         stream = np.load(before / "stream.npy", mmap_mode="r")
         # Always the same one, so that a run that goes on decides as one in a piece.
         sample = torch.from_numpy(np.load(self.scratch.folder / "entrance" / "sample.npy"))
         original = self.blocks.block(index, sample)
-        outputs = self.by_layer.get(index, [])
-        rows = match_rows(original.layer, outputs, self.blocks.reader)
-        work = _Layer(original, rows, self.settings, len(self.batches))
+        rows = match_rows(original.layer, self.by_layer.get(index, []), self.blocks.reader)
+        quantized = Block(copy.deepcopy(original.model), original.device)
+        work = Fitting(
+            original.layer, quantized.layer, rows, self.settings, batches=len(self.batches)
+        )
         last = index == self.blocks.count - 1
-        result = work.run([stream[:, batch] for batch in self.batches], last)
+
+        def forward(block: Block, values: Array) -> Callable[[], Array]:
+            def run() -> Array:
+                hidden = torch.from_numpy(np.array(values)).to(block.device)
+                output = block.run(hidden)
+                left: Array = (output.final if last else output.hidden).cpu().numpy()
+                return left
+
+            return run
+
+        result = work.run(
+            [forward(original, stream[0, batch]) for batch in self.batches],
+            [forward(quantized, stream[1, batch]) for batch in self.batches],
+            Uses.of(forward(quantized, sample[:, :_FEW_TOKENS].numpy()), work.units).once,
+        )
         written = np.lib.format.open_memmap(
             folder / "stream.npy", mode="w+", dtype=np.float32, shape=stream.shape
         )
-        for batch, values in zip(self.batches, result, strict=True):
-            written[:, batch] = values
+        for number, batch in enumerate(self.batches):
+            written[1, batch] = result[number]
+            written[0, batch] = result[len(self.batches) + number]
         written.flush()
         save_step(folder, work.tensors(), work.report)
 
@@ -329,7 +332,7 @@ class _Walk:
         solver = Solver(moments, self.settings.damping, self.settings.sweeps)
         assert output.scheme is not None
         grid = Grid(output.scheme, output.expr.dtype)
-        collected = _Collected(output)
+        collected = Collected(output)
         expr = output.expr
         for start in range(0, expr.shape[0], _HEAD_ROWS):
             stop = min(start + _HEAD_ROWS, expr.shape[0])
@@ -338,187 +341,6 @@ class _Walk:
             found = solver.quantize(values.to(device), grid)
             collected.put(np.arange(start, stop), found)
         save_step(folder, collected.tensors(), {output.module: {"tokens": moments.tokens}})
-
-
-class _Layer:
-    """Quantizes the matrices of one layer while batches run through it."""
-
-    def __init__(self, original: Block, rows: RowMap, settings: Settings, batches: int) -> None:
-        from torch2mlx.calibration.blocks import Block
-        from torch2mlx.calibration.lockstep import Units
-
-        self.original = original
-        self.quantized = Block(copy.deepcopy(original.model), original.device)
-        self.rows = rows
-        self.settings = settings
-        self.batches = batches
-        self.units = Units(self.quantized.layer, list(rows.places))
-        self.original_units = Units(original.layer, list(rows.places))
-        self.collected = [_Collected(output) for output in rows.outputs]
-        self.report: dict[str, Any] = {}
-        self.solver: Solver | None = None
-        self.tokens = 0
-        self.shared: dict[str, Moments] = {}
-        self.deferred: list[tuple[Unit, Moments]] = []
-        self.once: set[str] = set()
-        self.passed: set[str] = set()
-
-    def run(self, streams: Sequence[Array], last: bool) -> list[Array]:
-        """Both streams after the layer, or after the last norm: [2, batch, tokens, width] each."""
-        import torch
-
-        from torch2mlx.calibration.lockstep import run_in_lockstep, used_once
-
-        def forward(block: Block, values: Array) -> Callable[[], Array]:
-            def run() -> Array:
-                hidden = torch.from_numpy(np.array(values)).to(block.device)
-                output = block.run(hidden)
-                left: Array = (output.final if last else output.hidden).cpu().numpy()
-                return left
-
-            return run
-
-        self.once = used_once(forward(self.quantized, streams[0][1, :1, :_FEW_TOKENS]), self.units)
-        runs = [forward(self.quantized, values[1]) for values in streams]
-        runs += [forward(self.original, values[0]) for values in streams]
-        units = [self.units] * self.batches + [self.original_units] * self.batches
-        found = run_in_lockstep(runs, units, self._visit)
-        self._finish()
-        return [np.stack([found[self.batches + i], found[i]]) for i in range(self.batches)]
-
-    def _visit(self, visit: Visit) -> None:
-        import torch
-
-        if visit.unit.expert < 0 and len(visit.inputs) == 2 * self.batches:
-            # All passes wait here, so none comes by an earlier matrix again.
-            for name in self.passed:
-                self.units.release(name)
-                self.original_units.release(name)
-            self.passed = {visit.unit.parameter} & self.once
-        if not (visit.same and self.solver is not None):
-            self.solver = None  # its matrices may be as large as the layer
-            first = next(iter(visit.inputs.values()))
-            width = first.shape[-1]
-            square = torch.zeros(width, width, device=first.device)
-            compared = visit.unit.expert < 0 and len(visit.inputs) == 2 * self.batches
-            moments = Moments(square, torch.zeros_like(square) if compared else None)
-            for number in range(self.batches):
-                if number in visit.inputs:
-                    original = visit.inputs.get(number + self.batches) if compared else None
-                    moments.add(visit.inputs[number], original)
-            self.tokens = moments.tokens
-            if visit.unit.expert >= 0:
-                shared = self.shared.setdefault(
-                    _family(visit.unit), Moments(torch.zeros_like(square), None)
-                )
-                shared.square += moments.square
-                shared.tokens += moments.tokens
-                if moments.tokens < _FEW * width:
-                    self.deferred.append((visit.unit, moments))
-                    return
-            self.solver = Solver(moments, self.settings.damping, self.settings.sweeps)
-        self._quantize(visit.unit, self.solver)
-
-    def _quantize(self, unit: Unit, solver: Solver, borrowed: bool = False) -> None:
-        weight = self.units.weight(unit)
-        owners, rows = (
-            part[unit.start : unit.start + unit.rows] for part in self.rows.places[unit.parameter]
-        )
-        for number in np.unique(owners[owners >= 0]):
-            collected = self.collected[number]
-            scheme = collected.output.scheme
-            assert scheme is not None
-            here = np.flatnonzero(owners == number)
-            found = solver.quantize(weight[here], Grid(scheme, collected.output.expr.dtype))
-            weight[here] = found.values
-            collected.put(rows[here], found)
-            entry = self.report.setdefault(
-                collected.output.module, {"error": 0.0, "tokens": self.tokens}
-            )
-            entry["error"] = max(entry["error"], found.error)
-            entry["tokens"] = min(entry["tokens"], self.tokens)
-            if borrowed:
-                entry["borrowed"] = entry.get("borrowed", 0) + 1
-
-    def _finish(self) -> None:
-        """Experts that saw few tokens, or none, with the inputs of all experts of the layer."""
-        met = {(unit.parameter, unit.start) for unit, _ in self.deferred}
-        for unit, moments in [*self.deferred, *self._unmet(met)]:
-            shared = self.shared[_family(unit)]
-            width = len(shared.square)
-            share = width / max(1, shared.tokens)
-            pooled = Moments(moments.square + shared.square * share, None, moments.tokens)
-            self.tokens = moments.tokens
-            solver = Solver(pooled, self.settings.damping, self.settings.sweeps)
-            self._quantize(unit, solver, borrowed=True)
-
-    def _unmet(self, met: set[tuple[str, int]]) -> list[tuple[Unit, Moments]]:
-        """Experts of a known family that no token was sent to."""
-        import torch
-
-        found = []
-        for unit in self.units.experts():
-            shared = self.shared.get(_family(unit))
-            owners, rows = self.rows.places[unit.parameter]
-            own = owners[unit.start : unit.start + unit.rows]
-            if shared is None or (unit.parameter, unit.start) in met or not (own >= 0).all():
-                continue
-            if not self.collected[own[0]].filled[rows[unit.start]]:
-                found.append((unit, Moments(torch.zeros_like(shared.square), None)))
-        return found
-
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """The written tensors of all matrices that were quantized."""
-        return {
-            name: value
-            for collected in self.collected
-            if collected.filled.all()
-            for name, value in collected.tensors().items()
-        }
-
-
-class _Collected:
-    """The codes, scales and biases of one output, row by row."""
-
-    def __init__(self, output: Output) -> None:
-        import torch
-
-        assert output.scheme is not None
-        self.output = output
-        self.scheme = output.scheme
-        *lead, width = output.expr.shape
-        self.lead = tuple(lead)
-        count = int(np.prod(lead))
-        groups = width // self.scheme.group_size
-        self.codes = torch.zeros(count, width, dtype=torch.uint8)
-        self.scales = torch.zeros(count, groups)
-        self.biases = torch.zeros(count, groups)
-        self.filled = np.zeros(count, np.bool_)
-
-    def put(self, rows: Array, found: Quantized) -> None:
-        """Take over rows."""
-        self.codes[rows] = found.codes.cpu()
-        self.scales[rows] = found.scales.cpu()
-        self.biases[rows] = found.biases.cpu()
-        self.filled[rows] = True
-
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """The written tensors by name."""
-        import torch
-
-        dtype = self.output.expr.dtype
-        grid = Grid(self.scheme, dtype)
-        parts: dict[str, torch.Tensor] = {"weight": packed_codes(self.codes, self.scheme.bits)}
-        if self.scheme.affine:
-            target = getattr(torch, dtype.torch_name)
-            parts |= {"scales": self.scales.to(target), "biases": self.biases.to(target)}
-        else:
-            parts["scales"] = grid.scale_bytes(self.scales)
-        module = self.output.module
-        return {
-            f"{module}.{part}": value.reshape(*self.lead, -1).contiguous()
-            for part, value in parts.items()
-        }
 
 
 def find_head(outputs: Sequence[Output]) -> Output:
@@ -531,23 +353,3 @@ def find_head(outputs: Sequence[Output]) -> Output:
         "neither an output head nor a token embedding is known by its name in this model, so it "
         "cannot be calibrated; leave out --calibrate"
     )
-
-
-def _family(unit: Unit) -> str:
-    """A name that the same matrices of all experts share."""
-    import re
-
-    return re.sub(r"\.\d+\.", ".*.", unit.parameter)
-
-
-def packed_codes(codes: torch.Tensor, bits: int) -> torch.Tensor:
-    """Codes [rows, in] in 32-bit words, lowest bits first: uint32 [rows, in * bits / 32]."""
-    import torch
-
-    values = codes.numpy().reshape(len(codes), -1, 8).astype(np.uint64)
-    words = np.zeros(values.shape[:2], np.uint64)
-    for i in range(8):
-        words |= values[..., i] << np.uint64(i * bits)
-    octets = words[..., None].view(np.uint8)[..., :bits]
-    packed = np.ascontiguousarray(octets).reshape(len(codes), -1).view("<u4")
-    return torch.from_numpy(packed.view(np.uint32))

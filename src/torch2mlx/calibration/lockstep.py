@@ -22,8 +22,9 @@ from torch.overrides import TorchFunctionMode
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Unit", "Units", "Visit", "run_in_lockstep", "used_once"]
+__all__ = ["Unit", "Units", "Uses", "Visit", "run_in_lockstep"]
 
+_LINEAR = (torch.nn.functional.linear, torch.ops.aten.linear.default)  # the latter in programs
 _NUMBERED_EXPERT = re.compile(r"experts?\.(\d+)\.")
 
 
@@ -202,7 +203,7 @@ class _Watch(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if func is torch.nn.functional.linear:
+        if func in _LINEAR:
             inputs = args[0] if args else kwargs["input"]
             weight = args[1] if len(args) > 1 else kwargs["weight"]
             self._owner.reach(weight, inputs, False)
@@ -231,18 +232,36 @@ class _Count(TorchFunctionMode):
         if getattr(func, "__name__", "") != "__get__":  # of .shape, .dtype ...
             for value in (*args, *kwargs.values()):
                 if name := self._units.owner(value):
-                    if func is torch.nn.functional.linear:
+                    if func in _LINEAR:
                         self.products[name] += 1
                     else:
                         self.others.add(name)
         return func(*args, **kwargs)
 
 
-def used_once(run: Callable[[], Any], units: Units) -> set[str]:
-    """Watched parameters that a forward pass multiplies by once and uses for nothing else."""
-    with torch.no_grad(), _Count(units) as count:
-        run()
-    return {n for n, times in count.products.items() if times == 1 and n not in count.others}
+@dataclass(frozen=True)
+class Uses:
+    """What a forward pass does with watched parameters.
+
+    Attributes:
+        products: how often it multiplies by each, or by a part of it.
+        others: those that it uses for something else too.
+    """
+
+    products: Mapping[str, int]
+    others: frozenset[str]
+
+    @classmethod
+    def of(cls, run: Callable[[], Any], units: Units) -> Uses:
+        """Run a pass and count."""
+        with torch.no_grad(), _Count(units) as count:
+            run()
+        return cls(count.products, frozenset(count.others))
+
+    @property
+    def once(self) -> set[str]:
+        """Those that are multiplied by once and used for nothing else."""
+        return {n for n, times in self.products.items() if times == 1 and n not in self.others}
 
 
 def run_in_lockstep(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch2mlx.errors import OptionError
@@ -17,7 +18,19 @@ if TYPE_CHECKING:
     from torch2mlx.compiler.program import Program
     from torch2mlx.compiler.specialization import Question
 
-__all__ = ["CompiledEntry", "EntryPoint", "Exported", "check_methods"]
+__all__ = [
+    "Arguments",
+    "CompiledEntry",
+    "EntryPoint",
+    "Exported",
+    "as_arguments",
+    "check_methods",
+    "read_arguments",
+    "read_more_arguments",
+]
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+"""Positional and keyword arguments."""
 
 
 @dataclass(frozen=True)
@@ -126,3 +139,60 @@ def check_methods(module: torch.nn.Module, methods: Sequence[str]) -> None:
             f"{type(module).__name__} has no method {', '.join(wrong)}; an entry point is named "
             "by a method of the module (compile a submodule by itself)"
         )
+
+
+def read_more_arguments(points: Sequence[EntryPoint], files: Sequence[str]) -> list[EntryPoint]:
+    """Further arguments of the only method, each in a file that `read_arguments` reads.
+
+    Raises:
+        OptionError: there are several methods, or a file holds no arguments.
+    """
+    if files and len(points) > 1:
+        raise OptionError(
+            "--calibration-text: a module with several entry points is calibrated with their "
+            "examples alone; leave it out, or give larger examples"
+        )
+    found = []
+    for file in files:
+        args, kwargs = read_arguments(file, "--calibration-text ")
+        found.append(replace(points[0], args=args, kwargs=kwargs))
+    return found
+
+
+def read_arguments(file: str | Path, option: str) -> Arguments:
+    """Positional and keyword arguments in a file.
+
+    It holds what `torch.save` wrote: a tensor, a tuple or list of positional arguments, or a
+    dict of keyword arguments; tensors and plain containers only.
+    """
+    import torch
+
+    try:
+        found = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:
+        reason = str(error).split("\n", 1)[0][:200] or type(error).__name__
+        raise OptionError(
+            f"{option}{file}: {reason}; write it with torch.save: a tensor, a tuple of "
+            "positional or a dict of keyword arguments, of tensors and plain values only"
+        ) from error
+    return as_arguments(found, f"{option}{file}")
+
+
+def as_arguments(found: Any, place: str) -> Arguments:
+    """A tensor, a tuple or list, or a dict as positional and keyword arguments.
+
+    Raises:
+        OptionError: it is none of them; `place` names it.
+    """
+    import torch
+
+    if isinstance(found, Mapping) and all(isinstance(key, str) for key in found):
+        return (), dict(found)
+    if isinstance(found, tuple | list):
+        return tuple(found), {}
+    if isinstance(found, torch.Tensor):
+        return (found,), {}
+    raise OptionError(
+        f"{place}: a {type(found).__name__}; it must be a tensor, a tuple of "
+        "positional or a dict of keyword arguments"
+    )

@@ -7,14 +7,14 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from torch2mlx.compiler.codegen import GeneratedModel
 from torch2mlx.compiler.codegen.tree import method_name
-from torch2mlx.compiler.entry_points import CompiledEntry
+from torch2mlx.compiler.entry_points import CompiledEntry, read_more_arguments
 from torch2mlx.compiler.loading import with_loader
 from torch2mlx.compiler.parity import (
     Agreement,
@@ -155,6 +155,7 @@ class _Publication:
         self.module, self.options, self.progress = module, options, progress
         self.runs: list[StoredRun] = []
         self.limits = ""
+        self.reader = weights.source
         self.source = SourceState.take(weights.source.files)
         self.measured: dict[str, float] = {}
         self.folder: Path
@@ -162,6 +163,44 @@ class _Publication:
     def run(self, destination: str | Path, seed: int) -> CompiledModule:
         plan = self._plan()
         self._require_memory(plan)
+        if not self.options.calibrate:
+            return self._publish(destination, plan, seed)
+        from torch2mlx.calibration.conversion import calibration_folder
+        from torch2mlx.packaging.lock import Lock
+
+        folder = calibration_folder(Path(destination))
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = Lock(folder, wait=self.options.wait)
+        lock.acquire()
+        try:
+            made = self._publish(destination, self._calibrated(plan, folder), seed)
+            lock.remove_folder()
+            return made
+        finally:
+            lock.release()
+
+    def _calibrated(self, plan: Plan, folder: Path) -> Plan:
+        """The plan with calibrated tensors, which the reader then knows too."""
+        from torch2mlx.calibration.modules import calibrate_module
+
+        points = [entry.point for entry in self.entries]
+        calls = [*points, *read_more_arguments(points, self.options.calibration_text)]
+        identity = {"code": hashlib.sha256(self.generated.source.encode()).hexdigest()}
+        identity |= {k: str(v) for k, v in self._values().items()}
+        with (
+            self._timed("calibrate"),
+            self.progress.stage(f"Calibrating with {len(calls)} inputs"),
+            self._original() as module,
+        ):
+            found = calibrate_module(
+                module, plan.outputs, self.weights.source, calls, folder / "layers", identity
+            )
+        for note in found.notes:
+            self.progress.note(note)
+        self.reader = found.source
+        return replace(plan, outputs=found.outputs, notes=(*plan.notes, *found.notes))
+
+    def _publish(self, destination: str | Path, plan: Plan, seed: int) -> CompiledModule:
         sharded, quantized = len(plan.shards) > 1, plan.assignment is not None
         generated = self.generated
         code = with_loader(
@@ -213,7 +252,7 @@ class _Publication:
                 advance(sum(shard.nbytes for shard in done))
             return execute(
                 plan,
-                self.weights.source,
+                self.reader,
                 staging.folder,
                 memory_limit=parse_size(self.options.memory_limit),
                 progress=advance,
@@ -223,13 +262,17 @@ class _Publication:
 
     def _identity(self, plan: Plan, code: str) -> dict[str, Any]:
         """Everything that decides the bytes of the folder."""
-        weights = self.weights
-        source: dict[str, Any] = self.source.to_dict(weights.folder)
-        in_memory = values_digest(weights.source)
-        if in_memory is not None:
-            source["(values in memory)"] = in_memory
+        source = self._values()
         identity = plan_identity(plan, source, self.options.to_dict(), library_versions())
         return {**identity, "code": hashlib.sha256(code.encode()).hexdigest()}
+
+    def _values(self) -> dict[str, Any]:
+        """What the values are, in plain ones."""
+        source: dict[str, Any] = self.source.to_dict(self.weights.folder)
+        in_memory = values_digest(self.weights.source)
+        if in_memory is not None:
+            source["(values in memory)"] = in_memory
+        return source
 
     def _plan(self) -> Plan:
         weights = {w.name: w for entry in self.entries for w in entry.graph.weights}
@@ -260,7 +303,7 @@ class _Publication:
 
     def _audit(self, plan: Plan, files: Sequence[Path]) -> AuditReport:
         """Every written tensor against its source; ParityError for one that differs."""
-        report = audit(plan.outputs, files, self.weights.source)
+        report = audit(plan.outputs, files, self.reader)
         failure = report.first_failure
         if failure is not None:
             raise ParityError(f"audit: {failure.detail}; nothing was written")

@@ -13,7 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch2mlx.compiler.dimensions import parse_dynamic
-from torch2mlx.compiler.entry_points import EntryPoint, check_methods
+from torch2mlx.compiler.entry_points import (
+    Arguments,
+    EntryPoint,
+    as_arguments,
+    check_methods,
+    read_arguments,
+)
 from torch2mlx.compiler.meta import parameters_on_meta
 from torch2mlx.compiler.torchscript import ADVICE, is_torchscript, load_torchscript, module_of
 from torch2mlx.errors import OptionError, SourceError, UnsupportedError
@@ -31,7 +37,9 @@ __all__ = ["Compiled", "Example", "convert_program", "is_program"]
 
 _FACTORY = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 _REFUSED = {
-    "calibrate": "--calibrate: belongs to ports of language models; leave it out",
+    "distill": "--distill: belongs to ports of language models; leave it out",
+    "calibration_tokens": "--calibration-tokens: belongs to ports of language models; a module is "
+    "calibrated with all of its example and of --calibration-text FILE.pt",
     "target_bpw": "--target-bpw: belongs to ports of language models; choose --q-bits",
     "fit": "--fit: belongs to ports of language models; choose --q-bits",
     "max_kl": "--max-kl: belongs to ports of language models; leave it out",
@@ -469,10 +477,7 @@ def read_entry_points(module: torch.nn.Module, example: Example) -> list[EntryPo
     return points
 
 
-_Arguments = tuple[tuple[Any, ...], dict[str, Any]]
-
-
-def _arguments(example: Example) -> dict[str, _Arguments]:
+def _arguments(example: Example) -> dict[str, Arguments]:
     """Method → positional and keyword arguments."""
     given = example.entry_points
     if given is None:
@@ -490,15 +495,13 @@ def _arguments(example: Example) -> dict[str, _Arguments]:
             if method in files:
                 raise OptionError(f"--entry {text}: {method} is given twice")
             files[method] = file
-        return {m: _read_arguments(file, f"--entry {m}=") for m, file in files.items()}
+        return {m: read_arguments(file, f"--entry {m}=") for m, file in files.items()}
     if not given:
         raise OptionError("entry_points is empty; name a method and its arguments")
-    return {
-        method: _as_arguments(value, f"entry point {method}") for method, value in given.items()
-    }
+    return {method: as_arguments(value, f"entry point {method}") for method, value in given.items()}
 
 
-def _forward_arguments(example: Example) -> _Arguments:
+def _forward_arguments(example: Example) -> Arguments:
     if example.file is None:
         inputs = () if example.inputs is None else example.inputs
         if not isinstance(inputs, tuple | list):
@@ -506,38 +509,4 @@ def _forward_arguments(example: Example) -> _Arguments:
         return tuple(inputs), dict(example.kwargs or {})
     if example.inputs is not None or example.kwargs is not None:
         raise OptionError("the example is given twice: as a file and as values")
-    return _read_arguments(example.file, "--example ")
-
-
-def _read_arguments(file: str | Path, option: str) -> _Arguments:
-    """Positional and keyword arguments in a file.
-
-    It holds what `torch.save` wrote: a tensor, a tuple or list of positional arguments, or a
-    dict of keyword arguments; tensors and plain containers only.
-    """
-    import torch
-
-    try:
-        found = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:
-        reason = str(error).split("\n", 1)[0][:200] or type(error).__name__
-        raise OptionError(
-            f"{option}{file}: {reason}; write it with torch.save: a tensor, a tuple of "
-            "positional or a dict of keyword arguments, of tensors and plain values only"
-        ) from error
-    return _as_arguments(found, f"{option}{file}")
-
-
-def _as_arguments(found: Any, place: str) -> _Arguments:
-    import torch
-
-    if isinstance(found, Mapping) and all(isinstance(key, str) for key in found):
-        return (), dict(found)
-    if isinstance(found, tuple | list):
-        return tuple(found), {}
-    if isinstance(found, torch.Tensor):
-        return (found,), {}
-    raise OptionError(
-        f"{place}: a {type(found).__name__}; it must be a tensor, a tuple of "
-        "positional or a dict of keyword arguments"
-    )
+    return read_arguments(example.file, "--example ")
