@@ -88,13 +88,12 @@ def test_the_proof_holds_with_calibrated_values(tmp_path: Path) -> None:
 
 def test_options_of_language_models_are_refused(tmp_path: Path) -> None:
     options = {"quantize": True, "calibrate": True, "example_inputs": (torch.zeros(2, 64),)}
+    module = nn.Sequential(nn.Linear(64, 64))
     with pytest.raises(OptionError, match="--distill"):
-        torch2mlx.convert(nn.Linear(64, 64), tmp_path / "a", distill=True, **options)
+        torch2mlx.convert(module, tmp_path / "a", distill=True, **options)
     with pytest.raises(OptionError, match="--calibration-tokens"):
-        torch2mlx.convert(nn.Linear(64, 64), tmp_path / "a", calibration_tokens=512, **options)
+        torch2mlx.convert(module, tmp_path / "a", calibration_tokens=512, **options)
     text = tmp_path / "text.txt"
     text.write_text("words")
     with pytest.raises(OptionError, match=r"--calibration-text .*text\.txt"):
-        torch2mlx.convert(
-            nn.Linear(64, 64), tmp_path / "a", calibration_text=(str(text),), **options
-        )
+        torch2mlx.convert(module, tmp_path / "a", calibration_text=(str(text),), **options)
