@@ -10,6 +10,7 @@ of two.  FOLDER gets the checkpoint (3 GB), which is kept for another run.  The 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -18,7 +19,10 @@ from fabricate import SHAPES, fabricate
 from processes import measure
 
 _CHILD = """
-import atexit, sys
+import atexit, os, sys
+if os.environ.get("CALIBRATE_ON_CPU"):
+    import torch
+    torch.cuda.is_available = lambda: False
 def tell():
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
@@ -37,7 +41,10 @@ def main() -> None:
     parser.add_argument("--shape", choices=sorted(SHAPES), default="llama-8b-two-layers")
     parser.add_argument("--tokens", type=int, default=512)
     parser.add_argument("--length", type=int, default=128)
+    parser.add_argument("--cpu", action="store_true", help="leave the GPU alone")
     args = parser.parse_args()
+    if args.cpu:
+        os.environ["CALIBRATE_ON_CPU"] = "1"
     fabricate(args.shape, args.folder)
     with tempfile.TemporaryDirectory(dir=args.folder.parent) as scratch:
         text = Path(scratch) / "text.txt"

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from torch2mlx.calibration import solver
 from torch2mlx.calibration.grid import Grid
 from torch2mlx.calibration.solver import Moments, Solver
 from torch2mlx.dtypes import DTYPES
@@ -109,3 +110,27 @@ def test_values_are_those_of_the_written_format(scheme: Scheme, dtype: str) -> N
         parts["scales"] = grid.scale_bytes(found.scales).numpy()
     written = dequantize_rows(parts, DTYPES[dtype], scheme)
     np.testing.assert_array_equal(written, found.values.numpy())
+
+
+def test_a_matrix_is_factored_in_blocks(monkeypatch) -> None:
+    monkeypatch.setattr(solver, "_BLOCK", 8)
+    x = inputs(300, 50).double()
+    hessian = x.T @ x + torch.eye(50)
+    upper = hessian.clone()
+    solver._factor(upper)
+    torch.testing.assert_close(upper @ upper.T, hessian)
+    solver._invert(upper)
+    torch.testing.assert_close(upper, upper.triu())
+    torch.testing.assert_close(upper.T @ upper, torch.linalg.inv(hessian))
+
+
+def test_rows_in_parts_give_what_all_together_give(monkeypatch) -> None:
+    weight = torch.randn(12, 128, generator=torch.Generator().manual_seed(1))
+    grid = Grid(Scheme(4, 64), DTYPES["F16"])
+    whole = Solver(moments(inputs(300, 128))).quantize(weight, grid)
+    monkeypatch.setattr(solver, "_LEAST_ROWS", 5)
+    monkeypatch.setattr(solver, "_ROWS_BYTES", 1)
+    parts = Solver(moments(inputs(300, 128))).quantize(weight, grid)
+    assert float((whole.codes == parts.codes).float().mean()) > 0.99  # sums in another order
+    assert parts.error == pytest.approx(whole.error, rel=0.05)
+    assert parts.scales.shape == whole.scales.shape
