@@ -55,6 +55,7 @@ class Tuning:
             return self._attempt(convert)
         from torch2mlx.calibration.conversion import calibration_folder
         from torch2mlx.packaging.lock import Lock
+        from torch2mlx.packaging.staging import disk_errors_told
 
         folder = calibration_folder(self.conversion.destination)
         lock = Lock(folder, wait=self.asked.wait)
@@ -66,7 +67,9 @@ class Tuning:
                 f"{folder}: cannot be created: {error.strerror or error}; choose another place"
             ) from error
         try:
-            result = self._try_all(folder, convert) if self.asked.auto else self._attempt(convert)
+            with disk_errors_told(self.conversion.destination):
+                auto = self.asked.auto
+                result = self._try_all(folder, convert) if auto else self._attempt(convert)
             lock.remove_folder()
             return result
         finally:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -96,3 +99,80 @@ def test_two_processes_write_what_one_writes(
         if path.is_file() and path.name != "torch2mlx.json":
             assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes(), path.name
     assert sorted(p.name for p in tmp_path.iterdir()) == ["one", "two"]
+
+
+_SLOWLY = """
+import os, time
+from torch2mlx.conversion import executor
+write = executor.ShardFile.finish
+def slow(file):
+    time.sleep(1.0)
+    return write(file)
+executor.ShardFile.finish = slow
+from torch2mlx.cli import run
+run()
+"""
+_LAUNCHERS = {
+    "accelerate": ("accelerate.commands.launch", "--num_processes", "2", "--multi_gpu"),
+    "torchrun": ("torch.distributed.run", "--nproc-per-node", "2"),
+}
+
+
+def _ranks(launcher: int) -> dict[int, int]:
+    """Process by rank, of what a launcher has started."""
+    lists = Path(f"/proc/{launcher}/task").glob("*/children")
+    found = {}
+    for process in (int(word) for path in lists for word in path.read_text().split()):
+        with suppress(OSError):
+            words = Path(f"/proc/{process}/environ").read_bytes().split(b"\0")
+            rank = next((w[5:] for w in words if w.startswith(b"RANK=")), None)
+            if rank is not None:
+                found[int(rank)] = process
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("launcher", _LAUNCHERS)
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_killed_process_stops_the_launch_and_the_next_one_goes_on(
+    checkpoint: Callable[..., Path],
+    run_cli: Callable[..., Any],
+    tmp_path: Path,
+    launcher: str,
+    killed: int,
+) -> None:
+    source, place = checkpoint("llama"), tmp_path / "place"
+    place.mkdir()
+    options = ("--no-verify", "-q", "--max-shard-size", "30KB", "--quiet")
+    assert run_cli("convert", source, tmp_path / "one", *options).code == 0
+    (tmp_path / "slowly.py").write_text(_SLOWLY)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = f"{probe.getsockname()[1]}"
+    module, *flags = _LAUNCHERS[launcher]
+    flag = "--main_process_port" if launcher == "accelerate" else "--master-port"
+    start = [sys.executable, "-m", module, *flags, flag, port, "-m"]
+    convert = ["convert", str(source), str(place / "out"), *options]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+
+    running = subprocess.Popen(
+        [*start, "slowly", *convert], env=environment, text=True, stderr=subprocess.PIPE
+    )
+    finished = 0
+    while finished < 3 and running.poll() is None:
+        journals = place.glob(".out.torch2mlx-*/journal*")
+        finished = sum(path.read_bytes().count(b'"file"') for path in journals)
+        time.sleep(0.05)
+    os.kill(_ranks(running.pid)[killed], signal.SIGKILL)
+    _, told = running.communicate(timeout=200)
+    assert running.returncode != 0
+    assert f"process {1 - killed} of 2 was ended by its launcher" in told
+    assert not (place / "out").exists()
+
+    done = subprocess.run([*start, "torch2mlx", *convert], env=environment, check=False)
+    assert done.returncode == 0
+    assert [path.name for path in place.iterdir()] == ["out"]
+    for path in (tmp_path / "one").iterdir():
+        if path.is_file() and path.name != "torch2mlx.json":
+            assert path.read_bytes() == (place / "out" / path.name).read_bytes(), path.name

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from torch2mlx.errors import DestinationError, NumericError
-from torch2mlx.packaging.staging import Staging, check_destination
+from torch2mlx.packaging.staging import Staging, check_destination, disk_errors_told
 
 
 def _write(staging: Staging) -> None:
@@ -289,3 +289,19 @@ def test_many_runs_at_once_publish_exactly_one(tmp_path: Path) -> None:
         thread.join()
     assert sorted(results) == ["exists"] * 15 + ["published"]
     assert os.listdir(tmp_path / "new") == ["out"]
+
+
+def test_a_failing_disk_is_told_where_no_output_is_begun(tmp_path: Path) -> None:
+    """As while a model is calibrated, before its output has a folder."""
+    with (
+        pytest.raises(DestinationError, match=r"out cannot be written at .*stream.npy.*goes on"),
+        disk_errors_told(tmp_path / "out"),
+    ):
+        raise OSError(errno.EIO, "Input/output error", str(tmp_path / "stream.npy"))
+    with (
+        pytest.raises(DestinationError, match="became full"),
+        disk_errors_told(tmp_path / "out"),
+    ):
+        raise RuntimeError("cannot save") from OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(FileNotFoundError), disk_errors_told(tmp_path / "out"):
+        raise FileNotFoundError(errno.ENOENT, "gone")

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -94,10 +96,12 @@ class Team:
     def stops_together(self) -> Iterator[None]:
         """Tell the others if the block fails, so that they stop too.
 
-        The leading process, which may keep the store, leaves last.
+        The leading process, which may keep the store, leaves last.  A launcher ends those that
+        are left with SIGTERM when one was killed, which here is a failure like others.
         """
         try:
-            yield
+            with self._ended_in_words():
+                yield
         except BaseException as error:
             with suppress(Torch2MLXError):
                 if not self._knows(_FAILED):
@@ -109,6 +113,27 @@ class Team:
                     self.tell(f"left/{self.rank}", True)
                 else:
                     self._wait_for_the_others()
+
+    @contextmanager
+    def _ended_in_words(self) -> Iterator[None]:
+        if self.size == 1 or threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def end(*_: object) -> None:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            self.check()  # another process may have said why
+            raise DestinationError(
+                f"process {self.rank} of {self.size} was ended by its launcher (SIGTERM), as when "
+                "another process was killed; what is finished is kept: the same launch goes on "
+                "from there"
+            )
+
+        before = signal.signal(signal.SIGTERM, end)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, before)
 
     def _tell_failure(self, error: BaseException) -> None:
         if self.store is not None:

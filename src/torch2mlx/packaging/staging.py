@@ -18,6 +18,7 @@ import errno
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -30,11 +31,12 @@ from torch2mlx.errors import (
     OptionError,
     ParityError,
     PlanError,
+    Torch2MLXError,
     UnsupportedError,
 )
 from torch2mlx.packaging.lock import Lock, work_folder
 
-__all__ = ["Staging", "check_destination"]
+__all__ = ["Staging", "check_destination", "disk_errors_told"]
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _DISK = (*_NO_ROOM, errno.EIO, errno.EROFS, errno.EFBIG, errno.ESTALE, errno.ENODEV)
@@ -173,7 +175,7 @@ class Staging:
             raise DestinationError(f"{error}; {hint}") from error
         failure = _disk_error(error)
         if failure is not None and not isinstance(error, DestinationError):
-            raise DestinationError(f"{self._failed(failure)}; {hint}") from error
+            raise DestinationError(f"{_told(self.destination, failure)}; {hint}") from error
 
     def records(self) -> dict[str, FileRecord]:
         """Size and hash of the finished files of the output, by their name in `folder`."""
@@ -233,7 +235,7 @@ class Staging:
             self._published = True
             _sync(self.destination.parent)
         except OSError as error:
-            raise DestinationError(self._failed(error)) from error
+            raise DestinationError(_told(self.destination, error)) from error
         return self.destination
 
     def _create(self) -> None:
@@ -269,16 +271,6 @@ class Staging:
                 _remove_if_empty(path)
             else:
                 path.unlink()
-
-    def _failed(self, error: OSError) -> str:
-        place = f" at {error.filename}" if error.filename else ""
-        reason = error.strerror or error
-        if error.errno in _NO_ROOM:
-            return (
-                f"destination {self.destination}: the disk became full while writing{place} "
-                f"({reason}); free some space or choose a destination on another disk"
-            )
-        return f"destination {self.destination} cannot be written{place}: {reason}"
 
     def _release(self, keep: bool) -> None:
         """Remove everything, unless it is kept or published, and let go of the lock."""
@@ -328,6 +320,35 @@ def _sync(path: Path) -> None:
         # Some file systems refuse to sync folders; the rename is atomic all the same.
         if not (error.errno == errno.EINVAL and path.is_dir()):
             raise
+
+
+@contextmanager
+def disk_errors_told(destination: Path) -> Iterator[None]:
+    """Say in a DestinationError that the disk is full or fails, where nothing else does.
+
+    Args:
+        destination: beside which the block writes files that a later run takes over.
+    """
+    try:
+        yield
+    except Exception as error:
+        failure = _disk_error(error)
+        if failure is None or isinstance(error, Torch2MLXError):
+            raise
+        raise DestinationError(
+            f"{_told(destination, failure)}; the same command goes on from what is finished"
+        ) from error
+
+
+def _told(destination: Path, error: OSError) -> str:
+    place = f" at {error.filename}" if error.filename else ""
+    reason = error.strerror or error
+    if error.errno in _NO_ROOM:
+        return (
+            f"destination {destination}: the disk became full while writing{place} "
+            f"({reason}); free some space or choose a destination on another disk"
+        )
+    return f"destination {destination} cannot be written{place}: {reason}"
 
 
 def _disk_error(error: BaseException | None) -> OSError | None:
