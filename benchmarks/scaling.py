@@ -32,7 +32,7 @@ HERE = Path(__file__).resolve()
 
 @dataclass(frozen=True)
 class Turn:
-    """One conversion: seconds from the first rank's start to the last one's end, and of each CPU."""
+    """Seconds from the first process's start to the last one's end, and of the CPU for each."""
 
     wall: float
     cpu: tuple[float, ...]
