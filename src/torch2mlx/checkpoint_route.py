@@ -11,12 +11,18 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch2mlx.errors import DestinationError, OptionError, PlanError, SourceError
+from torch2mlx.errors import (
+    DestinationError,
+    OptionError,
+    PlanError,
+    SourceError,
+    Torch2MLXError,
+)
 from torch2mlx.options import ConvertOptions
 from torch2mlx.progress import Progress, Silent
 
@@ -220,12 +226,15 @@ class CheckpointConversion:
 
     def _help(self, team: Team, source: SourceState) -> Conversion:
         """Make the files that the leading process deals out, then wait for its end."""
+        from torch2mlx.architectures.port import load_port
         from torch2mlx.conversion.executor import Target
         from torch2mlx.conversion.identity import differences, same_work
         from torch2mlx.conversion.journal import Journal
         from torch2mlx.packaging.lock import work_folder
         from torch2mlx.packaging.staging import check_destination
 
+        with suppress(Torch2MLXError):  # imports take seconds: meanwhile the first one plans
+            load_port(self.checkpoint.config)
         dealt = team.hear("dealt")
         self._prepare(replace(self.checkpoint, config=dealt["config"]))
         for other in self.further:
