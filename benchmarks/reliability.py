@@ -198,7 +198,8 @@ class Lab:
 
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file's bytes; of the manifest what does not depend on the time."""
-    files = {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*")}
+    paths = (path for path in folder.rglob("*") if path.is_file())
+    files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
     manifest = json.loads(files["torch2mlx.json"])
     for changing in ("created", "measured"):
         del manifest[changing]
