@@ -74,13 +74,13 @@ class Exported:
 
     Attributes:
         program: functional.
-        questions: about values, that the example answered; what they were about stands behind
-            the results of the program.
+        questions: about values, that the example answered: the program returns (result, what
+            they were about); None: it returns the result.
         buffers: values that the answers followed from, beside the inputs.
     """
 
     program: ExportedProgram
-    questions: tuple[Question, ...] = ()
+    questions: tuple[Question, ...] | None = None
     buffers: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 

@@ -84,36 +84,21 @@ def export_or_guess(
     """
     import torch
 
-    from torch2mlx.compiler.specialization import (
-        KnownValues,
-        has_unknown_sizes,
-        masks_as_in_eager,
-    )
+    from torch2mlx.compiler.specialization import KnownValues
 
-    given, arguments = fake_inputs((tuple(args), dict(kwargs or {})))
-    like_eager = masks_as_in_eager() if specialize else nullcontext()
-    with torch.no_grad(), fake_weights(module, dtype), _as_forward(module, method), like_eager:
-        program, lost, reasons = _exported(module, given, arguments, dynamic_shapes)
-        if program is not None and not (specialize and has_unknown_sizes(program)):
-            exported = Exported(program)
-        elif program is None and reasons[0].startswith("dynamic extent"):
+    example = (tuple(args), dict(kwargs or {}))
+    given, arguments = fake_inputs(example)
+    known = KnownValues.of(module, example) if specialize else None
+    with torch.no_grad(), fake_weights(module, dtype), _as_forward(module, method):
+        with nullcontext() if known is None else known.answering(module):
+            program, lost, reasons = _exported(module, given, arguments, dynamic_shapes)
+            if program is None and not reasons[0].startswith("dynamic extent"):
+                program, reasons = _guessed(module, given, arguments, dynamic_shapes, reasons[0])
+        if program is None:
             return None, reasons
-        else:
-            known = KnownValues.of(module, (args, kwargs or {})) if specialize else None
-            answered: ExportedProgram | None = None
-            with nullcontext() if known is None else known.answering(module):
-                if known is not None:
-                    answered, lost, more = _exported(module, given, arguments, dynamic_shapes)
-                    reasons = more or reasons
-                    program = answered or program
-                if program is None:
-                    program, reasons = _guessed(
-                        module, given, arguments, dynamic_shapes, reasons[0]
-                    )
-                    return None if program is None else Exported(program), reasons
-            exported = Exported(program)
-            if known is not None and program is answered:
-                exported = Exported(program, tuple(known.questions), known.buffers)
+        exported = Exported(program, *(known.answers() if known is not None else ()))
+        if reasons:
+            return exported, reasons
     if lost and _reads_state(module, method, lost, args, kwargs or {}):
         reasons = [
             f"{', '.join(lost)}: assigned by forward; register tensors that a module keeps "

@@ -296,7 +296,7 @@ class _Reader:
         program: ExportedProgram,
         dimension_names: Mapping[str, str],
         method: str,
-        questions: Sequence[Question] = (),
+        questions: Sequence[Question] | None = None,
     ) -> None:
         self.program = program
         self.questions = questions
@@ -352,22 +352,24 @@ class _Reader:
                 value = out.arg.value
             else:
                 value = self.argument(nodes[out.arg.name])
-                if number < len(specs) - len(self.questions):
+                if number < len(specs) - len(self.questions or ()):
                     self.refuse_double(out.arg.name, nodes[out.arg.name].meta.get("val"))
             if out.kind == OutputKind.USER_OUTPUT:
                 outputs.append(value)
             elif out.kind == OutputKind.BUFFER_MUTATION:
                 target = str(out.target)
                 states[tied.get(target, target)] = value
+            elif out.kind == OutputKind.USER_INPUT_MUTATION:
+                continue  # arrays of MLX are values: the caller's stays as it is
             else:
                 self.reasons.append(f"output {value}: {out.kind.name} is not supported")
         if self.reasons:
             raise CompileError(class_name, list(dict.fromkeys(self.reasons)))
         call = self.program.call_spec
         out_spec, expectations = call.out_spec, []
-        if self.questions:  # the program returns (result, what was asked)
-            asked = outputs[-len(self.questions) :]
-            del outputs[-len(self.questions) :]
+        if self.questions is not None:  # the program returns (result, what was asked)
+            asked = outputs[len(outputs) - len(self.questions) :]
+            del outputs[len(outputs) - len(self.questions) :]
             out_spec = out_spec.children()[0]
             for question, value in zip(self.questions, asked, strict=True):
                 if isinstance(value, Ref):
@@ -634,7 +636,7 @@ def build_graph(
     names: Mapping[str, str] | None = None,
     dimension_names: Mapping[str, str] | None = None,
     method: str = "forward",
-    questions: Sequence[Question] = (),
+    questions: Sequence[Question] | None = None,
 ) -> Graph:
     """Read a decomposed program.
 
@@ -645,7 +647,8 @@ def build_graph(
             (see `standing_names`).
         dimension_names: torch's symbol ("s27") → the name to print ("batch").
         method: of the module that was exported.
-        questions: that the example answered (see `specialization`).
+        questions: that the example answered (see `specialization`), where the program returns
+            what they were about beside its result.
 
     Raises:
         CompileError: control flow that depends on data, kinds of inputs without counterpart.

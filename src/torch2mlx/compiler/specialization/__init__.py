@@ -9,7 +9,7 @@ generated code checks on every call.
 from __future__ import annotations
 
 from torch2mlx.compiler.specialization.frozen import frozen, holds, input_values
-from torch2mlx.compiler.specialization.known_values import KnownValues, Question, masks_as_in_eager
+from torch2mlx.compiler.specialization.known_values import KnownValues, Question
 from torch2mlx.compiler.specialization.static_sizes import has_unknown_sizes, with_static_sizes
 
 __all__ = [
@@ -19,6 +19,5 @@ __all__ = [
     "has_unknown_sizes",
     "holds",
     "input_values",
-    "masks_as_in_eager",
     "with_static_sizes",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,12 +20,15 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from torch2mlx.compiler.guards import user_place
 
-__all__ = ["KnownValues", "Question", "masks_as_in_eager"]
+__all__ = ["KnownValues", "Question"]
 
 _LARGEST = 1 << 24
 """Elements of a tensor whose value is followed."""
 
 aten = torch.ops.aten
+
+_CHECKS = ("_check_with", "_check_tensor_all_with")
+"""What `torch._check` and the like call; the result computes what the original refuses."""
 
 _SIZED = (
     aten.nonzero.default,
@@ -132,19 +136,26 @@ class KnownValues:
         with _disable_current_modes():
             for name, fake in module.named_buffers(remove_duplicate=False):
                 if name in self.buffers:
-                    mode.values[fake] = _Value(self.buffers[name].clone(), False)
+                    mode.values[fake] = _Value(self.buffers[name].clone(), False, False)
             for fake, real in zip(leaves, self.leaves, strict=True):
                 if isinstance(real, torch.Tensor):
-                    mode.values[fake] = _Value(real.clone(), _is_measured(real))
-        with _Numbers(mode), mode:
+                    mode.values[fake] = _Value(real.clone(), _is_measured(real), True)
+        with _masks_as_in_eager(mode), _Numbers(mode), mode:
             yield
 
     def asked(self) -> list[torch.Tensor]:
         """What the questions were about, as tensors of the program that is traced."""
         return [about() for about in self._asked]
 
+    def answers(self) -> tuple[tuple[Question, ...], dict[str, torch.Tensor]]:
+        """What was asked while the module was traced last, and the buffers behind it."""
+        return tuple(self.questions), self.buffers
+
     def ask(self, answer: Any, about: Callable[[], torch.Tensor]) -> None:
-        """Note a question, and what computes its answer."""
+        """Note a question, and what computes its answer; not where torch only checks a value."""
+        frames = traceback.walk_stack(sys._getframe(1))
+        if any(f.f_code.co_name in _CHECKS for f, _ in frames):
+            return
         file, colon, line = user_place().partition(":")
         self.questions.append(Question(answer, f"{Path(file).name}{colon}{line}"))
         self._asked.append(about)
@@ -152,26 +163,36 @@ class KnownValues:
 
 def _uninitialized(value: Any) -> Any:
     """A tensor of the shape and dtype of a fake one."""
-    if not isinstance(value, FakeTensor):
+    if not isinstance(value, FakeTensor) or not all(type(n) is int for n in value.shape):
         return value
     with _disable_current_modes():
         return torch.empty(value.shape, dtype=value.dtype)
 
 
 @contextmanager
-def masks_as_in_eager() -> Iterator[None]:
-    """While it lasts, masks of transformers are left out where its own forward leaves them out."""
-    masks = sys.modules.get("transformers.masking_utils")
-    name = "is_torchdynamo_exporting"
-    original = getattr(masks, name, None)
-    if masks is None or original is None:
+def _masks_as_in_eager(following: _Following) -> Iterator[None]:
+    """While it lasts, transformers leaves out the masks that its own forward leaves out.
+
+    It never does while it is exported, and where a module attends in both directions another
+    result would follow.  A mask that the caller gives is always used.
+    """
+    masks: Any = sys.modules.get("transformers.masking_utils")
+    names = ("is_torchdynamo_exporting", "is_tracing")
+    if masks is None or not all(hasattr(masks, name) for name in names):
         yield
         return
-    setattr(masks, name, lambda: False)
+    originals = [(name, getattr(masks, name)) for name in names]
+
+    def is_tracing(tensor: Any = None) -> bool:
+        known = following.values.get(tensor) if isinstance(tensor, FakeTensor) else None
+        return tensor is not None and (known is None or known.given)
+
     try:
+        masks.is_torchdynamo_exporting, masks.is_tracing = bool, is_tracing
         yield
     finally:
-        setattr(masks, name, original)
+        for name, original in originals:
+            setattr(masks, name, original)
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,11 +202,13 @@ class _Value:
     Attributes:
         tensor: its value.
         measured: whether it follows from measurements.
+        given: whether it follows from inputs.
         made: operator, arguments, and which of the results it is; None: it was given.
     """
 
     tensor: torch.Tensor
     measured: bool
+    given: bool
     made: tuple[Any, tuple[Any, ...], dict[str, Any], int] | None = None
 
 
@@ -263,10 +286,13 @@ class _Following(TorchDispatchMode):
             self.known.ask(value, lambda: (self.traced(args[0]) == self.traced(args[1])).all())
             return value
         result = self._sized(func, args, value) if func in _SIZED else func(*args, **kwargs)
+        known = [self.values.get(leaf) for leaf in flat if isinstance(leaf, FakeTensor)]
+        follows = any(value is not None and value.given for value in known)
         pairs = zip(pytree.tree_leaves(result), pytree.tree_leaves(value), strict=True)
         for number, (fake, found) in enumerate(pairs):
             if isinstance(fake, torch.Tensor) and isinstance(found, torch.Tensor):
-                self.values[fake] = _Value(found, measured, (func, args, kwargs, number))
+                made = (func, args, kwargs, number)
+                self.values[fake] = _Value(found, measured, follows, made)
         return result
 
     def traced(self, tensor: torch.Tensor) -> torch.Tensor:
