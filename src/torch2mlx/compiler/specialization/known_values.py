@@ -97,6 +97,7 @@ class KnownValues:
             and (with_data or not kept[name])
         }
         self.leaves = [v.detach().clone() if isinstance(v, torch.Tensor) else v for v in leaves]
+        self.followed = False
         self.questions: list[Question] = []
         self._asked: list[Callable[[], torch.Tensor]] = []
 
@@ -130,6 +131,7 @@ class KnownValues:
     @contextmanager
     def following(self, module: torch.nn.Module, leaves: Sequence[Any]) -> Iterator[None]:
         """While it lasts, values are followed from these fake buffers and arguments on."""
+        self.followed = True
         self.questions.clear()
         self._asked.clear()
         mode = _Following(self)
@@ -147,9 +149,13 @@ class KnownValues:
         """What the questions were about, as tensors of the program that is traced."""
         return [about() for about in self._asked]
 
-    def answers(self) -> tuple[tuple[Question, ...], dict[str, torch.Tensor]]:
-        """What was asked while the module was traced last, and the buffers behind it."""
-        return tuple(self.questions), self.buffers
+    def answers(self) -> tuple[tuple[Question, ...] | None, dict[str, torch.Tensor]]:
+        """What was asked while the module was traced last, and the buffers behind it.
+
+        None for a program that was called in another way than by `forward`, as that of
+        TorchScript is.
+        """
+        return (tuple(self.questions) if self.followed else None), self.buffers
 
     def ask(self, answer: Any, about: Callable[[], torch.Tensor]) -> None:
         """Note a question, and what computes its answer; not where torch only checks a value."""
