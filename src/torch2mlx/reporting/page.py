@@ -23,6 +23,7 @@ from torch2mlx.reporting.figures import (
 from torch2mlx.reporting.numbers import cut, decimal, percent, scientific
 from torch2mlx.reporting.terminal import format_bytes
 from torch2mlx.reporting.usage import usages
+from torch2mlx.verification.details import Sample
 
 __all__ = ["build_comparison", "build_page"]
 
@@ -114,8 +115,7 @@ def _sections(facts: Facts) -> Iterator[Section]:
         yield Section(
             "texts",
             "The same prompt",
-            f"Always the most likely token; the first {same.same} of {same.tokens} tokens are the "
-            "same.",
+            f"Always the most likely token; {_shared(same)}.",
         )
     yield Section(
         "cost",
@@ -128,6 +128,13 @@ def _sections(facts: Facts) -> Iterator[Section]:
         yield Section("speed", "Speed", _conditions(facts), speed)
     yield Section("use", "Run it", "The folder as it is; nothing has to be converted again.")
     yield _provenance(facts)
+
+
+def _shared(sample: Sample) -> str:
+    if sample.same >= sample.tokens:
+        return "both write the same words"
+    start = f"the first {sample.same} of {sample.tokens} tokens are the same"
+    return start if sample.same else "the texts differ from the first token on"
 
 
 def _parity(facts: Facts) -> Section:

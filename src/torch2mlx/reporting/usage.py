@@ -64,9 +64,9 @@ def usages(facts: Facts, place: str = "path/to/this/folder") -> tuple[Usage, ...
             "mlx-swift",
             "import MLXLLM\nimport MLXLMCommon\n\n"
             f'let folder = URL(filePath: "{place}")\n'
-            "let configuration = ModelConfiguration(directory: folder)\n"
-            "let model = try await LLMModelFactory.shared.loadContainer(\n"
-            "    configuration: configuration)",
+            "let configuration =\n    ModelConfiguration(directory: folder)\n"
+            "let model = try await LLMModelFactory.shared\n"
+            "    .loadContainer(configuration: configuration)",
             f"With the package mlx-swift-lm, if it has the architecture {facts.architecture}.",
         )
     )

@@ -9,7 +9,8 @@ from torch2mlx.reporting.charts.canvas import WIDTH, Canvas, Picture, Scale
 
 __all__ = ["Bar", "draw_bars"]
 
-_ROW, _BAR, _TEXT = 40, 14, 92
+_ROW, _BAR = 40, 14
+_LETTER = 7.3  # width of a letter of a value
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,8 @@ def draw_bars(
         return None
     canvas = Canvas(len(bars) * _ROW + 4)
     highest = max(((b.value or 0.0) + b.spread for b in bars), default=0.0)
-    x = Scale(0.0, highest or 1.0, 0.0, WIDTH - _TEXT)
+    longest = max((len(b.text) for b in bars if b.value is not None), default=0)
+    x = Scale(0.0, highest or 1.0, 0.0, max(WIDTH - 12 - _LETTER * longest, WIDTH / 4))
     for row, bar in enumerate(bars):
         top = row * _ROW
         canvas.text(0, top + 13, bar.label, "label")

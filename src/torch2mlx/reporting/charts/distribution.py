@@ -83,6 +83,6 @@ def draw_positions(divergence: Divergence) -> Picture | None:
 
 
 def _rows(canvas: Canvas, y: Scale) -> None:
-    for tick in y.ticks(4):
+    for tick in y.ticks(5):
         canvas.line(_LEFT, y(tick), WIDTH - _RIGHT, y(tick), "grid")
         canvas.text(_LEFT - 6, y(tick) + 4, f"{tick:g}", "tick", "end")

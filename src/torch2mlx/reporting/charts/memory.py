@@ -26,7 +26,7 @@ def draw_memory(memory: MemoryRecord) -> Picture | None:
     bounded = [s for s in stages if s.title in (_BOUNDED, _BOUNDED_MODULE)]
     top = max(*memory.resident, *(_ceiling(s, memory) for s in bounded), 1)
     x = Scale(0.0, end or 1.0, _LEFT, WIDTH - _RIGHT)
-    y = Scale(0.0, top / 1e9, _HEIGHT - _BOTTOM, _TOP)
+    y = Scale(0.0, 1.08 * top / 1e9, _HEIGHT - _BOTTOM, _TOP)
     canvas = Canvas(_HEIGHT)
     for number, stage in enumerate(stages, 1):
         kind = "band" if number % 2 else "band other"
