@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 
 import torch2mlx
-from torch2mlx import api
 from torch2mlx.errors import (
     DestinationError,
     OptionError,
@@ -23,6 +22,7 @@ from torch2mlx.errors import (
     SourceError,
     Torch2MLXError,
 )
+from torch2mlx.packaging.remote import send_folder
 
 Checkpoint = Callable[..., Path]
 
@@ -310,11 +310,12 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Callable[..., _Hub]:
 
 def test_upload_sends_the_folder(hub: Callable[..., _Hub], tmp_path: Path) -> None:
     fake = hub()
-    assert api.upload(tmp_path, "me/model") == "https://hub.example/me/model"
-    assert fake.calls == [
-        ("create_repo", {"repo_id": "me/model", "exist_ok": True}),
-        ("upload_folder", {"repo_id": "me/model", "folder_path": tmp_path}),
-    ]
+    assert send_folder(tmp_path, "me/model") == "https://hub.example/me/model"
+    (created, options), (sent, content) = fake.calls
+    assert (created, options) == ("create_repo", {"repo_id": "me/model", "exist_ok": True})
+    assert (sent, content["repo_id"], content["folder_path"]) == (
+        "upload_folder", "me/model", tmp_path,
+    )  # fmt: skip
 
 
 def test_a_failed_upload_says_that_the_folder_is_converted(
@@ -330,7 +331,7 @@ def test_a_failed_upload_says_that_the_folder_is_converted(
     ):
         hub(error)
         with pytest.raises(DestinationError) as caught:
-            api.upload(tmp_path, "me/model")
+            send_folder(tmp_path, "me/model")
         message = str(caught.value)
         assert f"{tmp_path} is converted, but cannot be uploaded to me/model" in message
         assert reason in message
@@ -342,7 +343,7 @@ def test_no_network_is_a_message_too(hub: Callable[..., _Hub], tmp_path: Path) -
     error = type("ConnectError", (Exception,), {"__module__": "httpx"})
     hub(error("name or service not known"))
     with pytest.raises(DestinationError, match="is converted"):
-        api.upload(tmp_path, "me/model")
+        send_folder(tmp_path, "me/model")
 
 
 def test_a_fault_of_our_own_is_not_taken_for_the_hubs(
@@ -350,4 +351,4 @@ def test_a_fault_of_our_own_is_not_taken_for_the_hubs(
 ) -> None:
     hub(TypeError("a programming error"))
     with pytest.raises(TypeError):
-        api.upload(tmp_path, "me/model")
+        send_folder(tmp_path, "me/model")

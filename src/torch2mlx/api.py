@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from torch2mlx.compiler.route import Compiled, Example
     from torch2mlx.diagnosis import Examination
     from torch2mlx.evidence.recheck import CertificateCheck
+    from torch2mlx.evidence.upload import Upload
     from torch2mlx.reporting.report import Report
     from torch2mlx.selection import Selection
     from torch2mlx.selection.plan_file import PlannedConversion
@@ -636,34 +637,24 @@ def bench(
     return run_benchmark(folders, options, progress)
 
 
-def upload(folder: str | Path, repository: str) -> str:
-    """Upload a converted folder to the Hugging Face hub, as it is.
+def upload(
+    folder: str | Path, repository: str, *, private: bool = False, dry_run: bool = False
+) -> Upload:
+    """Upload a converted folder to the Hugging Face hub, if it is still what was proven.
 
     Args:
         folder: what `convert` published.
         repository: "owner/name"; it is created where it does not exist.
-
-    Returns:
-        the address of the repository.
+        private: create it for oneself.
+        dry_run: say what would be uploaded, and upload nothing.
 
     Raises:
+        OptionError: no name that the hub takes.
+        SourceError: torch2mlx did not make the folder, or its files are not those that were
+            recorded and certified.
         DestinationError: no access, no network, or a name that the hub refuses.
     """
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HFValidationError
+    from torch2mlx.evidence.upload import plan_upload, upload_folder
 
-    from torch2mlx.sources.remote.files import is_network_error
-
-    hub = HfApi()
-    try:
-        address = hub.create_repo(repo_id=repository, exist_ok=True)
-        hub.upload_folder(repo_id=repository, folder_path=folder)
-    except Exception as error:
-        if not isinstance(error, HFValidationError) and not is_network_error(error):
-            raise
-        reason = " ".join(str(error).split())[:300]
-        raise DestinationError(
-            f"{folder} is converted, but cannot be uploaded to {repository}: {reason}; log in with "
-            "`hf auth login` and upload the folder with `hf upload`"
-        ) from error
-    return str(address)
+    act = plan_upload if dry_run else upload_folder
+    return act(Path(folder), repository, private)

@@ -553,8 +553,8 @@ def convert(
         return
     _show(result, as_json)
     if upload_repo is not None:
-        address = api.upload(result.destination, upload_repo)
-        typer.echo(f"uploaded to {address}", err=True)
+        done = api.upload(result.destination, upload_repo)
+        typer.echo(f"uploaded to {done.address}", err=True)
 
 
 def _one(
@@ -771,6 +771,24 @@ def report(
         return
     place = out or (f"{folders[0]}/report.html" if len(folders) == 1 else "report.html")
     typer.echo(f"wrote {result.write(place, result.html())}", err=True)
+
+
+@app.command(epilog="Example:  torch2mlx upload ./smollm2-4bit me/SmolLM2-4bit --dry-run")
+def upload(
+    folder: Annotated[str, typer.Argument(metavar="DST", help="A converted folder.")],
+    repository: Annotated[str, typer.Argument(metavar="REPO", help="owner/name on the hub.")],
+    private: Annotated[
+        bool, typer.Option("--private", help="Create the repository for yourself.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List what would be uploaded; upload nothing.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Upload a converted folder to the Hugging Face hub, if it is still what was proven."""
+    from torch2mlx import api
+
+    _show(api.upload(folder, repository, private=private, dry_run=dry_run), as_json)
 
 
 @app.command(epilog="Example:  torch2mlx doctor ./smollm2-4bit --fix")

@@ -134,7 +134,7 @@ def test_a_repository_takes_one_commit(
             calls.append(f"create {repo_id}")
             return "address"
 
-        def upload_folder(self, *, repo_id: str, folder_path: Path) -> None:
+        def upload_folder(self, *, repo_id: str, folder_path: Path, **_: Any) -> None:
             calls.append(f"upload {folder_path.name}")
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Api)

@@ -13,7 +13,10 @@ from torch2mlx.sources.remote.files import is_network_error, patiently, reason_o
 from torch2mlx.sources.remote.folder import file_system
 from torch2mlx.sources.remote.urls import HUB, shown
 
-__all__ = ["RemoteDestination"]
+__all__ = ["LEFT_OUT", "RemoteDestination", "send_folder"]
+
+LEFT_OUT = [".*", "**/.*", "__pycache__/*", "**/__pycache__/*"]
+"""Patterns of files that are not uploaded to the hub: of desktops, version control, Python."""
 
 # Without these no loader takes a folder for a model, so they come last and in this order.
 _LAST = (INDEX, "config.json")
@@ -101,9 +104,7 @@ class RemoteDestination:
         """
         self.require_new(begun=True)
         if self._hub is not None:
-            from torch2mlx.api import upload
-
-            upload(folder, self._hub)
+            send_folder(folder, self._hub)
             return
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         for path in sorted(files, key=lambda path: _rank(path.relative_to(folder).as_posix())):
@@ -132,6 +133,34 @@ class RemoteDestination:
             if not is_network_error(error):
                 raise
             raise DestinationError(f"destination {self.url}: {reason_of(error)}") from error
+
+
+def send_folder(folder: Path, repository: str, private: bool = False) -> str:
+    """Upload a folder as it is, hidden files aside, in one commit.
+
+    Returns:
+        the address of the repository, which is created where it does not exist.
+
+    Raises:
+        DestinationError: no access, no network, or a name that the hub refuses.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HFValidationError
+
+    hub = HfApi()
+    options: dict[str, Any] = {"private": True} if private else {}
+    try:
+        address = hub.create_repo(repo_id=repository, exist_ok=True, **options)
+        hub.upload_folder(repo_id=repository, folder_path=folder, ignore_patterns=LEFT_OUT)
+    except Exception as error:
+        if not isinstance(error, HFValidationError) and not is_network_error(error):
+            raise
+        reason = " ".join(str(error).split())[:300]
+        raise DestinationError(
+            f"{folder} is converted, but cannot be uploaded to {repository}: {reason}; log in with "
+            "`hf auth login` and upload the folder with `hf upload`"
+        ) from error
+    return str(address)
 
 
 def _rank(name: str) -> int:

@@ -15,6 +15,7 @@ from torch2mlx.benchmarking import Benchmark, Row, Spread
 from torch2mlx.compiler.route import Compiled
 from torch2mlx.diagnosis import Examination
 from torch2mlx.evidence.recheck import CertificateCheck
+from torch2mlx.evidence.upload import Upload
 from torch2mlx.inspection import Inspection
 from torch2mlx.reporting.terminal import format_bytes
 from torch2mlx.selection import Selection, Strategy
@@ -142,6 +143,23 @@ def _(result: CertificateCheck) -> None:
         console.print(f"note: {name} {then} then, {now} now", style="dim", markup=False)
     if result.limits:
         console.print(f"not repeated: {result.limits}", style="yellow", markup=False)
+
+
+@render.register
+def _(result: Upload) -> None:
+    console = Console(highlight=False)
+    table = _grid()
+    for name, size in result.files:
+        table.add_row(escape(name), format_bytes(size))
+    table.add_row("all", format_bytes(result.nbytes))
+    console.print(table)
+    for warning in result.warnings:
+        console.print(f"warning: {warning}", style="yellow", markup=False, soft_wrap=True)
+    private = " (private)" if result.private else ""
+    if result.address is None:
+        console.print(f"would be uploaded to {result.repository}{private}", markup=False)
+    else:
+        console.print(f"uploaded to {result.address}{private}", markup=False, soft_wrap=True)
 
 
 def _columns(strategy: Strategy) -> tuple[str, ...]:
