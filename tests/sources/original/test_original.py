@@ -77,7 +77,7 @@ def same_state(folder, expected):
     return opened
 
 
-@pytest.mark.parametrize(("ranks", "axis"), [(1, 1), (2, 1), (2, 0)])
+@pytest.mark.parametrize(("ranks", "axis"), [(1, 1), (2, 0), (8, 1)])
 def test_ranks_are_joined_and_heads_ordered(llama, tmp_path, ranks, axis):
     opened = same_state(meta_release(tmp_path / "llama", llama, ranks, axis), llama)
     assert opened.kind == "original"

@@ -1,0 +1,158 @@
+"""The page of sources: what is read, and what was compared with what.
+
+    python tests/sources/sources_page.py        write docs/sources.md
+
+The rows of packed checkpoints and adapters come from the tables that the tests run over; each other
+row names the test that proves it.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+HERE = Path(__file__).parent
+PAGE = HERE.parents[1] / "docs" / "sources.md"
+
+# what, read from, compared with, file and name of the test
+ROWS = {
+    "Checkpoints of Hugging Face": [
+        ("safetensors, one file or shards", "config.json, index", "safetensors, what was saved",
+         "test_safetensors.py::test_rows_of_every_dtype_are_the_saved_bits"),
+        ("torch zip files (.bin, .pt, .pth)", "config.json, index", "torch.load",
+         "test_torch_zip.py::test_every_dtype"),
+        ("GGUF", "its metadata", "gguf's dequantization", "test_gguf.py::test_block_types_by_rows"),
+        ("quantized MLX folders", "config.json", "mx.dequantize",
+         "test_quantized.py::test_values_are_what_mlx_dequantizes"),
+    ],
+    "Original releases": [
+        ("Llama, `consolidated.*.pth` of 1, 2 and 8 ranks", "params.json",
+         "the state that transformers has",
+         "original/test_original.py::test_ranks_are_joined_and_heads_ordered"),
+        ("Mistral, `consolidated.safetensors`", "params.json", "the state that transformers has",
+         "original/test_original.py::test_a_mistral_release_converts_with_its_tokenizer"),
+        ("Mixtral, `consolidated.*.pt`, fused experts", "params.json",
+         "the state that transformers has",
+         "original/test_original.py::test_mixtral_of_fused_experts"),
+        ("tokenizer.model (SentencePiece)", "the file", "sentencepiece, ids and text",
+         "original/test_tokenizer.py::test_sentencepiece_of_mistral"),
+        ("tokenizer.model (tiktoken, Llama 3)", "the file", "tiktoken, ids and text",
+         "original/test_tokenizer.py::test_tiktoken_of_llama_3"),
+        ("tekken.json", "the file", "mistral-common, ids and text",
+         "original/test_tokenizer.py::test_tekken"),
+    ],
+    "Experts": [
+        ("fused (mixtral, qwen3_moe, deepseek_v3): concatenated or in turns, transposed or not",
+         "shapes, `--expert-layout`", "the state that transformers saves",
+         "test_experts.py::test_fused_experts_become_those_of_the_family"),
+        ("gpt-oss with experts of other layouts", "`--expert-layout`", "torch",
+         "test_experts.py::test_gpt_oss_of_other_layouts"),
+    ],
+}  # fmt: skip
+GATED = {
+    "gptq asymmetric, `-q`": "packed/test_packed.py::test_conversions_pass_the_gate",
+    "awq, `-q`": "packed/test_packed.py::test_conversions_pass_the_gate",
+    "fp8 blocks": "packed/test_packed.py::test_conversions_pass_the_gate",
+    "gpt-oss in MXFP4, `-q`": "packed/test_packed.py::test_gpt_oss_experts_keep_their_blocks",
+    "LoRA of PEFT, `-q`": (
+        "adapters/test_adapters.py::test_an_adapters_folder_converts_with_its_base"
+    ),
+    "Mistral's release, `-q`": (
+        "original/test_original.py::test_a_mistral_release_converts_with_its_tokenizer"
+    ),
+    "Mixtral with fused experts in turns, `-q`": (
+        "test_experts.py::test_a_fused_mixtral_passes_the_gate"
+    ),
+}
+_TEXT = """# Sources
+
+Written by `python tests/sources/sources_page.py` from the tests; do not edit.
+
+What torch2mlx reads beside plain checkpoints, and what its tests compare every tensor with. "Equal"
+is bit for bit: of packed weights the float32 values, rounded to the dtype in which the library
+computes; of tokenizers the ids of 21 texts. What a source does not fit is refused, with the names
+of the tensors concerned; what is not in these tables is refused as unknown.
+"""
+_GATE = """## Converted and compared with PyTorch
+
+These fabricated checkpoints go through `convert` with all of its proofs:
+
+"""
+_PACKED = """## Packed checkpoints
+
+`quant_method` in config.json names the method; `quantize_config.json`, `quant_config.json` and
+`hf_quant_config.json` beside it are read as well. With `-q` alone, codes stay as they are where the
+last column names a format of MLX, which has exactly these values; scales and zero points decide
+that. Otherwise, and without `-q`, weights are dequantized. Scales of activations are left out, with
+a note.
+
+| layout | equal to | values in | kept as |
+|---|---|---|---|
+"""
+_ADAPTERS = """## Adapters
+
+`--adapter`, or a folder that is an adapter and names its base. Merged weights equal those of
+`merge_and_unload` (PEFT, in float32) within 2e-6 relative and of `fuse` (mlx-lm) within 2e-5;
+products are formed in float64 here.
+
+| adapter | compared with |
+|---|---|
+"""
+
+
+def _packed() -> Iterator[str]:
+    sys.path.insert(0, str(HERE / "packed"))
+    from test_packed import FORMATS
+
+    libraries = {
+        "gptq": "AutoGPTQ's formula", "awq": "AutoAWQ's formula", "modelopt": "ModelOpt's formula",
+        "fp8": "transformers", "bitsandbytes": "bitsandbytes, on a CPU",
+    }  # fmt: skip
+    for name, (_, dtype, scheme) in FORMATS.items():
+        first = next((library for key, library in libraries.items() if name.startswith(key)), None)
+        kept = "dequantized" if scheme is None else str(scheme)
+        yield (
+            f"| {name} | {first or 'compressed-tensors'} | {str(dtype).removeprefix('torch.')} | "
+            f"{kept} |"
+        )
+    yield "| mxfp4 experts (gpt-oss) | transformers | bfloat16 | mxfp4, groups of 32 |"
+
+
+def _adapters() -> Iterator[str]:
+    sys.path.insert(0, str(HERE / "adapters"))
+    from test_adapters import VARIANTS
+
+    for name, options in VARIANTS.items():
+        shown = ", ".join(f"{k}={v}" for k, v in options.items()) or "the defaults"
+        yield f"| PEFT, {name}: {shown} | PEFT |"
+    for kind in ("lora", "dora"):
+        yield f"| mlx-lm, {kind} | mlx-lm |"
+
+
+def page() -> str:
+    """The text of docs/sources.md."""
+    parts = [_TEXT]
+    for title, rows in ROWS.items():
+        parts.append(f"## {title}\n\n| source | described by | equal to |\n|---|---|---|")
+        parts.append("\n".join(f"| {a} | {b} | {c} |" for a, b, c, _ in rows) + "\n")
+    parts += [_PACKED + "\n".join(_packed()) + "\n", _ADAPTERS + "\n".join(_adapters()) + "\n"]
+    parts.append(_GATE + "\n".join(f"- {name}" for name in GATED) + "\n")
+    extra = HERE / "families.md"
+    return "\n".join(parts) + (f"\n{extra.read_text()}" if extra.exists() else "")
+
+
+def tests_named() -> set[tuple[Path, str]]:
+    """File and name of every test that a row stands on."""
+    named = [row[3] for rows in ROWS.values() for row in rows] + list(GATED.values())
+    return {(HERE / n.partition("::")[0], n.partition("::")[2]) for n in named}
+
+
+def functions(file: Path) -> set[str]:
+    """Names of the functions of a file."""
+    return {n.name for n in ast.walk(ast.parse(file.read_text())) if isinstance(n, ast.FunctionDef)}
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())
