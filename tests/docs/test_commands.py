@@ -123,8 +123,7 @@ def workplace(
     torch2mlx.convert(tmp_path / "SRC", tmp_path / "MLX_FOLDER", quantize=True, verify=False)
     for name in ("FOLDER", "my_package"):
         (tmp_path / name).mkdir()
-    (tmp_path / "my_package" / "models.py").write_text(_NET.replace("build_net", "build_unet"))
-    (tmp_path / "my_models.py").write_text(_NET)
+    (tmp_path / "my_package" / "models.py").write_text(_NET)
     (tmp_path / "models.py").write_text(_VAE)
     torch.save({"x": torch.randn(4, 8)}, tmp_path / "inputs.pt")
     torch.save((torch.randn(4, 8),), tmp_path / "image.pt")
@@ -149,7 +148,7 @@ class Net(torch.nn.Module):
         return self.second(torch.relu(self.first(x)))
 
 
-def build_net():
+def build_unet():
     torch.manual_seed(0)
     return Net().eval()
 """
@@ -193,7 +192,10 @@ def test_commands_run(document: Path, workplace: Path, run_cli: Any) -> None:
         if block.reason:
             continue
         place = f"{document.name}:{block.line}"
-        if block.language == "python" and "tutorials" in document.parts:
+        named = re.match(r"# (\w+\.py)\n", block.text)
+        if block.language == "python" and named is not None:
+            (workplace / named[1]).write_text(block.text)
+        elif block.language == "python" and "tutorials" in document.parts:
             exec(compile(block.text, place, "exec"), {"__name__": "__main__"})
         for command in commands(block):
             arguments = _torch2mlx(command)
