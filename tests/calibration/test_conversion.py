@@ -133,3 +133,30 @@ def test_a_result_beyond_the_bound_is_not_published(checkpoint, run_cli, tmp_pat
     assert run.code == 8
     assert "--calibrate" in run.message
     assert not (tmp_path / "out").exists()
+
+
+def test_distillation_that_helps_no_other_text_is_not_kept(
+    checkpoint, run_cli, tmp_path: Path, text: Path, monkeypatch
+) -> None:
+    """With steps that are far too large the calibrated values stay."""
+    from torch2mlx.calibration import distillation
+
+    monkeypatch.setattr(distillation.Distillation, "__init__", _wild)
+    folders = []
+    for name, options in (("plain", ()), ("distilled", ("--distill",))):
+        run = run_cli(
+            "convert", checkpoint("llama_tied", "float32"), tmp_path / name, "-q", "--calibrate",
+            "--calibration-text", text, "--calibration-tokens", "256", "--max-context", "64",
+            "--quiet", "--no-verify", *options,
+        )  # fmt: skip
+        assert run.code == 0, run.message
+        folders.append(tmp_path / name)
+    plain, distilled = (folder / "model.safetensors" for folder in folders)
+    manifest = json.loads((folders[1] / "torch2mlx.json").read_text())
+    assert any("0% of its change of scales is kept" in note for note in manifest["plan"]["notes"])
+    assert plain.read_bytes() == distilled.read_bytes()
+
+
+def _wild(self, rate: float = 0, batch: int = 0) -> None:
+    object.__setattr__(self, "rate", 50.0)
+    object.__setattr__(self, "batch", 2)

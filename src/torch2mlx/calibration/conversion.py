@@ -28,6 +28,7 @@ Array = np.ndarray[Any, Any]
 
 DEFAULT_TOKENS = 16384
 _WINDOW = 512
+_HELD_OUT = 4096  # tokens of another text, which decide what of the distillation is kept
 _DISTILLED = 4  # times as many tokens as calibration
 
 
@@ -74,8 +75,9 @@ def calibrate_outputs(
     length = min(_WINDOW, max_context or _WINDOW, longest_sequence(checkpoint.config))
     count = tokens or DEFAULT_TOKENS
     ids = text_ids(checkpoint, texts, count, length, trust_remote_code)
-    more = None
+    more, held_out = None, None
     if distill:
+        held_out = _held_out(checkpoint, length, trust_remote_code)
         more = text_ids(checkpoint, texts, _DISTILLED * count, length, trust_remote_code)
     wanted = sum(o.expr.nbytes for o in outputs if o.scheme is not None and o.packed is None)
     title = f"Calibrating with {ids.size:,} tokens"
@@ -91,8 +93,18 @@ def calibrate_outputs(
             settings=Settings(),
             trust_remote_code=trust_remote_code,
             distillation_ids=more,
+            held_out=held_out,
             progress=advance,
         )
+
+
+def _held_out(checkpoint: Checkpoint, length: int, trust: bool) -> Array:
+    """The built-in text, on which nothing is tuned, in sequences of `length`."""
+    from torch2mlx.packaging.tokenizer import load_tokenizer
+    from torch2mlx.verification.quality import evaluation_text
+
+    tokenizer = load_tokenizer(checkpoint.tokenizer_source, trust)
+    return calibration_ids(tokenizer, [evaluation_text()], _HELD_OUT, length)
 
 
 def text_ids(

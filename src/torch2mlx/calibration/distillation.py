@@ -5,6 +5,9 @@ phase of EfficientQAT (arXiv 2407.11062).  Memory stays bounded: a batch runs fo
 layer and only the layers' inputs are kept; on the way back each layer is computed once more and
 updated as soon as its gradient is known (as in Chen et al., arXiv 1604.06174).
 
+How much of the change is kept is decided on another text: the shares of scales and of offsets with
+the least divergence there, which may be none.
+
 A scale is tuned relative to itself, an offset relative to the range of its group, both by Adam;
 so one learning rate serves groups and models of any size, and it halves with each bit.
 """
@@ -39,6 +42,8 @@ _WARM_UP = 0.1  # of all steps
 _BETAS = (0.9, 0.95)
 _ROWS = 256  # positions whose logits exist at a time
 _SAVES = 8  # times that the state is saved
+# Of what distillation changed in scales and in offsets; the best pair is kept.
+_SHARES = ((1, 1), (1, 0.25), (1, 0), (0.5, 0.5), (0.5, 0.125), (0.5, 0), (0.25, 0.25))
 
 
 @dataclass(frozen=True)
@@ -188,6 +193,7 @@ def distill(
     by_layer: Mapping[int, Sequence[Output]],
     head: Output,
     ids: Array,
+    held_out: Array,
     scratch: Scratch,
     *,
     settings: Distillation | None = None,
@@ -202,13 +208,15 @@ def distill(
         by_layer: calibrated outputs of each layer.
         head: the output head or tied embedding, calibrated or not.
         ids: token ids [sequences, tokens].
+        held_out: token ids [sequences, tokens] of another text, to decide how much is kept.
         scratch: where the state is saved.
         settings: of the method.
         memory: bytes of layers that may stay in memory; others are read anew at each step.
         progress: called with the number of tokens done since its last call.
     """
     if not scratch.done("distilled"):
-        run = _Run(blocks, source, by_layer, head, ids, scratch, settings or Distillation(), memory)
+        asked = settings or Distillation()
+        run = _Run(blocks, source, by_layer, head, ids, held_out, scratch, asked, memory)
         run.run(progress or (lambda _: None))
 
 
@@ -220,16 +228,18 @@ class _Run:
         by_layer: Mapping[int, Sequence[Output]],
         head: Output,
         ids: Array,
+        held_out: Array,
         scratch: Scratch,
         settings: Distillation,
         memory: int,
     ) -> None:
-
         self.blocks = replace(blocks)  # which decides on fused attention anew
-        self.ids = ids
+        self.ids = np.concatenate([ids, held_out])
         self.scratch = scratch
         self.settings = settings
-        self.batches = [slice(i, i + settings.batch) for i in range(0, len(ids), settings.batch)]
+        size, total = settings.batch, len(self.ids)
+        self.batches = [slice(i, min(i + size, len(ids))) for i in range(0, len(ids), size)]
+        self.checks = [slice(i, min(i + size, total)) for i in range(len(ids), total, size)]
         self._teach()
         self.tuned = {
             index: {
@@ -255,6 +265,8 @@ class _Run:
         state = self.scratch.folder / "distillation.pt"
         tuned = [t for layer in self.tuned.values() for t in layer.values()]
         tuned += [self.head] if self.head is not None else []
+        calibrated = [(each.scale.clone(), each.level.clone()) for each in tuned]
+        before = self._divergence()
         start = 0
         if state.exists():
             saved = torch.load(state, weights_only=True)
@@ -273,8 +285,17 @@ class _Run:
                     torch.save({"step": number + 1, "values": values}, partial)
                     partial.rename(state)
             progress(self.ids[self.batches[index]].size)
+        distilled = [(each.scale.clone(), each.level.clone()) for each in tuned]
+        kept, after = (0.0, 0.0), before
+        for shares in _SHARES:
+            _mix(tuned, calibrated, distilled, shares)
+            found = self._divergence()
+            if found < after:
+                kept, after = shares, found
+        _mix(tuned, calibrated, distilled, kept)
+        report = {"distillation": {"kept": kept, "before": before, "after": after}}
         with self.scratch.writing("distilled") as folder:
-            save_step(folder, {k: v for t in tuned for k, v in t.tensors().items()}, {})
+            save_step(folder, {k: v for t in tuned for k, v in t.tensors().items()}, report)
         state.unlink(missing_ok=True)
 
     def _teach(self) -> None:
@@ -285,13 +306,14 @@ class _Run:
             return
         with self.scratch.writing("teacher") as folder, torch.no_grad():
             block, numbers = self.blocks.entrance(self.ids)
-            stream = np.concatenate([block.first(numbers[b]).cpu().numpy() for b in self.batches])
+            batches = [*self.batches, *self.checks]
+            stream = np.concatenate([block.first(numbers[b]).cpu().numpy() for b in batches])
             np.save(folder / "first.npy", stream)
             sample = torch.from_numpy(np.array(stream[:1]))
             for index in range(self.blocks.count):
                 block = self.blocks.block(index, sample)
                 last = index == self.blocks.count - 1
-                for batch in self.batches:
+                for batch in batches:
                     hidden = torch.from_numpy(stream[batch]).to(block.device)
                     found = block.run(hidden)
                     stream[batch] = (found.final if last else found.hidden).cpu().numpy()
@@ -316,19 +338,10 @@ class _Run:
         import torch
 
         rate = self.settings.rate * _schedule(number, steps)
-        entered = self._load("first.npy", batch)
-        weight = None if self.head is None else self.head.values()
         ids = torch.from_numpy(self.ids[batch]).to(self.blocks.device)
         tied = self._tied_factor()
-        if tied and weight is not None:
-            entered += tied * (weight[ids] - self.original_head[ids])
-        inputs = [entered]
-        with torch.no_grad():
-            for index in range(self.blocks.count):
-                layer = self._layer(index)
-                layer.fill()
-                found = layer.block.run(inputs[-1])
-                inputs.append(found.final if index == self.blocks.count - 1 else found.hidden)
+        weight = None if self.head is None else self.head.values()
+        inputs = self._forward(batch, weight)
         slope = self._head_step(inputs.pop(), self._load("final.npy", batch), weight)
         for index in reversed(range(self.blocks.count)):
             layer = self._layer(index)
@@ -350,6 +363,45 @@ class _Run:
                 flat = (tied * slope).flatten(0, -2)
                 self.head.add_gradient(flat, ids.flatten())
             self.head.step(rate, number + 1)
+
+    def _forward(self, batch: slice, weight: torch.Tensor | None) -> list[torch.Tensor]:
+        """What enters each layer, and the final states; `weight` is the head's present values."""
+        import torch
+
+        entered = self._load("first.npy", batch)
+        tied = self._tied_factor()
+        if tied and weight is not None:
+            ids = torch.from_numpy(self.ids[batch]).to(self.blocks.device)
+            entered += tied * (weight[ids] - self.original_head[ids])
+        inputs = [entered]
+        with torch.no_grad():
+            for index in range(self.blocks.count):
+                layer = self._layer(index)
+                layer.fill()
+                found = layer.block.run(inputs[-1])
+                inputs.append(found.final if index == self.blocks.count - 1 else found.hidden)
+        return inputs
+
+    def _divergence(self) -> float:
+        """Mean KL(original ‖ quantized) a token of the held-out text, with the present values."""
+        import torch
+
+        weight = None if self.head is None else self.head.values()
+        used = self.original_head if weight is None else weight
+        total, count = 0.0, 0
+        for batch in self.checks:
+            states = self._forward(batch, weight)[-1].flatten(0, -2)
+            taught = self._load("final.npy", batch).flatten(0, -2)
+            with torch.no_grad():
+                for start in range(0, len(states), _ROWS):
+                    part = slice(start, start + _ROWS)
+                    found = logits_of(self.blocks.config, states[part], used).log_softmax(-1)
+                    expected = logits_of(
+                        self.blocks.config, taught[part], self.original_head
+                    ).log_softmax(-1)
+                    total += float((expected.exp() * (expected - found)).sum())
+            count += len(states)
+        return total / count
 
     def _tied_factor(self) -> float:
         """What the embedding's rows are multiplied by on their way in; 0 where it is not tied.
@@ -399,6 +451,19 @@ class _Run:
             rows = torch.arange(len(matrix), device=matrix.device)
             self.head.add_gradient(matrix.grad, rows)
         return slope.reshape(hidden.shape)
+
+
+def _mix(
+    tuned: Sequence[_Tuned],
+    calibrated: Sequence[tuple[torch.Tensor, torch.Tensor]],
+    distilled: Sequence[tuple[torch.Tensor, torch.Tensor]],
+    shares: tuple[float, float],
+) -> None:
+    """Give scales and offsets these shares of what distillation changed."""
+    for each, first, last in zip(tuned, calibrated, distilled, strict=True):
+        values = (each.scale, each.level)
+        for value, start, end, share in zip(values, first, last, shares, strict=True):
+            value.copy_(start + share * (end - start))
 
 
 def logits_of(

@@ -65,6 +65,7 @@ def calibrate(
     settings: Settings | None = None,
     trust_remote_code: bool = False,
     distillation_ids: Array | None = None,
+    held_out: Array | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Calibration:
     """Find codes, scales and biases for every quantized output.
@@ -77,6 +78,7 @@ def calibrate(
         settings: of the method.
         trust_remote_code: allow the checkpoint's own code.
         distillation_ids: token ids [sequences, tokens] to distil with; None: no distillation.
+        held_out: the same of another text, which decides how much of it is kept.
         progress: called with the bytes of source weights done since its last call; tokens of
             the distillation count as bytes too.
 
@@ -97,12 +99,14 @@ def calibrate(
         checkpoint.folder,
         trust_remote_code,
     )
-    used = ids if distillation_ids is None else np.concatenate([ids, distillation_ids])
+    used = ids
+    if distillation_ids is not None and held_out is not None:
+        used = np.concatenate([ids, distillation_ids, held_out])
     scratch = Scratch(folder, _question(checkpoint, outputs, used, asked, device))
     walk = _Walk(blocks, outputs, ids, scratch, asked, progress or (lambda _: None))
     walk.run()
     found = collect(checkpoint.source, outputs, scratch)
-    if distillation_ids is not None:
+    if distillation_ids is not None and held_out is not None:
         from torch2mlx.calibration.distillation import distill
 
         names = {o.name: o for o in found.outputs if o.calibrated is not None}
@@ -115,6 +119,7 @@ def calibrate(
             },
             find_head(found.outputs),
             distillation_ids,
+            held_out,
             scratch,
             progress=progress,
         )
@@ -167,6 +172,12 @@ def collect(source: TensorSource, outputs: Sequence[Output], scratch: Scratch) -
             + (" ..." if len(rounded) > 4 else "")
         )
     report = scratch.reports()
+    if told := report.pop("distillation", None):
+        notes.append(
+            f"distillation: {told['kept'][0]:.0%} of its change of scales is kept and "
+            f"{told['kept'][1]:.0%} of that of offsets, by the mean KL divergence on the built-in "
+            f"text ({told['before']:.4g} before, {told['after']:.4g} after)"
+        )
     few = [name for name, entry in report.items() if entry.get("borrowed")]
     if few:
         notes.append(
