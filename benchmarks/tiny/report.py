@@ -70,6 +70,14 @@ def _head(results: Sequence[Result], versions: Mapping[str, str]) -> list[str]:
         ),
         "",
         *_wrapped(
+            f"{_fixed(run)} of the equal types are compiled for one grid of patches, image size or "
+            "layout of text and image tokens: where sizes follow from values of an integer input, "
+            "that input is fixed to the example's values, and the generated code refuses others "
+            "(see [compile a module](compiler.md#values-that-decide-sizes)). Text, pixels and "
+            "sound are free."
+        ),
+        "",
+        *_wrapped(
             f"{right} of {len(run)} ({_share(right, len(run))}) are equal, {wrong} are wrong with "
             f"exit code 0 (converted, but above 1e-4), the others are refused with a reason or "
             f"failed. Measured with {libraries}; {torch}; on CPU."
@@ -114,6 +122,11 @@ def _families(results: Sequence[Result]) -> list[str]:
         ),
         "",
     ]
+
+
+def _fixed(run: Sequence[Result]) -> int:
+    """Equal types with an input that must have the example's values."""
+    return sum(r["outcome"] == "right" and bool(r.get("fixed")) for r in run)
 
 
 def _in_parts(result: Result) -> bool:

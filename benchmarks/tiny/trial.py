@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import io
+import json
 import tempfile
 import time
 from collections.abc import Callable
@@ -287,6 +288,8 @@ def _compiled(
         _like_exporters(model, inputs, scratch, tell)
         return
     tell("route", "compiled module")
+    config = json.loads((scratch / "compiled" / "config.json").read_text(encoding="utf-8"))
+    tell("fixed", [i["name"] for i in config["inputs"] if i.get("fixed")])
     tell("stage", "compare")
     run = _runner(scratch / "compiled")
     tell("error", _module_error(model, inputs, run))

@@ -52,6 +52,10 @@ def patches(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Any]:
     folder = tmp_path_factory.mktemp("compiled") / "out"
     result = torch2mlx.convert(module, folder, example_kwargs=_example())
     assert result.cases == ("example", "fresh values")
+    assert result.notes[0].startswith("grid: fixed")
+    assert "`grid`: int64[2, 3], with the values of the example" in (
+        folder / "README.md"
+    ).read_text(encoding="utf-8")
     return module, import_model(folder).load(str(folder))
 
 

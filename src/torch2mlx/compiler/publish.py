@@ -64,6 +64,8 @@ if TYPE_CHECKING:
 
 __all__ = ["CompiledModule", "publish", "weights_of"]
 
+_FIXED = ", with the values of the example"
+
 _ACTIVATIONS = 1.3  # memory of a comparison over its weights: activations, a tensor in transit
 
 
@@ -290,7 +292,7 @@ class _Publication:
             assignment=assignment,
             unchecked={name for name, kind in kinds.items() if kind != "parameter"},
             max_shard_size=parse_size(self.options.max_shard_size),
-            notes=self.weights.notes,
+            notes=(*self.weights.notes, *_fixed(self.entries)),
         )
 
     def _record(self, plan: Plan, agreement: Agreement | None, proof: AuditReport | None) -> None:
@@ -442,7 +444,11 @@ class _Publication:
         for method, arguments in generated.methods.items():
             call = "" if method == "forward" else f".{method_name(method)}"
             calls.append(f"outputs = model{call}({', '.join(a.name for a in arguments)})")
-        shapes = [f"- `{i.name}`: {i.type}" for e in self.entries for i in e.graph.inputs]
+        shapes = [
+            f"- `{i.name}`: {i.type}" + (_FIXED if i.name in e.graph.frozen else "")
+            for e in self.entries
+            for i in e.graph.inputs
+        ]
         text = "Not compared with PyTorch (`--no-verify`).\n"
         if agreement is not None:
             text = (
@@ -525,9 +531,26 @@ def _inputs(entry: CompiledEntry) -> list[dict[str, Any]]:
             "name": i.name,
             "dtype": str(i.type.dtype).removeprefix("torch."),
             "shape": [n if type(n) is int else repr(n) for n in i.type.shape],
+            **({"fixed": True} if i.name in entry.graph.frozen else {}),
         }
         for i in entry.graph.inputs
     ]
+
+
+def _fixed(entries: Sequence[CompiledEntry]) -> list[str]:
+    """What a user should know of values that the code was made for."""
+    notes = []
+    for entry in entries:
+        names, checks = entry.graph.frozen, entry.graph.expectations
+        if names:
+            notes.append(
+                f"{', '.join(names)}: fixed, sizes follow from the values; calls with other values "
+                "than the example's are refused"
+            )
+        others = list(dict.fromkeys(e.what for e in checks if e.what not in names))
+        if others:
+            notes.append(f"checked on every call, as in the example: {'; '.join(others)}")
+    return notes
 
 
 def _write(file: Path, text: str) -> None:
