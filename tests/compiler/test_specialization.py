@@ -31,7 +31,8 @@ class Patches(nn.Module):
         ends = nn.functional.pad(lengths.cumsum(0), (1, 0)).unique_consecutive()
         images = x.split((ends[1:] - ends[:-1]).tolist())
         height = torch.tensor([g[1] for g in grid])
-        return x[mask], torch.where(mask)[0], images[1], images[0] * height.max()
+        padded = nn.utils.rnn.pad_sequence(images, batch_first=True, padding_value=-1.0)
+        return x[mask], torch.where(mask)[0], padded, images[0] * height.max()
 
 
 def _example() -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ What is known holds for all sizes of the inputs; example values are never looked
 
 from __future__ import annotations
 
+import math
 import operator
 from dataclasses import dataclass
 from typing import Any
@@ -62,7 +63,8 @@ def known(value: Any) -> Known | None:
     if isinstance(value, bool):
         return Condition(Affine((), 0 if value else -1))
     if is_number(value):
-        return Affine((), int(value)) if value == int(value) else None
+        whole = math.isfinite(value) and value == int(value)
+        return Affine((), int(value)) if whole else None
     if not isinstance(value, Value):
         return None
     if value not in _FOUND:

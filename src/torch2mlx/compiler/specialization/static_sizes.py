@@ -1,4 +1,7 @@
-"""Operators of an exported program whose size values decide, with the size that they had."""
+"""Operators of an exported program whose size values decide, with the size that they had.
+
+And composites of tensors of such sizes, which have no lowering of their own.
+"""
 
 from __future__ import annotations
 
@@ -159,6 +162,22 @@ def _repeat_interleave(edit: _Editor) -> None:
     edit.node.kwargs = {**edit.node.kwargs, "output_size": _size(edit.node, axis)}
 
 
+def _pad_sequence(edit: _Editor) -> None:
+    tensors, *rest = edit.node.args
+    named = dict(zip(("batch_first", "padding_value", "padding_side"), rest, strict=False))
+    named |= edit.node.kwargs
+    lengths = [n.meta["val"].shape[0] for n in tensors]
+    if not all(type(n) is int for n in lengths):
+        return
+    value, left = named.get("padding_value", 0.0), named.get("padding_side") == "left"
+    padded = []
+    for tensor, length in zip(tensors, lengths, strict=True):
+        more = max(lengths) - length
+        sides = [0, 0] * (tensor.meta["val"].ndim - 1) + ([more, 0] if left else [0, more])
+        padded.append(edit.call(aten.constant_pad_nd.default, tensor, sides, value))
+    edit.replace(edit.call(aten.stack.default, padded, 0 if named.get("batch_first") else 1))
+
+
 def _other(edit: _Editor) -> None:
     node = edit.node
     tensors = [a for a in node.args if isinstance(a, torch.fx.Node)]
@@ -205,5 +224,6 @@ _RULES: dict[Any, Any] = {
     aten.masked_select.default: _masked_select,
     aten.repeat_interleave.Tensor: _repeat_interleave,
     aten.repeat_interleave.self_Tensor: _repeat_interleave,
+    aten.pad_sequence.default: _pad_sequence,
     **dict.fromkeys(_OTHERS, _other),
 }
