@@ -163,8 +163,10 @@ def _parity(facts: Facts) -> Section:
         cases = "; ".join(verified.cases)
         text = f"The generated code beside the module, on: {cut(cases)}."
     if verified.audit is not None:
-        state = "equals its source" if verified.audit.passed else "was compared with its source"
-        text += f" Every one of {verified.audit.tensors:,} tensors {state}, mapped back."
+        state = "holds what its source says" if verified.audit.passed else "was compared"
+        text += (
+            f" Every one of {verified.audit.tensors:,} tensors {state}, mapped back and compared."
+        )
     skipped = [f"Not run: {part} ({reason})" for part, reason in verified.reasons.items()]
     notes = [*skipped, *(note for part in verified.comparisons for note in part.notes)]
     return Section("parity", "Compared with PyTorch", text, parity_pictures(facts), tables, notes)
@@ -237,7 +239,7 @@ def _comparison_sections(
 ) -> Iterator[Section]:
     header = (
         "conversion", "verdict", "quantization", "weights", "bits a weight", "mean KL",
-        "same token", "difference from PyTorch", "certificate",
+        "same token", "difference", "certificate",
     )  # fmt: skip
     rows = [
         (

@@ -68,7 +68,7 @@ def draw_tradeoff(points: Sequence[Point]) -> Picture | None:
         else:
             canvas.rect(place[0] - 4, place[1] - 4, 8, 8, kind, tip)
         side = "end" if place[0] > WIDTH * 0.62 else "start"
-        below = place[1] - 10
+        below = place[1] - (18 if side == "end" else 10)
         while any(abs(below - b) < 13 and abs(place[0] - a) < 150 for a, b in taken):
             below += 13
         taken.append((place[0], below))
