@@ -61,13 +61,14 @@ def children(process: int) -> list[int]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file's bytes; of the manifest what does not depend on the time."""
+    """Every file's bytes; of the manifest and the evidence what does not depend on the time."""
     paths = (path for path in folder.rglob("*") if path.is_file())
     files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
-    manifest = json.loads(files["torch2mlx.json"])
-    for changing in ("created", "measured"):
-        del manifest[changing]
-    files["torch2mlx.json"] = json.dumps(manifest).encode()
+    for name in ("torch2mlx.json", "torch2mlx/evidence.json"):
+        told = json.loads(files.get(name, b"{}"))
+        for changing in ("created", "measured", "memory"):
+            told.pop(changing, None)
+        files[name] = json.dumps(told).encode()
     return files
 
 
