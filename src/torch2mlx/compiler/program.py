@@ -176,7 +176,10 @@ class _Lowerer:
             return tuple(map(self.finish, [node] * len(padded), padded, node.results))
         except LoweringError as error:
             self.fail(str(error), place)
-        except (ValueError, TypeError, RuntimeError, IndexError, NotImplementedError) as error:
+        except (
+            *(ValueError, TypeError, RuntimeError, IndexError, NotImplementedError),
+            OverflowError,  # extents beyond 32 bits
+        ) as error:
             self.fail(f"{node.target} could not be lowered: {_first_line(error)}", place)
         # Go on with values of the right type, to find every reason in one run.
         del self.builder.calls[start:]

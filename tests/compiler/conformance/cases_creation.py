@@ -13,7 +13,7 @@ UNDEFINED = "shape"
 
 def fractional(sample: Sample) -> bool:
     dtype = sample.kwargs.get("dtype")
-    whole = all(isinstance(a, int) for a in sample.args)
+    whole = all(float(a).is_integer() for a in sample.args)
     return not whole and dtype is not None and not dtype.is_floating_point
 
 
@@ -40,7 +40,10 @@ case(
 )
 case(
     aten.arange.start_step,
-    samples=lambda t: [call(1, 8, 3), call(8, 1, -3), call(0, 1, 0.1), call(0.0, 3.0, 1)],
+    samples=lambda t: [
+        *(call(1, 8, 3), call(8, 1, -3), call(0, 1, 0.1), call(0.0, 3.0, 1)),
+        *(call(0, 9.0, 2.0, dtype=torch.int64), call(5, -5, -1.0, dtype=torch.int64)),
+    ],
     fails=[refused(REASON, when=fractional)],
 )
 case(

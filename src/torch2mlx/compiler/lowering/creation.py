@@ -142,9 +142,11 @@ def lower_arange_step(b: Builder, start: Any, end: Any, step: Any = 1, **options
 
     Integers from integer bounds, floats in float32; fractional bounds of integers are refused.
     """
-    numbers = (start, end, step)
     asked = options.get("dtype")
-    dtype = _default_dtype(*numbers) if asked is None else mx_dtype(asked)
+    dtype = _default_dtype(start, end, step) if asked is None else mx_dtype(asked)
+    if is_integer(dtype):
+        start, end, step = (int(n) if _is_whole(n) else n for n in (start, end, step))
+    numbers = (start, end, step)
     if all(isinstance(n, int) for n in numbers):
         counted = b.call(mx.arange, start, end, step, mx.int64)
     elif asked is not None and is_integer(dtype):
@@ -152,6 +154,10 @@ def lower_arange_step(b: Builder, start: Any, end: Any, step: Any = 1, **options
     else:
         counted = b.call(rt.arange, *(_bound(n) for n in numbers))
     return b.cast(counted, dtype)
+
+
+def _is_whole(number: Any) -> bool:
+    return isinstance(number, float) and number.is_integer()
 
 
 def _bound(number: Any) -> Any:

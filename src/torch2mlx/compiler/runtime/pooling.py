@@ -150,6 +150,9 @@ def avg_pool(
     `count_include_pad` it counts only data.
     """
     rank = len(kernel)
+    if ceil_mode and not any(padding):  # a kernel beyond the data is as large as the data
+        sizes = zip(kernel, stride, x.shape[1:-1], strict=True)
+        kernel = tuple(n if k > n and s >= n else k for k, s, n in sizes)
     windows = pad_and_split(x, kernel, stride, padding, (1,) * rank, ceil_mode, 0)
     windows = windows.astype(mx.float32)
     if divisor_override is not None:

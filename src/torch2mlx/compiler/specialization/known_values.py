@@ -176,6 +176,25 @@ def _uninitialized(value: Any) -> Any:
 
 
 @contextmanager
+def _masks_of_ones() -> Iterator[None]:
+    """While it lasts, encoders that need a mask make one where none is given, as in eager mode."""
+    name = "is_torchdynamo_compiling"
+    names = (f"transformers.models.{m}.modeling_{m}" for m in _NEED_MASKS)
+    sources: list[Any] = [sys.modules[n] for n in names if hasattr(sys.modules.get(n), name)]
+    originals = [getattr(source, name) for source in sources]
+    for source in sources:
+        setattr(source, name, bool)
+    try:
+        yield
+    finally:
+        for source, original in zip(sources, originals, strict=True):
+            setattr(source, name, original)
+
+
+_NEED_MASKS = ("longt5", "pop2piano", "switch_transformers", "udop")
+
+
+@contextmanager
 def _masks_as_in_eager(following: _Following) -> Iterator[None]:
     """While it lasts, transformers leaves out the masks that its own forward leaves out.
 
@@ -195,7 +214,8 @@ def _masks_as_in_eager(following: _Following) -> Iterator[None]:
 
     try:
         masks.is_torchdynamo_exporting, masks.is_tracing = bool, is_tracing
-        yield
+        with _masks_of_ones():
+            yield
     finally:
         for name, original in originals:
             setattr(masks, name, original)
