@@ -8,6 +8,7 @@
     torch2mlx.verify("model/", "out/")               # any MLX folder against its source
     torch2mlx.generate("out/", "Hello")
     torch2mlx.bench(["out/"], torch="model/")        # speed and memory beside PyTorch
+    model, tokenizer = torch2mlx.load("out/")        # each module in its type, for code of your own
 
 Everything raises `torch2mlx.Torch2MLXError` or one of its subclasses (`torch2mlx.errors`) for
 what a user can act on.  Importing this package loads neither torch nor MLX.
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
         doctor,
         generate,
         inspect,
+        load,
         plan,
         report,
         upload,
@@ -43,6 +45,7 @@ __all__ = [
     "doctor",
     "generate",
     "inspect",
+    "load",
     "plan",
     "report",
     "upload",

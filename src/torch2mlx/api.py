@@ -49,6 +49,7 @@ __all__ = [
     "doctor",
     "generate",
     "inspect",
+    "load",
     "plan",
     "report",
     "upload",
@@ -471,6 +472,24 @@ def doctor(folder: str | Path | None = None, *, fix: bool = False) -> Examinatio
             raise OptionError("--fix mends a folder: torch2mlx doctor DST --fix")
         return examine_machine()
     return examine_folder(Path(folder), fix=fix)
+
+
+def load(folder: str | Path, *, trust_remote_code: bool = False) -> tuple[Any, Any]:
+    """Load a converted model in MLX, each module in the type that it is to compute in.
+
+    Args:
+        folder: an MLX folder; the types are `runtime_precision` in its config.json.
+        trust_remote_code: allow a model file or tokenizer code in the folder to run.  A model
+            file that torch2mlx writes for this config.json needs no permission.
+
+    Returns:
+        the model and its tokenizer, as mlx_lm.load gives them.
+
+    Raises:
+        SourceError: the folder is no MLX language model with a tokenizer.
+        OptionError: a type or pattern in config.json that does not fit the model.
+    """
+    return load_language_model(folder, trust_remote_code=trust_remote_code, as_stored=True)
 
 
 def generate(

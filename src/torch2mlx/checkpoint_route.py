@@ -97,6 +97,7 @@ class CheckpointConversion:
         self.judge: Callable[[ParityReport, Path], None] | None = None
         self.decisions: dict[str, Any] = {}
         self.order = order
+        self.precision: dict[str, str] = {}
         self.further = [
             CheckpointConversion(checkpoint, also_folder(destination, name), other, progress)
             for name, other in options.further().items()
@@ -120,6 +121,8 @@ class CheckpointConversion:
             if not team.leads:
                 return self._help(team, source)
             self._choose_port()
+            for conversion in (self, *self.further):
+                conversion.choose_precision()
             if self.options.tuned:
                 from torch2mlx.tuning import Tuning
 
@@ -139,6 +142,38 @@ class CheckpointConversion:
             if twin is not None:
                 other.gate = other.new_gate()
                 other.gate.comparisons.append(twin)
+
+    def choose_precision(self) -> None:
+        """Settle which modules of the result compute in which type."""
+        from torch2mlx.precision import check_patterns, describe
+
+        policy = self.options.precision_policy()
+        if policy is None:
+            policy = self._measured_precision()
+            self.progress.note(
+                f"--runtime-precision auto: {describe(policy)}"
+                if policy
+                else "--runtime-precision auto: no module needs another type"
+            )
+        self.precision = policy
+        if policy:
+            check_patterns(policy, self.port.module_paths)
+            self.decisions["runtime_precision"] = policy
+        if self.gate is not None:
+            self.gate.precision = policy
+
+    def _measured_precision(self) -> dict[str, str]:
+        """What the activations of a model in float16 call for."""
+        from torch2mlx.verification.budgets import evaluation_windows
+        from torch2mlx.verification.ranges import choose_precision, measure_ranges
+
+        if not any(output.expr.dtype.name == "F16" for output in self.plan.outputs):
+            return {}
+        trust = self.options.trust_remote_code
+        with self.progress.stage("Measuring how large activations become"):
+            windows = evaluation_windows(self.checkpoint, trust)[0]
+            ranges = measure_ranges(self.checkpoint, windows, trust_remote_code=trust)
+        return choose_precision(ranges, self.port.module_paths)
 
     def _prove(self, checkpoint: Checkpoint) -> Comparison | None:
         """Plan, and prove the port on a twin."""
@@ -332,6 +367,7 @@ class CheckpointConversion:
             trust_remote_code=self.options.trust_remote_code,
             progress=self.progress,
             loops=self.options.bounds.max_loops is not None,
+            precision=self.precision,
         )
 
     def _companions(self) -> Mapping[str, Path]:
@@ -429,6 +465,7 @@ class CheckpointConversion:
             has_tokenizer,
             load_tokenizer,
         )
+        from torch2mlx.precision import CONFIG_KEY, with_precision
 
         checkpoint, options, plan, port = self.checkpoint, self.options, self.plan, self.port
         with self.timed("package"), self.progress.stage("Copying and checking the tokenizer"):
@@ -452,9 +489,12 @@ class CheckpointConversion:
                 eos_token_id=stops.ids,
                 dtype=plan.dtype.torch_name if plan.dtype else None,
             )
+            if self.precision:
+                written[CONFIG_KEY] = self.precision
             if port.model_file:
                 written["model_file"] = port.module
-                (folder / port.module).write_text(port.model_file, encoding="utf-8")
+                source = with_precision(port.model_file, self.precision)
+                (folder / port.module).write_text(source, encoding="utf-8")
             write_config(folder, written)
             if write_generation_config(folder, checkpoint.generation_config, stops.ids):
                 notes.append("generation_config.json: eos_token_id united with the other sources'")

@@ -211,7 +211,7 @@ def plan(
     """Compare ways to convert a checkpoint: size, memory, quality and the Macs that run it."""
     from torch2mlx import api
 
-    if not trust_remote_code:
+    if not (trust_remote_code or quality):
         without_torch.leave_out()
     result = api.plan(
         source,
@@ -228,7 +228,19 @@ def plan(
     _show(result, as_json)
 
 
-@app.command(epilog="Example:  torch2mlx convert ./SmolLM2-135M ./smollm2-4bit -q --q-bits 4")
+_CONVERT_EXAMPLES = """Example:
+
+torch2mlx convert ./SmolLM2-135M ./smollm2-4bit -q --q-bits 4
+
+torch2mlx convert ./SmolLM2-135M ./smollm2-fits -q --fit 1GB --context 4096
+
+torch2mlx convert ./SmolLM2-135M ./smollm2-good -q --calibrate --max-kl 0.2 --auto
+
+torch2mlx convert ./gemma ./gemma-fp16 --dtype float16 --runtime-precision auto
+"""
+
+
+@app.command(epilog=_CONVERT_EXAMPLES)
 def convert(
     source: Source = None,
     destination: Annotated[
@@ -350,6 +362,13 @@ def convert(
     calibration_tokens: Annotated[
         int | None, typer.Option(help="Tokens to calibrate with.", show_default="16384")
     ] = None,
+    calibration_samples: Annotated[
+        int | None,
+        typer.Option(
+            help="So many of these tokens are drawn from the model itself, in place of text.",
+            show_default=False,
+        ),
+    ] = None,
     max_kl: Annotated[
         float | None,
         typer.Option(
@@ -394,6 +413,14 @@ def convert(
     dtype: Annotated[
         FloatType | None,
         typer.Option(help="Type of what is not quantized.", show_default="config.json's"),
+    ] = None,
+    runtime_precision: Annotated[
+        str | None,
+        typer.Option(
+            help="Types that modules of the result compute in: 'self_attn=float32,mlp=float16', or "
+            "auto, where float16 would overflow.",
+            show_default=False,
+        ),
     ] = None,
     max_shard_size: Annotated[
         str, typer.Option(help="No weight file is larger than this.")
@@ -500,7 +527,8 @@ def convert(
     target = _one("DST", destination, "--mlx-path", mlx_path, default="mlx_model")
     if upload_repo is not None and is_url(target):
         raise OptionError(f"--upload-repo: {shown(target)} is remote itself; give one of the two")
-    if no_verify and not (calibrate or target_bpw is not None or trust_remote_code):
+    computes = calibrate or target_bpw is not None or fit is not None or runtime_precision == "auto"
+    if no_verify and not (computes or trust_remote_code):
         without_torch.leave_out()
     result = api.convert(
         _one("SRC", source, "--hf-path", hf_path, default=planned),
@@ -524,6 +552,7 @@ def convert(
         distill=distill,
         calibration_text=tuple(calibration_text or ()),
         calibration_tokens=calibration_tokens,
+        calibration_samples=calibration_samples,
         max_kl=max_kl,
         min_top1=min_top1,
         max_perplexity=max_perplexity,
@@ -533,6 +562,7 @@ def convert(
         dtype=dtype.value if dtype else None,
         adapter=adapter,
         expert_layout=expert_layout.value if expert_layout else None,
+        runtime_precision=runtime_precision,
         max_shard_size=max_shard_size,
         memory_limit=memory_limit,
         verify=not no_verify,

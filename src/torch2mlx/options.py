@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch2mlx.errors import OptionError
 from torch2mlx.planning.shards import parse_size
+from torch2mlx.precision import AUTO, parse_precision
 from torch2mlx.quantization.recipe import RECIPES, QuantOptions, parse_override
 from torch2mlx.quantization.recipe_file import read_recipe
 from torch2mlx.quantization.scheme import Scheme
@@ -48,7 +49,8 @@ class ConvertOptions:
         calibrate: choose codes, scales and biases by what the model computes with them.
         distill: tune scales and biases afterwards, so that predictions stay the original's.
         calibration_text: files to calibrate with; None: texts of the Python installation.
-        calibration_tokens: how many tokens of text to use.
+        calibration_tokens: how many tokens to use.
+        calibration_samples: how many of them to draw from the model itself, in place of text.
         max_kl, min_top1, max_perplexity, max_loops: publish only within these bounds on the
             built-in text (`verification.quality.Bounds`).
         auto: where a bound does not hold, try one cure after the other until all do.
@@ -57,6 +59,9 @@ class ConvertOptions:
             one of `torch2mlx.sources.experts.EXPERT_LAYOUTS`.
         dequantize: make a plain model of a quantized MLX folder.
         dtype: float16, bfloat16 or float32 for what is not quantized.
+        runtime_precision: types that modules of the result compute in, as in
+            "self_attn=float32,mlp=float16", after those of a recipe file; "auto": what measured
+            activations call for.
         max_shard_size: bound on each weight file, such as "5GB".
         memory_limit: bound on the memory of the conversion, such as "1GB".
         verify: run the parity gate.
@@ -88,6 +93,7 @@ class ConvertOptions:
     distill: bool = False
     calibration_text: Sequence[str] = ()
     calibration_tokens: int | None = None
+    calibration_samples: int | None = None
     max_kl: float | None = None
     min_top1: float | None = None
     max_perplexity: float | None = None
@@ -97,6 +103,7 @@ class ConvertOptions:
     expert_layout: str | None = None
     dequantize: bool = False
     dtype: str | None = None
+    runtime_precision: str | None = None
     max_shard_size: str | int = "5GB"
     memory_limit: str | int = "1GB"
     verify: bool = True
@@ -127,7 +134,10 @@ class ConvertOptions:
         texts = _patterns("--calibration-text", self.calibration_text)
         if self.distill and not self.calibrate:
             raise OptionError("--distill tunes what calibration found; add --calibrate")
-        data = {"--calibration-text": texts, "--calibration-tokens": self.calibration_tokens}
+        data = {
+            "--calibration-text": texts, "--calibration-tokens": self.calibration_tokens,
+            "--calibration-samples": self.calibration_samples,
+        }  # fmt: skip
         given = [flag for flag, value in data.items() if value]
         if given and not (self.calibrate or self.auto or (self.sized and texts)):
             raise OptionError(
@@ -140,6 +150,8 @@ class ConvertOptions:
             )
         if self.context is not None and self.fit is None:
             raise OptionError(f"--context {self.context}: belongs to --fit; add --fit 16GB")
+        if self.calibration_samples is not None and self.calibration_samples < 1:
+            raise OptionError(f"--calibration-samples {self.calibration_samples}: at least 1 token")
         if self.sized:
             self._check_size()
         self._check_bounds()
@@ -150,6 +162,7 @@ class ConvertOptions:
         parse_size(self.max_shard_size)
         parse_size(self.memory_limit)
         self.quant_options()
+        self.precision_policy()
         for options in self.further().values():
             options.check()
 
@@ -264,6 +277,15 @@ class ConvertOptions:
             strict=self.strict,
         )
 
+    def precision_policy(self) -> dict[str, str] | None:
+        """Pattern → type that modules compute in; None: to be measured."""
+        if self.runtime_precision == AUTO:
+            return None
+        written = read_recipe(Path(self.recipe)) if self._recipe_file and self.recipe else None
+        return parse_precision(
+            self.runtime_precision or "", written.runtime_precision if written else None
+        )
+
     @property
     def keep_grids(self) -> bool:
         """No format was asked for: what the source stores on a grid of MLX's may keep it."""
@@ -291,8 +313,8 @@ class ConvertOptions:
             shared: dict[str, Any] = {
                 "recipe": None, "bits": (), "embedding": None, "head": None,
                 "calibrate": False, "distill": False, "calibration_text": (),
-                "calibration_tokens": None, "target_bpw": None, "fit": None,
-                "context": None, "max_kl": None, "min_top1": None,
+                "calibration_tokens": None, "calibration_samples": None,
+                "target_bpw": None, "fit": None, "context": None, "max_kl": None, "min_top1": None,
                 "max_perplexity": None, "max_loops": None, "auto": False,
             }  # fmt: skip
             if mode:

@@ -151,6 +151,7 @@ class Tuning:
     def _calibrate(self) -> None:
         """Give the plan calibrated tensors, which the checkpoint's reader then knows too."""
         from torch2mlx.calibration.conversion import calibrate_outputs
+        from torch2mlx.planning.shards import parse_size
 
         conversion, options = self.conversion, self.conversion.options
         plan = conversion.plan
@@ -160,6 +161,8 @@ class Tuning:
             conversion.destination,
             texts=options.calibration_text,
             tokens=options.calibration_tokens,
+            samples=options.calibration_samples or 0,
+            memory_limit=parse_size(options.memory_limit),
             distill=options.distill,
             max_context=options.max_context,
             trust_remote_code=options.trust_remote_code,

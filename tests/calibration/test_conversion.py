@@ -29,13 +29,9 @@ def text(tmp_path: Path) -> Path:
     ("name", "options"),
     [
         ("llama", ("--q-bits", "3", "--q-group-size", "32")),
-        (
-            "qwen3_moe",
-            (
-                "--q-mode",
-                "mxfp4",
-            ),
-        ),
+        ("qwen3_moe", ("--q-mode", "mxfp4")),
+        ("llama_tied", ("--q-mode", "nvfp4")),
+        ("llama_tied", ("--q-mode", "mxfp8")),
     ],
 )
 def test_a_calibrated_folder_passes_the_gate(
@@ -160,3 +156,78 @@ def test_distillation_that_helps_no_other_text_is_not_kept(
 def _wild(self, rate: float = 0, batch: int = 0) -> None:
     object.__setattr__(self, "rate", 50.0)
     object.__setattr__(self, "batch", 2)
+
+
+def test_tokens_drawn_from_the_model_are_the_same_each_time(
+    checkpoint, run_cli, tmp_path: Path, read_weights, text: Path, monkeypatch
+) -> None:
+    """Half of the tokens; the first of each sequence is the end of the text before."""
+    from torch2mlx.calibration import conversion
+
+    seen = []
+    original = conversion.calibrate
+
+    def recorded(checkpoint, outputs, ids, *rest, **options):
+        seen.append(ids)
+        return original(checkpoint, outputs, ids, *rest, **options)
+
+    monkeypatch.setattr(conversion, "calibrate", recorded)
+    for name in ("one", "two"):
+        run = run_cli(
+            "convert", checkpoint("llama_tied"), tmp_path / name, "-q", "--q-bits", "3",
+            "--calibrate", "--calibration-text", text, "--calibration-tokens", "512",
+            "--calibration-samples", "256", "--max-context", "64", "--no-verify", "--quiet",
+        )  # fmt: skip
+        assert run.code == 0, run.message
+    first, again = seen
+    assert first.shape == (8, 64)
+    np.testing.assert_array_equal(first, again)
+    assert (first[:4, 0] == 0).all()
+    assert len({tuple(row) for row in first[:4].tolist()}) == 4
+    assert read_weights(tmp_path / "one") == read_weights(tmp_path / "two")
+
+
+def test_chats_and_lines_of_json_give_their_texts(checkpoint, tmp_path: Path) -> None:
+    """Against the tokenizer's own rendering."""
+    from transformers import AutoTokenizer
+
+    from torch2mlx.calibration.conversion import text_ids
+    from torch2mlx.sources import open_checkpoint
+
+    chat = [{"role": "user", "content": "who?"}, {"role": "assistant", "content": "me " * 60}]
+    path = tmp_path / "data.jsonl"
+    path.write_text(json.dumps({"messages": chat}) + "\n")
+    source = checkpoint("llama_tied")
+    opened = open_checkpoint(source)
+    found = text_ids(opened, [str(path)], 64, 64, False)
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    rendered = tokenizer.apply_chat_template(chat, tokenize=False)
+    assert found.tolist() == [tokenizer(rendered).input_ids[:64]]
+    pair = {"prompt": "and the stars ", "completion": "go " * 50}
+    lines = [{"text": "the sun rises " * 20}, pair]
+    path.write_text("\n".join(json.dumps(line) for line in lines))
+    found = text_ids(opened, [str(path)], 64, 64, False)
+    joined = "the sun rises " * 20 + "\n\n" + "and the stars " + "go " * 50
+    assert found.tolist() == [tokenizer(joined).input_ids[:64]]
+    again = text_ids(opened, [str(path)], 64, 64, False)
+    opened.source.close()
+    np.testing.assert_array_equal(found, again)
+
+
+def test_experts_that_saw_few_tokens_are_calibrated_and_counted(
+    checkpoint, run_cli, tmp_path: Path, text: Path
+) -> None:
+    run = run_cli(
+        "convert", checkpoint("qwen3_moe"), tmp_path / "out", "-q", "--calibrate",
+        "--calibration-text", text, "--calibration-tokens", "64", "--max-context", "64", "--quiet",
+    )  # fmt: skip
+    assert run.code == 0, run.message
+    manifest = json.loads((tmp_path / "out" / "torch2mlx.json").read_text())
+    notes = manifest["plan"]["notes"]
+    few = "expert matrices saw few calibration tokens and were calibrated with the inputs of all"
+    assert any(few in note for note in notes)
+    experts = [m for m in manifest["plan"]["schemes"] if "switch_mlp" in m]
+    assert len(experts) == 9
+    counts = manifest["verification"]["audit"]["counts"]
+    assert not any("switch_mlp" in n for n in notes if n.startswith("rounded to nearest"))
+    assert counts["calibrated"] >= 20

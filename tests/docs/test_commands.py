@@ -130,6 +130,7 @@ def workplace(
     torch.save((torch.randn(4, 2),), tmp_path / "latent.pt")
     program = torch.export.export(torch.nn.Linear(8, 4), (torch.randn(2, 8),))
     torch.export.save(program, tmp_path / "unet.pt2")
+    (tmp_path / "formats.toml").write_text('[modules]\n"*.v_proj" = 6\n')
     (tmp_path / "notes.txt").write_text("The sun rises and the stars go out.\n" * 400)
     monkeypatch.chdir(tmp_path)
     return tmp_path

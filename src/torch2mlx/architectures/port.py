@@ -91,8 +91,13 @@ class Port:
         """Source of the file that a folder needs beside its weights; "" for mlx-lm's own models."""
         return ""
 
-    def is_source(self, text: str) -> bool:
-        """Whether a model file is this port's, however it is formatted."""
+    def is_source(self, text: str, precision: Mapping[str, str] | None = None) -> bool:
+        """Whether a model file is this port's, however it is formatted.
+
+        Args:
+            text: of the file.
+            precision: types that modules compute in, which are part of the file.
+        """
         return False
 
     @property
@@ -121,6 +126,11 @@ class Port:
             kind = type(owner).__name__ if owner is not None else ""
             targets[name] = Target(name, tuple(array.shape), path, kind, quantizable)
         return targets
+
+    @property
+    def module_paths(self) -> list[str]:
+        """Dotted path of every module but the model itself."""
+        return sorted(path for path, _ in self._skeleton.named_modules() if path)
 
     @cached_property
     def layer_count(self) -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,8 @@ def calibrate_outputs(
     *,
     texts: Sequence[str] = (),
     tokens: int | None = None,
+    samples: int = 0,
+    memory_limit: int = 10**9,
     distill: bool = False,
     max_context: int | None = None,
     trust_remote_code: bool = False,
@@ -63,6 +66,8 @@ def calibrate_outputs(
         destination: of the conversion.
         texts: files; none: the texts of the Python installation.
         tokens: to calibrate with.
+        samples: how many of them are drawn from the model, in place of text.
+        memory_limit: bytes that the whole model may take while it writes them.
         distill: tune scales and biases afterwards, on four times as many tokens.
         max_context: longest sequence to run.
         trust_remote_code: allow the checkpoint's own code.
@@ -74,17 +79,31 @@ def calibrate_outputs(
     """
     length = min(_WINDOW, max_context or _WINDOW, longest_sequence(checkpoint.config))
     count = tokens or DEFAULT_TOKENS
-    ids = text_ids(checkpoint, texts, count, length, trust_remote_code)
-    more, held_out = None, None
-    if distill:
-        held_out = _held_out(checkpoint, length, trust_remote_code)
-        more = text_ids(checkpoint, texts, _DISTILLED * count, length, trust_remote_code)
+    own = None
+    if samples:
+        from torch2mlx.calibration.sampling import sampled_ids
+
+        with progress.stage(f"Drawing {min(samples, count):,} tokens from the model"):
+            own = sampled_ids(
+                checkpoint, min(samples, count), length,
+                memory_limit=memory_limit, trust_remote_code=trust_remote_code,
+            )  # fmt: skip
+
+    def data(tokens: int) -> Array:
+        taken = 0 if own is None else own.size
+        parts = [own] if own is not None else []
+        if own is None or tokens - taken >= length:
+            parts.append(text_ids(checkpoint, texts, tokens - taken, length, trust_remote_code))
+        return np.concatenate(parts)
+
+    ids = data(count)
+    more = data(_DISTILLED * count) if distill else None
+    held_out = _held_out(checkpoint, length, trust_remote_code) if distill else None
     wanted = sum(o.expr.nbytes for o in outputs if o.scheme is not None and o.packed is None)
-    title = f"Calibrating with {ids.size:,} tokens"
-    if more is not None:
-        title += f", distilling with {more.size:,}"
-        wanted += more.size
-    with progress.stage(title, wanted) as advance:
+    with _Stages(progress) as stages:
+        calibrating = stages.begin(f"Calibrating with {ids.size:,} tokens", wanted)
+        distilling = stages.later(f"Distilling with {0 if more is None else more.size:,} tokens",
+                                  0 if more is None else more.size)  # fmt: skip
         return calibrate(
             checkpoint,
             outputs,
@@ -94,8 +113,33 @@ def calibrate_outputs(
             trust_remote_code=trust_remote_code,
             distillation_ids=more,
             held_out=held_out,
-            progress=advance,
+            progress=calibrating,
+            distillation_progress=distilling,
         )
+
+
+class _Stages(ExitStack):
+    """Stages of progress one after the other, each with its own remaining time."""
+
+    def __init__(self, progress: Progress) -> None:
+        super().__init__()
+        self._progress = progress
+
+    def begin(self, title: str, total: int) -> Callable[[int], None]:
+        """End the stage before, and begin one."""
+        self.close()
+        return self.enter_context(self._progress.stage(title, total))
+
+    def later(self, title: str, total: int) -> Callable[[int], None]:
+        """A stage that begins when it is first told of."""
+        begun: list[Callable[[int], None]] = []
+
+        def advance(count: int) -> None:
+            if not begun:
+                begun.append(self.begin(title, total))
+            begun[0](count)
+
+        return advance
 
 
 def _held_out(checkpoint: Checkpoint, length: int, trust: bool) -> Array:

@@ -67,6 +67,7 @@ def calibrate(
     distillation_ids: Array | None = None,
     held_out: Array | None = None,
     progress: Callable[[int], None] | None = None,
+    distillation_progress: Callable[[int], None] | None = None,
 ) -> Calibration:
     """Find codes, scales and biases for every quantized output.
 
@@ -79,8 +80,9 @@ def calibrate(
         trust_remote_code: allow the checkpoint's own code.
         distillation_ids: token ids [sequences, tokens] to distil with; None: no distillation.
         held_out: the same of another text, which decides how much of it is kept.
-        progress: called with the bytes of source weights done since its last call; tokens of
-            the distillation count as bytes too.
+        progress: called with the bytes of source weights done since its last call.
+        distillation_progress: called with the tokens of the distillation done since its last
+            call, once at its begin with none.
 
     Raises:
         UnsupportedError: a layer of this model cannot be run on its own.
@@ -110,6 +112,8 @@ def calibrate(
         from torch2mlx.calibration.distillation import distill
 
         names = {o.name: o for o in found.outputs if o.calibrated is not None}
+        report = distillation_progress or (lambda _: None)
+        report(0)
         distill(
             blocks,
             found.source,
@@ -121,7 +125,7 @@ def calibrate(
             distillation_ids,
             held_out,
             scratch,
-            progress=progress,
+            progress=report,
         )
         found = collect(checkpoint.source, outputs, scratch)
     return found
@@ -230,6 +234,7 @@ class _Walk:
                 before = name
             with self.scratch.writing("head") as folder:
                 self._calibrate_head(self.scratch.folder / before, folder)
+            self.progress(0 if self.head is None else self.head.expr.nbytes)
             self.scratch.forget_stream(before)
 
     def _layers(self, wanted: Sequence[Output]) -> dict[int, list[Output]]:

@@ -46,6 +46,7 @@ _REFUSED = {
     "min_top1": "--min-top1: belongs to ports of language models; leave it out",
     "max_perplexity": "--max-perplexity: belongs to ports of language models; leave it out",
     "max_loops": "--max-loops: belongs to ports of language models; leave it out",
+    "calibration_samples": "--calibration-samples: a module writes no text; leave it out",
     "auto": "--auto: belongs to ports of language models; leave it out",
     "adapter": "--adapter: belongs to checkpoints; merge it into the module before",
     "expert_layout": "--expert-layout: belongs to checkpoints; leave it out",
@@ -335,6 +336,8 @@ def _check_options(options: ConvertOptions) -> None:
     refused = [t for n, t in _REFUSED.items() if getattr(options, n) != getattr(default, n)]
     if options.revision is not None and options.weights is None:
         refused.append("--revision: belongs to a hub id in --weights; leave it out")
+    if options.precision_policy() != {}:
+        refused.append("--runtime-precision: belongs to ports of language models; leave it out")
     if options.dtype is not None and options.dtype not in FLOAT_DTYPES:
         refused.append(f"--dtype {options.dtype}: choose one of {', '.join(FLOAT_DTYPES)}")
     if refused:

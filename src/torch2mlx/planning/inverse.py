@@ -128,6 +128,8 @@ def _push(
         yield from _push(expr.operand, inner, value, chain, stops)
     elif isinstance(expr, Apply):
         tensors = [o for o in expr.operands if not _is_constant(o)]
+        if not tensors:
+            raise NotInvertible(f"{expr.name} of an array of the port's own")
         operand = tensors[0]
         if len(tensors) > 1 or operand.size != expr.size:
             what = "broadcasts" if len(tensors) == 1 else "joins several tensors"

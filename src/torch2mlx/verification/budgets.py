@@ -36,6 +36,7 @@ from torch2mlx.verification.quality import (
     tail_loop_rate,
     text_windows,
 )
+from torch2mlx.verification.ranges import require_float16
 from torch2mlx.verification.reference import build_reference, read_state, run_reference
 from torch2mlx.verification.report import Budget, Comparison
 
@@ -75,6 +76,7 @@ def measure_budgets(
     memory_limit: int,
     trust_remote_code: bool = False,
     loops: bool = False,
+    precision: Mapping[str, str] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Figures:
     """Measure all three budgets of a written folder.
@@ -89,7 +91,11 @@ def measure_budgets(
         memory_limit: bytes; text is only evaluated where the float32 weights fit.
         trust_remote_code: allow the checkpoint's own code on the PyTorch side.
         loops: also generate texts, and count those that end in a loop.
+        precision: types that modules compute in.
         progress: called with the number of tokens evaluated since its last call.
+
+    Raises:
+        NumericError: activations overflow in float16, and no other types are named.
     """
     worst = max((c.logits.relative for c in comparisons), default=float("nan"))
     conversion = Budget(
@@ -129,7 +135,9 @@ def measure_budgets(
         recorded = RecordedLogits(reference, windows, Path(scratch))
         generated = _Looping(checkpoint, trust_remote_code) if quantized and loops else None
         figures = {"reference_loops": generated.rate(reference)} if generated else {}
-        expected = run_reference(reference, side.tokens).logits
+        narrow = any(o.expr.dtype.name == "F16" for o in outputs) and not precision
+        forward = require_float16 if narrow else run_reference
+        expected = forward(reference, side.tokens).logits
         samples = prompt.samples(reference, run)
         del reference
         gc.collect()

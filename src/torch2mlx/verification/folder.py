@@ -15,6 +15,7 @@ from torch2mlx.errors import ParityError, SourceError
 from torch2mlx.packaging.tokenizer import check_tokenizer
 from torch2mlx.planning.recovered import recover_outputs
 from torch2mlx.planning.shards import parse_size
+from torch2mlx.precision import CONFIG_KEY
 from torch2mlx.progress import Progress
 from torch2mlx.sources.base import Checkpoint
 from torch2mlx.sources.local_files import read_json_object
@@ -75,6 +76,7 @@ def verify_folder(
         trust_remote_code=trust_remote_code,
         progress=progress,
         converting=False,
+        precision=config.get(CONFIG_KEY),
     )
     gate.prove_port()
     report = gate.prove_result(folder, files)
@@ -145,7 +147,7 @@ def _require_same_settings(port: Port, config: dict[str, Any], folder: Path) -> 
     `rope_parameters`) reaches it as a default: the weights are right and the model is wrong.
     """
     if port.model_file:
-        if port.is_source(_read_text(folder / MODEL_FILE)):
+        if port.is_source(_read_text(folder / MODEL_FILE), config.get(CONFIG_KEY)):
             return
         raise ParityError(
             f"{folder / MODEL_FILE}: not the model that is generated for the source's config.json; "

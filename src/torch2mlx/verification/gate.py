@@ -8,7 +8,7 @@ rounding and quantization then cost is measured apart from that.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,9 +22,10 @@ from torch2mlx.sources.base import Checkpoint
 from torch2mlx.verification.audit import audit, check_tied
 from torch2mlx.verification.audit_report import AuditReport, TensorCheck
 from torch2mlx.verification.blocks import run_blocks
-from torch2mlx.verification.budgets import measure_budgets
+from torch2mlx.verification.budgets import Figures, measure_budgets
 from torch2mlx.verification.details import Details
-from torch2mlx.verification.report import Comparison, ParityReport, require
+from torch2mlx.verification.precise import measure_precision
+from torch2mlx.verification.report import Budget, Comparison, ParityReport, require
 from torch2mlx.verification.twin import run_twin
 
 __all__ = ["Gate"]
@@ -43,6 +44,7 @@ class Gate:
         progress: listener.
         converting: the folder is being written; False: it exists already.  Errors advise on it.
         loops: count texts that end in a loop, too.
+        precision: types that modules of the result compute in.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class Gate:
         progress: Progress,
         converting: bool = True,
         loops: bool = False,
+        precision: Mapping[str, str] | None = None,
     ) -> None:
         self.checkpoint = checkpoint
         self.port = port
@@ -67,6 +70,7 @@ class Gate:
         self.progress = progress
         self.converting = converting
         self.loops = loops
+        self.precision = precision
         self.comparisons: list[Comparison] = []
 
     def prove_port(self) -> Comparison:
@@ -117,17 +121,32 @@ class Gate:
                 memory_limit=self.memory_limit,
                 trust_remote_code=self.trust_remote_code,
                 loops=self.loops,
+                precision=self.precision,
             )
         if figures.written is not None:
             self.comparisons.append(figures.written)
             require(figures.written, self.converting)
         return ParityReport(
             comparisons=tuple(self.comparisons),
-            budgets=figures.budgets,
+            budgets=(*figures.budgets, *self._precision(folder, files, figures)),
             audit=audited.to_dict(),
             skipped=figures.skipped,
             details=replace(figures.details, checks=audited.checks),
         )
+
+    def _precision(self, folder: Path, files: Sequence[Path], figures: Figures) -> Iterator[Budget]:
+        """What the types cost that modules compute in; where the whole model fits."""
+        if not self.precision or figures.written is None:
+            return
+        with self.progress.stage("Running the result in the types of its modules"):
+            yield measure_precision(
+                self.checkpoint,
+                self.outputs,
+                folder,
+                files,
+                self.precision,
+                trust_remote_code=self.trust_remote_code,
+            )
 
     def _audit(self, files: Sequence[Path]) -> AuditReport:
         total = sum(path.stat().st_size for path in files)

@@ -243,12 +243,13 @@ class Bounds:
             return []
         figures = next((b.figures for b in report.budgets if b.name == "quantization"), {})
         if "mean_kl" not in figures:
+            given = ", ".join(
+                f"--{k.replace('_', '-')}" for k, v in vars(self).items() if v is not None
+            )
+            reason = "; ".join(report.skipped.values()) or "nothing was quantized"
             raise QualityError(
-                "bounds on quality cannot be checked: the whole model in float32 does not fit "
-                "--memory-limit, so nothing was measured on text; raise it or leave out "
-                + ", ".join(
-                    f"--{k.replace('_', '-')}" for k, v in vars(self).items() if v is not None
-                )
+                f"{given}: cannot be checked, since nothing was measured on text: {reason}; raise "
+                "--memory-limit where that is why, or leave the bounds out"
             )
         found = []
         kl, top1 = figures["mean_kl"], figures["top1"]

@@ -19,6 +19,7 @@ from torch2mlx.compiler.decoders.source import generate_decoder
 from torch2mlx.compiler.decoders.weights import module_state
 from torch2mlx.dtypes import dtype_from_torch
 from torch2mlx.planning.expressions import Expr, Transpose, Whole, cast
+from torch2mlx.precision import with_precision
 
 __all__ = ["GeneratedPort", "generated_port"]
 
@@ -53,9 +54,10 @@ class GeneratedPort(Port):
     def model_file(self) -> str:
         return self._decoder.source
 
-    def is_source(self, text: str) -> bool:
+    def is_source(self, text: str, precision: Mapping[str, str] | None = None) -> bool:
+        expected = with_precision(self.model_file, precision or {})
         try:
-            return ast.dump(ast.parse(text)) == ast.dump(ast.parse(self.model_file))
+            return ast.dump(ast.parse(text)) == ast.dump(ast.parse(expected))
         except (SyntaxError, ValueError):
             return False
 
