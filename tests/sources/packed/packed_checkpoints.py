@@ -11,8 +11,9 @@ from safetensors.torch import load_file, save_file
 
 
 def linears(tensors):
-    """Names of the weights that quantizers pack: those of the layers."""
-    return [n for n, t in tensors.items() if ".layers." in n and t.ndim == 2]
+    """Names of the weights that quantizers pack: those of the layers, routers aside."""
+    layers = [n for n, t in tensors.items() if ".layers." in n and t.ndim == 2]
+    return [n for n in layers if not n.endswith(".gate.weight")]
 
 
 def repacked(folder, destination, settings, pack):
