@@ -70,7 +70,8 @@ def test_a_copy_without_comparison_does_not_load_it(checkpoint: Checkpoint, tmp_
 
     convert(source, tmp_path / "full", quantize=True, verify=False)
     light, full = (
-        {p.name: p.read_bytes() for p in (tmp_path / name).iterdir()} for name in ("light", "full")
+        {p.name: p.read_bytes() for p in (tmp_path / name).iterdir() if p.is_file()}
+        for name in ("light", "full")
     )
     manifests = [json.loads(files.pop("torch2mlx.json")) for files in (light, full)]
     for manifest in manifests:
