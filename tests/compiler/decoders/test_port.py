@@ -311,3 +311,33 @@ def test_a_model_without_port_is_converted_and_loads_in_mlx_lm(tmp_path: Path) -
     with torch.no_grad():
         expected = reference(torch.from_numpy(ids)).logits.numpy()
     assert np.allclose(np.array(model(mx.array(ids))), expected, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_mlx_lm_quantizes_and_runs_the_folder(tmp_path: Path) -> None:
+    import mlx.core as mx
+    import torch
+    from checkpoints import add_tokenizer
+    from mlx_lm import convert, generate, load
+
+    import torch2mlx
+    from torch2mlx.verification.reference import build_reference
+
+    config = config_of("mistral", WITH_PORT["mistral"])
+    del config["model_file"]
+    reference: Any = build_reference(config)
+    reference.to(torch.bfloat16).save_pretrained(tmp_path / "source")
+    add_tokenizer("mistral", tmp_path / "source")
+    torch2mlx.convert(tmp_path / "source", tmp_path / "mlx")
+    folder = tmp_path / "quantized"
+    convert(
+        str(tmp_path / "mlx"), folder, quantize=True, q_group_size=32, dtype="bfloat16",
+        trust_remote_code=True,
+    )  # fmt: skip
+    model, tokenizer = load(str(folder), trust_remote_code=True)[:2]
+    kinds = {type(m).__name__ for _, m in model.named_modules()}
+    assert {"QuantizedLinear", "QuantizedEmbedding"} <= kinds
+    assert model["model"]["rotary_emb"]["inv_freq"].dtype == mx.float32
+    assert isinstance(generate(model, tokenizer, prompt="w5 w6", max_tokens=3), str)
+    answer = torch2mlx.generate(folder, "w5 w6", max_tokens=3)
+    assert answer.generated_tokens <= 3

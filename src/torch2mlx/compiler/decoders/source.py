@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,6 +62,13 @@ class Model({root}):
 '''
 
 
+_KEPT = """
+    @property
+    def cast_predicate(self):
+        return lambda name: name not in {names}
+"""
+
+
 @dataclass(frozen=True)
 class GeneratedDecoder:
     """A model file, and what its weights are.
@@ -107,7 +114,10 @@ def generate_decoder(skeleton: Skeleton) -> GeneratedDecoder:
             type(model).__name__,
             [f"{name}: a tensor that the model keeps outside of its buffers" for name in unknown],
         )
-    text = model_file(classes, placed, model.config)
+    whole = (*model.named_parameters(), *model.named_buffers())
+    exact = {name for name, value in whole if value.dtype == torch.float32}
+    kept = sorted({n for n, stored in weights.items() if stored.source in exact})
+    text = model_file(classes, placed, model.config, kept)
     return GeneratedDecoder(text, weights, constants, placed.slots, len(placed.graph.nodes))
 
 
@@ -139,8 +149,10 @@ def _traced(model: Any, tied: Mapping[str, str]) -> tuple[torch.export.ExportedP
     return exported, build_graph(exported, type(model).__name__, tied, names)
 
 
-def model_file(classes: GeneratedClasses, placed: Placed, config: Any) -> str:
-    """Source of model.py."""
+def model_file(
+    classes: GeneratedClasses, placed: Placed, config: Any, kept: Sequence[str] = ()
+) -> str:
+    """Source of model.py; `kept` are parameters that stay float32 whatever the others are."""
     writer = classes.writer
     imports: dict[str, set[str]] = {"mlx_lm.models.base": {"BaseModelArgs"}}
     for name, module in writer.imports.items():
@@ -166,6 +178,8 @@ def model_file(classes: GeneratedClasses, placed: Placed, config: Any) -> str:
         layers=layers,
         caches=_caches(placed.slots, layers),
     )
+    if kept:
+        model += _KEPT.format(names=list(kept))
     header = [
         f'"""{classes.root} for mlx-lm; written by torch2mlx from its PyTorch source."""',
         "",
