@@ -138,6 +138,7 @@ def write_card(folder: Path, manifest: Manifest, checkpoint: Checkpoint) -> Path
         passed=bool(verification.get("passed")),
         skipped=skipped if isinstance(skipped, Mapping) else {},
         kept=(folder / SOURCE_CARD).exists(),
+        certified=(folder / "torch2mlx" / "certificate.json").exists(),
     )
     path = folder / "README.md"
     path.write_text(text, encoding="utf-8")
