@@ -19,6 +19,7 @@ from torch2mlx.compiler.graph import (
     references,
     single_precision,
 )
+from torch2mlx.compiler.specialization.known_values import ALIKE
 from torch2mlx.compiler.specialization.static_sizes import computed, sized
 from torch2mlx.errors import CompileError
 
@@ -122,9 +123,15 @@ def _roots(graph: Graph) -> dict[str, frozenset[str]]:
     given: tuple[Input | Weight, ...] = (*graph.inputs, *graph.weights)
     found = {one.name: frozenset([one.name]) for one in given}
     for node in graph.nodes:
-        used = [found[r.name] for r in references((node.args, node.kwargs))]
+        used = [found[r.name] for r in _needed(node)]
         found[node.name] = frozenset().union(*used)
     return found
+
+
+def _needed(node: Node) -> list[Ref]:
+    """What a node takes values of; of some tensors it takes no more than the shape."""
+    args = node.args[1:] if node.target in ALIKE else node.args
+    return list(references((args, node.kwargs)))
 
 
 def _folded(
@@ -155,11 +162,14 @@ def _evaluated(
     needed, queue = set(wanted), list(wanted)
     while queue:
         node = by_name[queue.pop()]
-        for ref in references((node.args, node.kwargs)):
+        for ref in _needed(node):
             if ref.name in by_name and ref.name not in needed:
                 needed.add(ref.name)
                 queue.append(ref.name)
     found: dict[str, list[Any]] = {name: [value] for name, value in given.items()}
+    typed: tuple[Input | Weight, ...] = (*graph.inputs, *graph.weights)
+    types: dict[Ref, Any] = {Ref(one.name): one.type for one in typed}
+    types |= {Ref(n.name, i): kind for n in graph.nodes for i, kind in enumerate(n.results)}
 
     def value(argument: Any) -> Any:
         if isinstance(argument, Ref):
@@ -172,7 +182,12 @@ def _evaluated(
         for node in graph.nodes:
             if node.name not in needed:
                 continue
-            args = value(list(node.args))
+            if node.target in ALIKE:
+                kind = types[node.args[0]]
+                like = torch.empty([int(n) for n in kind.shape], dtype=kind.dtype)
+                args = [like, *value(list(node.args[1:]))]
+            else:
+                args = value(list(node.args))
             kwargs = {k: value(v) for k, v in node.kwargs.items()}
             if node.target is sized():
                 result = computed(*args[:4])

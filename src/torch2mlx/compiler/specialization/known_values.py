@@ -20,7 +20,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from torch2mlx.compiler.guards import user_place
 
-__all__ = ["KnownValues", "Question"]
+__all__ = ["ALIKE", "KnownValues", "Question"]
 
 _LARGEST = 1 << 24
 """Elements of a tensor whose value is followed."""
@@ -43,7 +43,7 @@ _SIZED = (
 )
 """Operators whose result has a size that values decide."""
 
-_ALIKE = (
+ALIKE = (
     *(aten.full_like.default, aten.zeros_like.default, aten.ones_like.default),
     *(aten.new_full.default, aten.new_zeros.default, aten.new_ones.default),
     *(aten.empty_like.default, aten.new_empty.default),
@@ -289,7 +289,7 @@ class _Following(TorchDispatchMode):
         if not isinstance(func, torch._ops.OpOverload) or func.namespace == "prim":
             return func(*args, **kwargs)
         flat, spec = pytree.tree_flatten((args, kwargs))
-        if func in _ALIKE:
+        if func in ALIKE:
             flat = [_uninitialized(v) for v in flat]
         real = self._real(flat)
         asked = func in _SIZED or func in (aten._local_scalar_dense.default, aten.equal.default)
