@@ -118,6 +118,7 @@ def test_values_are_those_that_mlx_lm_fuses(checkpoint, tmp_path, kind):
         np.testing.assert_allclose(found, np.array(layer.fuse().weight), rtol=2e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_an_adapters_folder_converts_with_its_base(checkpoint, tmp_path, run_cli):
     folder = checkpoint("llama", "bfloat16")
     model = model_of(folder)
