@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 
 from torch2mlx.calibration import engine
 from torch2mlx.calibration.conversion import calibration_folder
@@ -46,6 +48,32 @@ def test_a_calibrated_folder_passes_the_gate(
     checks = manifest["verification"]["audit"]["counts"]
     assert checks["calibrated"] >= 20
     assert not calibration_folder(tmp_path / "out").exists()
+
+
+def test_a_calibrated_folder_is_verified_by_its_hashes_and_rows(
+    checkpoint, run_cli, tmp_path: Path, text: Path, read_weights
+) -> None:
+    source, out = checkpoint("llama"), tmp_path / "out"
+    options = ("-q", "--calibrate", "--calibration-text", text, *TOKENS)
+    assert run_cli("convert", source, out, *options, "--no-verify").code == 0
+    assert run_cli("verify", source, out, "--quiet").code == 0
+
+    tensors = load_file(out / "model.safetensors")
+    name = "model.layers.0.mlp.down_proj"
+    for part in ("weight", "scales", "biases"):
+        tensors[f"{name}.{part}"] = tensors[f"{name}.{part}"].roll(1, 0)
+    save_file(tensors, out / "model.safetensors", metadata={"format": "mlx"})
+    run = run_cli("verify", source, out, "--quiet")
+    assert run.code == 8
+    assert "model.safetensors" in run.message
+
+    manifest = json.loads((out / "torch2mlx.json").read_text())
+    digest = hashlib.sha256((out / "model.safetensors").read_bytes()).hexdigest()
+    manifest["outputs"]["model.safetensors"]["sha256"] = digest
+    (out / "torch2mlx.json").write_text(json.dumps(manifest))
+    run = run_cli("verify", source, out, "--quiet")
+    assert run.code == 8
+    assert f"{name}.weight" in run.message
 
 
 def test_a_killed_run_goes_on_and_gives_the_same_bytes(

@@ -38,6 +38,9 @@ _COMPARE_BYTES = 1 << 18  # compared at a time: stays in the cache with the resu
 _FUNCTION_ROUNDOFFS = {"F64": 2.0**-50, "F32": 2.0**-21, "F16": 2.0**-9, "BF16": 2.0**-6}
 
 
+_NOTHING = 1e-3  # a row so much smaller than the largest beside it says nothing of its place
+
+
 def audit(
     outputs: Sequence[Output],
     files: Sequence[Path],
@@ -53,8 +56,8 @@ def audit(
         outputs: what each parameter should be (`Plan.outputs`).
         files: the written weight files.
         reader: the source of stored tensors.
-        rounded: quantized values were rounded to nearest, so their error has a bound; False
-            (calibrated methods): the error is measured only.
+        rounded: quantized values were rounded to nearest, so their error has a bound.  False:
+            they were chosen on data; each row must be nearer to its source than zeros are.
         block_bytes: bytes of a block; about six blocks exist at a time, as long as a single
             row is no larger and no expression needs whole tensors.
         progress: called with the number of written bytes read since its last call.
@@ -148,9 +151,10 @@ class _Comparison:
 
     def _quantized(self, scheme: Scheme) -> None:
         output = self.output
-        self.kind = (
-            "calibrated" if output.calibrated else "repacked" if output.packed else "quantized"
-        )
+        if output.calibrated or not (output.packed or self.rounded):
+            self.kind = "calibrated"
+        else:
+            self.kind = "repacked" if output.packed else "quantized"
         numbers = as_numbers(_before_casts(output.expr) if output.packed else output.expr)
         specs = {spec.name.rpartition(".")[2]: spec for spec in output.specs}
         stored = specs["scales"].dtype
@@ -172,6 +176,8 @@ class _Comparison:
                 bounds = np.full_like(found, np.inf)
             for piece in self._pieces(numbers, region, found, bounds):
                 self._within(piece, _rows(before, shape))
+                if not self.rounded and not output.packed:
+                    self._near(piece, _rows(before, shape))
 
     def _same_parts(
         self, parts: Mapping[str, Array], exprs: Mapping[str, Expr], region: Region, rows: str
@@ -224,6 +230,14 @@ class _Comparison:
         self._measure(error, expected)
         if not inside.all():
             self._report(~inside, piece, expected, found, rows)
+
+    def _near(self, piece: _Piece, rows: str) -> None:
+        """Check values chosen on data: another row, or one in another order, is farther off."""
+        expected, found = piece.expected, piece.values[0]
+        sizes = np.linalg.norm(expected, axis=-1, keepdims=True)
+        errors = np.linalg.norm(found - expected, axis=-1, keepdims=True)
+        wrong = (errors >= sizes) & (sizes > _NOTHING * sizes.max(initial=0.0))
+        self._report(np.broadcast_to(wrong, expected.shape), piece, expected, found, rows)
 
     def _measure(self, error: Array, expected: Array) -> None:
         self.largest = max(self.largest, float(error.max(initial=0.0)))

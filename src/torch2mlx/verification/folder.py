@@ -12,6 +12,7 @@ from typing import Any
 from torch2mlx.architectures.bounds import check_counts
 from torch2mlx.architectures.port import MODEL_FILE, Port, load_port, plain_port
 from torch2mlx.errors import ParityError, SourceError
+from torch2mlx.packaging.manifest import MANIFEST, read_manifest
 from torch2mlx.packaging.tokenizer import check_tokenizer
 from torch2mlx.planning.recovered import recover_outputs
 from torch2mlx.planning.shards import parse_size
@@ -77,12 +78,26 @@ def verify_folder(
         progress=progress,
         converting=False,
         precision=config.get(CONFIG_KEY),
+        published=_chosen_on_data(folder),
     )
     gate.prove_port()
     report = gate.prove_result(folder, files)
     with progress.stage("Comparing the tokenizer"):
         tokenizer = check_tokenizer(checkpoint.tokenizer_source, folder, trust_remote_code)
     return report, tokenizer.to_dict()
+
+
+def _chosen_on_data(folder: Path) -> dict[str, str] | None:
+    """Hashes of the weight files if torch2mlx calibrated their values; else None."""
+    if not (folder / MANIFEST).exists():
+        return None
+    manifest = read_manifest(folder)
+    audited = manifest.verification.get("audit")
+    counts = audited.get("counts") if isinstance(audited, dict) else None
+    proven = isinstance(counts, dict) and counts.get("calibrated")
+    if not proven and not manifest.options.get("calibrate"):
+        return None
+    return {name: record.sha256 or "" for name, record in manifest.outputs.items()}
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from torch2mlx.architectures.limits import known_limits
 from torch2mlx.architectures.port import Port
 from torch2mlx.errors import ParityError
+from torch2mlx.packaging.files import MANIFEST
 from torch2mlx.planning.expressions import sources_of
 from torch2mlx.planning.plan import Output, is_output_head, is_token_embedding
 from torch2mlx.progress import Progress
@@ -45,6 +46,8 @@ class Gate:
         converting: the folder is being written; False: it exists already.  Errors advise on it.
         loops: count texts that end in a loop, too.
         precision: types that modules of the result compute in.
+        published: SHA-256 of the weight files, by name, of a folder whose quantized values were
+            chosen on data; None: they were rounded to nearest, or `outputs` holds them.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class Gate:
         converting: bool = True,
         loops: bool = False,
         precision: Mapping[str, str] | None = None,
+        published: Mapping[str, str] | None = None,
     ) -> None:
         self.checkpoint = checkpoint
         self.port = port
@@ -71,6 +75,7 @@ class Gate:
         self.converting = converting
         self.loops = loops
         self.precision = precision
+        self.published = published
         self.comparisons: list[Comparison] = []
 
     def prove_port(self) -> Comparison:
@@ -151,8 +156,16 @@ class Gate:
     def _audit(self, files: Sequence[Path]) -> AuditReport:
         total = sum(path.stat().st_size for path in files)
         with self.progress.stage("Auditing every tensor against its source", total) as advance:
-            report = audit(self.outputs, files, self.checkpoint.source, progress=advance)
+            source, rounded = self.checkpoint.source, self.published is None
+            report = audit(self.outputs, files, source, rounded=rounded, progress=advance)
             report = replace(report, checks=(*report.checks, *self._tied()))
+        changed = [n for n, h in report.hashes.items() if (self.published or {}).get(n, h) != h]
+        if changed:
+            raise ParityError(
+                f"audit: {changed[0]} is not the file that {MANIFEST} tells of. Its values were "
+                "chosen on data, so nothing else tells what they should be; copy the folder "
+                "again, or convert the source again"
+            )
         failure = report.first_failure
         if failure is not None:
             count = sum(not check.ok for check in report.checks)
