@@ -335,6 +335,9 @@ def _with(**values: Any) -> Callable[[Any], Any]:
     return lambda kind: kind(**values)
 
 
+_NARROW = {"width_coefficient": 0.25, "depth_coefficient": 0.5, "hidden_dim": 320}
+"""Of EfficientNets: 1280 channels by the width coefficient are the last ones."""
+
 # What rules do not find: values over the cut config, or a function from the class to its defaults.
 _TABLE: tuple[tuple[str, Any], ...] = (
     ("encoder-decoder", _pair("bert", "bert")),
@@ -375,6 +378,8 @@ _TABLE: tuple[tuple[str, Any], ...] = (
         },
     ),
     ("voxtral", {"audio_config": {"intermediate_size": 256}}),
+    ("efficientnet", _NARROW),
+    ("align", {"projection_dim": 40, "vision_config": _NARROW}),
     ("xmod", {"default_language": "en_XX"}),
     ("timm_backbone", _with(backbone="resnet18", use_pretrained_backbone=False)),
 )

@@ -303,6 +303,9 @@ def _features(config: Any, taken: Mapping[str, Any]) -> Iterator[dict[str, Any]]
     )  # fmt: skip
     positions = _number(parts, ("max_source_positions", "max_position_embeddings"), 64)
     masks = [n for n in ("input_features_mask", "feature_attention_mask") if n in taken]
+    if "noise_sequence" in taken:  # drawn at random where it is not given
+        noise = torch.randn(1, 64, _number(parts, ("model_in_channels",), 64))
+        yield {"input_features": torch.randn(1, 64, bins), "noise_sequence": noise}
     for length in dict.fromkeys((2 * positions, 64, 96, 100, 256, 3000)):
         if length > 3000:
             continue

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from torch2mlx.compiler.entry_points import Exported
 from torch2mlx.compiler.guards import Guard, recording_guards, violated_ranges
 from torch2mlx.compiler.guesses import guessing
-from torch2mlx.compiler.meta import fake_inputs, fake_weights
+from torch2mlx.compiler.meta import fake_inputs, fake_weights, without_needless_moves
 from torch2mlx.errors import CompileError
 
 if TYPE_CHECKING:
@@ -89,7 +89,12 @@ def export_or_guess(
     example = (tuple(args), dict(kwargs or {}))
     given, arguments = fake_inputs(example)
     known = KnownValues.of(module, example) if specialize else None
-    with torch.no_grad(), fake_weights(module, dtype), _as_forward(module, method):
+    with (
+        torch.no_grad(),
+        fake_weights(module, dtype),
+        without_needless_moves(),
+        _as_forward(module, method),
+    ):
         with nullcontext() if known is None else known.answering(module):
             program, lost, reasons = _exported(module, given, arguments, dynamic_shapes)
             if program is None and not reasons[0].startswith("dynamic extent"):

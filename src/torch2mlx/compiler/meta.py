@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["fake_inputs", "fake_weights", "parameters_on_meta"]
+__all__ = ["fake_inputs", "fake_weights", "parameters_on_meta", "without_needless_moves"]
 
 
 @contextmanager
@@ -84,6 +84,33 @@ def fake_weights(module: torch.nn.Module, dtype: torch.dtype | None = None) -> I
     finally:
         for held, name, tensor in replaced:
             held[name] = tensor
+
+
+@contextmanager
+def without_needless_moves() -> Iterator[None]:
+    """While it lasts, `Module.to` leaves modules alone that are of that device and dtype.
+
+    Of fake weights it would make others, which torch cannot put in their place.
+    """
+    import torch
+
+    original = torch.nn.Module.to
+
+    def to(module: torch.nn.Module, *args: Any, **kwargs: Any) -> torch.nn.Module:
+        device, dtype, _, memory_format = torch._C._nn._parse_to(*args, **kwargs)
+        tensors = [*module.parameters(), *module.buffers()]
+        same = memory_format is None and all(
+            (device is None or t.device == device)
+            and (dtype is None or t.dtype == dtype or not (t.is_floating_point() or t.is_complex()))
+            for t in tensors
+        )
+        return module if same else original(module, *args, **kwargs)
+
+    torch.nn.Module.to = to  # type: ignore[method-assign,assignment]
+    try:
+        yield
+    finally:
+        torch.nn.Module.to = original  # type: ignore[method-assign]
 
 
 def fake_inputs(value: Any) -> Any:

@@ -48,6 +48,9 @@ case(
 )
 case(
     aten.linspace.default,
+    aten.linspace.Tensor_Tensor,
+    aten.linspace.Tensor_Scalar,
+    aten.linspace.Scalar_Tensor,
     aten.logspace.default,
     fails=[
         refused(

@@ -19,6 +19,14 @@ case(
     fails=UNIFORM,
 )
 case(
+    aten.rand.generator,
+    aten.randn.generator,
+    samples=lambda t: [call(MANY, generator=None, dtype=t.dtype), call([0, 2], generator=None)],
+    dtypes=FLOATS,
+    compare="statistics",
+    fails=UNIFORM,
+)
+case(
     aten.rand_like.default,
     aten.randn_like.default,
     aten.uniform.default,

@@ -165,14 +165,16 @@ def _bound(number: Any) -> Any:
     return number if isinstance(number, SymbolicInt) else float(number)
 
 
-@lowering(aten.linspace.default)
+@lowering(aten.linspace.default, aten.linspace.Tensor_Tensor)
+@lowering(aten.linspace.Tensor_Scalar, aten.linspace.Scalar_Tensor)
 def lower_linspace(b: Builder, start: Any, end: Any, steps: int, **options: Any) -> Any:
-    """linspace(Scalar start, Scalar end, int steps, *, dtype, layout, device)."""
+    """linspace.Tensor_Tensor(Tensor start, Tensor end, int steps, *, dtype, layout, device)."""
     asked = options.get("dtype")
     dtype = mx.float32 if asked is None else mx_dtype(asked)
     if not is_floating(dtype):
         raise LoweringError(f"aten.linspace: dtype={asked}")
-    return b.cast(b.call(rt.linspace, _bound(start), _bound(end), steps), dtype)
+    bounds = [b.cast(n, mx.float32) if isinstance(n, Value) else _bound(n) for n in (start, end)]
+    return b.cast(b.call(rt.linspace, *bounds, steps), dtype)
 
 
 @lowering(aten.logspace.default)

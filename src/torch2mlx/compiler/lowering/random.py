@@ -34,7 +34,7 @@ def _dtype(options: dict[str, Any], default: Any) -> Any:
     return dtype
 
 
-@lowering(aten.rand.default)
+@lowering(aten.rand.default, aten.rand.generator)
 def lower_rand(b: Builder, size: Size, **options: Any) -> Any:
     """rand(SymInt[] size, *, dtype, layout, device): uniform in [0, 1)."""
     return b.call(mx.random.uniform, 0, 1, list(size), _dtype(options, mx.float32))
@@ -54,7 +54,7 @@ def lower_uniform(b: Builder, x: Value, low: float = 0.0, high: float = 1.0, **o
     return b.call(mx.random.uniform, low, high, list(x.shape), _dtype(options, x.dtype))
 
 
-@lowering(aten.randn.default)
+@lowering(aten.randn.default, aten.randn.generator)
 def lower_randn(b: Builder, size: Size, **options: Any) -> Any:
     """randn(SymInt[] size, *, dtype, layout, device): normal with mean 0 and deviation 1."""
     return b.call(mx.random.normal, list(size), _dtype(options, mx.float32))

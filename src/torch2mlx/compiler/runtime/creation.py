@@ -15,7 +15,7 @@ def arange(start: float, end: float, step: float) -> mx.array:
     return start + step * mx.arange(count).astype(mx.float32)
 
 
-def linspace(start: float, end: float, steps: int) -> mx.array:
+def linspace(start: float | mx.array, end: float | mx.array, steps: int) -> mx.array:
     """Evenly from start to end, counted from the nearer of the two."""
     if steps < 2:
         return mx.full([steps], start, mx.float32)
