@@ -84,7 +84,7 @@ def export_or_guess(
     """
     import torch
 
-    from torch2mlx.compiler.specialization import KnownValues
+    from torch2mlx.compiler.specialization import KnownValues, grouped_experts
 
     example = (tuple(args), dict(kwargs or {}))
     given, arguments = fake_inputs(example)
@@ -93,6 +93,7 @@ def export_or_guess(
         torch.no_grad(),
         fake_weights(module, dtype),
         without_needless_moves(),
+        grouped_experts(module),
         _as_forward(module, method),
     ):
         with nullcontext() if known is None else known.answering(module):

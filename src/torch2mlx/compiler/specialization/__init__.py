@@ -8,6 +8,7 @@ generated code checks on every call.
 
 from __future__ import annotations
 
+from torch2mlx.compiler.specialization.experts import grouped_experts
 from torch2mlx.compiler.specialization.frozen import frozen, holds, input_values
 from torch2mlx.compiler.specialization.known_values import KnownValues, Question
 from torch2mlx.compiler.specialization.static_sizes import has_unknown_sizes, with_static_sizes
@@ -16,6 +17,7 @@ __all__ = [
     "KnownValues",
     "Question",
     "frozen",
+    "grouped_experts",
     "has_unknown_sizes",
     "holds",
     "input_values",
