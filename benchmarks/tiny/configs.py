@@ -379,7 +379,7 @@ _TABLE: tuple[tuple[str, Any], ...] = (
     ),
     ("voxtral", {"audio_config": {"intermediate_size": 256}}),
     ("efficientnet", _NARROW),
-    ("align", {"projection_dim": 40, "vision_config": _NARROW}),
+    ("align", {"projection_dim": 40, "vision_config": {**_NARROW, "initializer_range": 0.3}}),
     ("xmod", {"default_language": "en_XX"}),
     ("timm_backbone", _with(backbone="resnet18", use_pretrained_backbone=False)),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 import torch2mlx
 from torch2mlx.compiler.parity.running import import_model
+from torch2mlx.compiler.specialization import grouped_experts
 from torch2mlx.errors import CompileError
 
 
@@ -126,3 +128,54 @@ def test_state_matters_only_where_it_is_read(tmp_path: Path) -> None:
     torch2mlx.convert(Counter(False), tmp_path / "out", example_inputs=(torch.randn(3),))
     with pytest.raises(CompileError, match="last: assigned by forward"):
         torch2mlx.convert(Counter(True), tmp_path / "other", example_inputs=(torch.randn(3),))
+
+
+class Scales(nn.Module):
+    """Says once more on which device and of which dtype its inner module is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.inner = self.inner.to(torch.float32)
+        made: Tensor = self.inner.to(x.device)(x)
+        return made
+
+
+def test_moves_to_where_a_module_is_change_nothing(tmp_path: Path) -> None:
+    module, x = Scales().eval(), torch.randn(2, 3)
+    torch2mlx.convert(module, tmp_path / "out", example_inputs=(x,))
+    assert module.to(torch.float64).inner.weight.dtype == torch.float64
+
+
+_SIZES = {"num_experts": 4, "expert_capacity": 3, "d_kv": 4, "d_ff": 16, "num_heads": 2}
+
+
+@pytest.mark.parametrize(
+    ("file", "config", "experts", "sizes"),
+    [
+        ("jetmoe", "JetMoeConfig", "JetMoeMoE", {"hidden_size": 16, "num_local_experts": 4}),
+        (
+            "switch_transformers",
+            "SwitchTransformersConfig",
+            "SwitchTransformersSparseMLP",
+            {"d_model": 16, **_SIZES},
+        ),
+    ],
+)
+def test_experts_that_loop_are_computed_without_counting(
+    file: str, config: str, experts: str, sizes: dict[str, int]
+) -> None:
+    pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    source = import_module(f"transformers.models.{file}.modeling_{file}")
+    module = getattr(source, experts)(getattr(source, config)(**sizes)).eval()
+    for parameter in module.parameters():
+        nn.init.normal_(parameter)
+    x = torch.randn(2, 9, 16)
+    with torch.no_grad():
+        want = module(x)
+        with grouped_experts(module):
+            torch.testing.assert_close(module(x), want)
+        torch.testing.assert_close(module(x), want, rtol=0, atol=0)

@@ -1,4 +1,4 @@
-"""Experts of transformers that loop over the counts of their tokens, as grouped products instead.
+"""Experts of transformers that loop over the counts of their tokens: computed without counting.
 
 How many tokens an expert gets follows from weights, so such a loop has no fixed program.
 """
@@ -27,17 +27,22 @@ def grouped_experts(module: torch.nn.Module) -> Iterator[None]:
     looping = [
         c for c in configs.values() if getattr(c, "_experts_implementation", None) == "eager"
     ]
-    source: Any = sys.modules.get("transformers.models.jetmoe.modeling_jetmoe")
-    kinds = [] if source is None else [source.JetMoeTopKGating, source.JetMoeParallelExperts]
-    originals = [kind.forward for kind in kinds]
+    sources = {sys.modules.get(type(m).__module__) for m in module.modules()}
+    kinds = [
+        (getattr(source, name), forward)
+        for source in sources
+        for name, forward in _FORWARDS.items()
+        if hasattr(source, name)
+    ]
+    originals = [kind.forward for kind, _ in kinds]
     try:
         for config in looping:
             config._experts_implementation = "grouped_mm"
-        for kind, forward in zip(kinds, (_routes, _products), strict=False):
+        for kind, forward in kinds:
             kind.forward = forward
         yield
     finally:
-        for kind, original in zip(kinds, originals, strict=True):
+        for (kind, _), original in zip(kinds, originals, strict=True):
             kind.forward = original
         for config in looping:
             config._experts_implementation = "eager"
@@ -60,3 +65,29 @@ def _products(experts: Any, inputs: Tensor, ends: Tensor) -> Tensor:
     products: Any = torch.ops.transformers.grouped_mm_fallback
     made: Tensor = products(inputs, experts.weight.transpose(-2, -1), offs=ends)
     return made
+
+
+def _all_experts(
+    experts: Any, hidden_states: Tensor, selected_experts: Tensor, routing_weights: Tensor
+) -> Tensor:
+    """The weighed result of the one expert of each token, of all of them: they are modules.
+
+    Args:
+        experts: "expert_0", "expert_1" …
+        hidden_states: [tokens, width].
+        selected_experts: [tokens, 1, experts], 1 where a token has this expert.
+        routing_weights: [tokens, 1].
+    """
+    made = torch.zeros_like(hidden_states)
+    for number in range(experts.num_experts):
+        found = experts[f"expert_{number}"](hidden_states) * routing_weights
+        made = torch.where(selected_experts[:, :, number] > 0, found.to(made.dtype), made)
+    return made
+
+
+_FORWARDS: dict[str, Any] = {
+    "JetMoeTopKGating": _routes,
+    "JetMoeParallelExperts": _products,
+    "SwitchTransformersExperts": _all_experts,
+}
+"""Classes of transformers, and what their `forward` becomes."""
