@@ -97,7 +97,8 @@ def without_needless_moves() -> Iterator[None]:
     original = torch.nn.Module.to
 
     def to(module: torch.nn.Module, *args: Any, **kwargs: Any) -> torch.nn.Module:
-        device, dtype, _, memory_format = torch._C._nn._parse_to(*args, **kwargs)
+        asked: Any = torch._C._nn._parse_to(*args, **kwargs)
+        device, dtype, _, memory_format = asked
         tensors = [*module.parameters(), *module.buffers()]
         same = memory_format is None and all(
             (device is None or t.device == device)
