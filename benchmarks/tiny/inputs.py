@@ -139,9 +139,10 @@ def _candidates(model: torch.nn.Module) -> Iterator[Inputs]:
         groups.append(_texts(taken, config))
     images = [n for n in ("pixel_values", "pixel_values_images", "images") if n in taken]
     if images:
-        groups.append([_named(images[0], found, taken) for found in _images(config, taken)])
+        groups.append([_named(images[0], f, taken, config) for f in _images(config, taken)])
     elif "pixel_values_videos" in taken:
-        groups.append([_named("pixel_values_videos", f, taken) for f in _images(config, taken)])
+        name = "pixel_values_videos"
+        groups.append([_named(name, f, taken, config) for f in _images(config, taken)])
     if "input_features" in taken:
         groups.append(list(_features(config, taken)))
     elif "input_values" in taken or "audio_values" in taken:
@@ -271,7 +272,9 @@ def _images(config: Any, taken: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     yield {"": flat[None]}
 
 
-def _named(name: str, found: Mapping[str, Any], taken: Mapping[str, Any]) -> dict[str, Any]:
+def _named(
+    name: str, found: Mapping[str, Any], taken: Mapping[str, Any], config: Any
+) -> dict[str, Any]:
     values = {key or name: value for key, value in found.items()}
     height = next((v.shape[-2:] for v in found.values() if v.ndim >= 4), torch.Size([64, 64]))
     for prompt, value in (
@@ -285,6 +288,9 @@ def _named(name: str, found: Mapping[str, Any], taken: Mapping[str, Any]) -> dic
     ):
         if prompt in taken:
             values[prompt] = value
+    if "noise" in taken:  # by which masked autoencoders choose patches; else they draw it
+        patch = _number([config], ("patch_size",), 16)
+        values["noise"] = torch.rand(1, (height[0] // patch) * (height[1] // patch))
     return values
 
 

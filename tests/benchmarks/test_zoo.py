@@ -4,11 +4,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from tiny.catalogue import catalogue, family
 from tiny.configs import VOCABULARY, tiny_config
-from tiny.inputs import find_inputs, fresh
+from tiny.inputs import Inputs, find_inputs, fresh
 from tiny.report import reason, render
+from tiny.trial import evened
 
 ENTRIES = {entry.model_type: entry for entry in catalogue()}
 
@@ -53,6 +55,32 @@ def test_fresh_text_keeps_its_placeholders() -> None:
     drawn = fresh(inputs, 1)["input_ids"]
     assert int((drawn == token).sum()) == number > 0
     assert not torch.equal(drawn, inputs.values["input_ids"])
+
+
+def test_masked_autoencoders_get_their_noise() -> None:
+    import transformers
+
+    model = transformers.ViTMAEModel(tiny_config("vit_mae")).eval()
+    inputs, _ = find_inputs(model)
+    assert inputs.values["noise"].shape == (1, 16)
+    with torch.no_grad():
+        again = [model(**inputs.values)[0] for _ in range(2)]
+    assert torch.equal(*again)
+
+
+def test_what_normalizations_give_has_size_one() -> None:
+    layers = [m for _ in range(6) for m in (nn.Conv2d(8, 8, 3), nn.ReLU(), nn.BatchNorm2d(8))]
+
+    class Net(nn.Sequential):
+        def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+            return super().forward(pixel_values)
+
+    torch.manual_seed(0)
+    net, image = Net(*layers).eval(), torch.randn(1, 8, 20, 20)
+    with torch.no_grad():
+        assert float(net(image).square().mean().sqrt()) < 0.2
+        evened(net, Inputs({"pixel_values": image}, {}))
+        assert float(net(image).square().mean().sqrt()) == pytest.approx(1, abs=1e-3)
 
 
 def test_the_page_counts_only_what_runs_in_torch() -> None:

@@ -56,12 +56,14 @@ def _mx_name(array: Any) -> str:
     return "bool_" if name == "bool" else name
 
 
-def in_torch_order(tensor: torch.Tensor, array: Any) -> Any:
-    """The array in torch's order of axes: MLX's layers have channels last."""
+def in_torch_order(tensor: torch.Tensor, array: Any) -> list[Any]:
+    """The array in the orders of axes that may be torch's: MLX's layers have channels last.
+
+    Where both have the tensor's shape (as many channels as rows and columns), both are given.
+    """
     import mlx.core as mx
 
-    if tuple(array.shape) != tuple(tensor.shape) and array.ndim == tensor.ndim > 2:
-        moved = mx.moveaxis(array, -1, 1)
-        if tuple(moved.shape) == tuple(tensor.shape):
-            return moved
-    return array
+    if array.ndim != tensor.ndim or array.ndim < 3:
+        return [array]
+    orders = [array, mx.moveaxis(array, -1, 1)]
+    return [a for a in orders if tuple(a.shape) == tuple(tensor.shape)] or [array]

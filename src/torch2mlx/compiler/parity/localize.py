@@ -46,7 +46,11 @@ def first_difference(
         tensors = [t for t in leaves if isinstance(t, torch.Tensor)]
         for array in arrays:
             alike = [t for t in tensors if t.numel() == getattr(array, "size", -1)]
-            errors = [relative_error(t, in_torch_order(t, array), rounded=True) for t in alike]
+            errors = [
+                relative_error(t, ordered, rounded=True)
+                for t in alike
+                for ordered in in_torch_order(t, array)
+            ]
             if errors and not min(errors) <= limit:
                 name = type(module.get_submodule(path)).__name__
                 return f"{path} ({name}, error {min(errors):.1e})"
