@@ -143,11 +143,13 @@ def _exported(
 
 def decomposed(program: ExportedProgram) -> ExportedProgram:
     """The program with functional operators only, composites kept."""
+    from torch2mlx.compiler.strides import with_strides_of_values
+
     with warnings.catch_warnings():
         # Torch copies its own deprecated types.
         warnings.filterwarnings("ignore", ".*LeafSpec", FutureWarning)
         functional: ExportedProgram = program.run_decompositions({})
-    return functional
+    return with_strides_of_values(functional)
 
 
 def _guessed(

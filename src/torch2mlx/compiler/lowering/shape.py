@@ -10,7 +10,7 @@ import mlx.core as mx
 import torch
 
 from torch2mlx.compiler.builder import Builder, Value
-from torch2mlx.compiler.lowering.registry import LoweringError, lowering
+from torch2mlx.compiler.lowering.registry import LoweringError, lowering, lowering_named
 from torch2mlx.compiler.symbolic import SymbolicInt, source_of
 
 __all__: list[str] = []
@@ -307,6 +307,14 @@ def lower_as_strided(b: Builder, x: Value, *args: Any, **kwargs: Any) -> Value:
         "aten.as_strided: its strides address the memory of the tensor, which depends on how it "
         "was made; write it with reshape, slices or Tensor.unfold"
     )
+
+
+@lowering_named("torch2mlx_strides.strided.default")
+def lower_strided(
+    b: Builder, x: Value, size: Sequence[int], stride: Sequence[int], offset: int
+) -> Any:
+    """strided(Tensor x, int[] size, int[] stride, int offset): as MLX's, row-major."""
+    return b.call(mx.as_strided, x, tuple(size), tuple(stride), *((offset,) if offset else ()))
 
 
 def _at_least(ndim: int) -> Any:
