@@ -70,7 +70,8 @@ def _memory_order(x: torch.Tensor) -> list[int] | None:
     """Axes from the outermost in memory on; None where a tensor's elements leave gaps."""
     if not _are_ints([*x.shape, *x.stride(), x.storage_offset()]) or not x.numel():
         return None
-    order = sorted(range(x.ndim), key=lambda axis: (-x.stride(axis), axis))
+    steps = x.stride()
+    order = sorted(range(x.ndim), key=lambda axis: (-steps[axis], axis))
     if x.is_contiguous():
         return list(range(x.ndim))
     return order if x.permute(order).is_contiguous() else None
