@@ -280,6 +280,7 @@ def _convert(
         asked.keep_download,
         asked.adapter,
         asked.expert_layout,
+        asked.text_only,
     )
     with closing(checkpoint.source):
         for one in (asked, *asked.further().values()):
@@ -343,12 +344,15 @@ def _open(
     keep_download: bool = False,
     adapter: str | Path | None = None,
     expert_layout: str | None = None,
+    text_only: bool = False,
 ) -> Checkpoint:
     from torch2mlx.architectures.port import load_port
     from torch2mlx.routing import may_generate
     from torch2mlx.sources import open_checkpoint
+    from torch2mlx.sources.text_model import text_model, text_model_config
 
     def accept(config: dict[str, Any]) -> None:  # before gigabytes are downloaded
+        config = text_model_config(config) if text_only else config
         try:
             load_port(config)
         except UnsupportedError:
@@ -364,6 +368,8 @@ def _open(
     )
     from torch2mlx.sources.experts import usual_experts
 
+    if text_only:
+        checkpoint = text_model(checkpoint)
     state = usual_experts(checkpoint.state, checkpoint.config, expert_layout)
     if state.keys() != checkpoint.state.keys() or expert_layout is not None:
         kept = {n: p for n, p in checkpoint.packed.items() if state.get(n) is checkpoint.state[n]}
@@ -381,6 +387,7 @@ def verify(
     *,
     adapter: str | Path | None = None,
     expert_layout: str | None = None,
+    text_only: bool = False,
     memory_limit: str | int = "1GB",
     max_context: int | None = None,
     trust_remote_code: bool = False,
@@ -394,6 +401,7 @@ def verify(
         folder: the MLX folder.
         adapter: folder of an adapter that was merged into it.
         expert_layout: how the checkpoint holds fused experts, as for `convert`.
+        text_only: the folder holds the language model of a multimodal checkpoint.
         memory_limit: memory beside one block of the model.
         max_context: check only so many tokens.
         trust_remote_code: allow the checkpoint's own code on the PyTorch side.
@@ -406,7 +414,12 @@ def verify(
     from torch2mlx.verification.folder import verify_folder
 
     checkpoint = _open(
-        source, revision, trust_remote_code, adapter=adapter, expert_layout=expert_layout
+        source,
+        revision,
+        trust_remote_code,
+        adapter=adapter,
+        expert_layout=expert_layout,
+        text_only=text_only,
     )
     with closing(checkpoint.source):
         report, tokenizer = verify_folder(

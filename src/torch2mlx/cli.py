@@ -121,6 +121,11 @@ Experts = Annotated[
     ),
 ]
 
+TextOnly = Annotated[
+    bool,
+    typer.Option("--text-only", help="Of a multimodal checkpoint, the language model alone."),
+]
+
 
 def _version(value: bool) -> None:
     if value:
@@ -407,6 +412,7 @@ def convert(
     ] = False,
     adapter: Adapter = None,
     expert_layout: Experts = None,
+    text_only: TextOnly = False,
     dequantize: Annotated[
         bool, typer.Option("-d", "--dequantize", help="Make a plain model of a quantized MLX one.")
     ] = False,
@@ -562,6 +568,7 @@ def convert(
         dtype=dtype.value if dtype else None,
         adapter=adapter,
         expert_layout=expert_layout.value if expert_layout else None,
+        text_only=text_only,
         runtime_precision=runtime_precision,
         max_shard_size=max_shard_size,
         memory_limit=memory_limit,
@@ -618,6 +625,7 @@ def verify(
     ] = False,
     adapter: Adapter = None,
     expert_layout: Experts = None,
+    text_only: TextOnly = False,
     memory_limit: Annotated[
         str, typer.Option(help="Memory beside one block of the model.")
     ] = "1GB",
@@ -650,6 +658,7 @@ def verify(
         folder,
         adapter=adapter,
         expert_layout=expert_layout.value if expert_layout else None,
+        text_only=text_only,
         memory_limit=memory_limit,
         max_context=max_context,
         trust_remote_code=trust_remote_code,

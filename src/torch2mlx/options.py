@@ -57,6 +57,7 @@ class ConvertOptions:
         adapter: folder of a LoRA or DoRA adapter to merge into the checkpoint.
         expert_layout: how the checkpoint holds fused experts, where it is not as its family does:
             one of `torch2mlx.sources.experts.EXPERT_LAYOUTS`.
+        text_only: of a multimodal checkpoint, convert the language model alone.
         dequantize: make a plain model of a quantized MLX folder.
         dtype: float16, bfloat16 or float32 for what is not quantized.
         runtime_precision: types that modules of the result compute in, as in
@@ -101,6 +102,7 @@ class ConvertOptions:
     auto: bool = False
     adapter: str | Path | None = None
     expert_layout: str | None = None
+    text_only: bool = False
     dequantize: bool = False
     dtype: str | None = None
     runtime_precision: str | None = None

@@ -102,6 +102,23 @@ def test_factory_and_checkpoint(place: Path, kind: str) -> None:
     assert (place / "out" / "model.safetensors.index.json").exists()
 
 
+def test_a_folder_brings_tokenizer_and_pooling_along(place: Path) -> None:
+    source = place / "encoder"
+    (source / "1_Pooling").mkdir(parents=True)
+    save_file(_stored(_net()), source / "model.safetensors")
+    save_file(_stored(_net()), place / "alone.safetensors")
+    files = ("modules.json", "1_Pooling/config.json", "preprocessor_config.json")
+    for name in files:
+        (source / name).write_text(json.dumps({"of": name}))
+        (place / name).parent.mkdir(exist_ok=True)
+        (place / name).write_text("{}")  # of something else: beside a single file
+    made = torch2mlx.convert("weighed:build", "out", example="x.pt", weights="encoder")
+    for name in files:
+        assert (Path(made.destination) / name).read_bytes() == (source / name).read_bytes()
+    torch2mlx.convert("weighed:build", "out2", example="x.pt", weights="alone.safetensors")
+    assert not {"1_Pooling", "modules.json"} & {p.name for p in (place / "out2").iterdir()}
+
+
 def test_names_and_shapes_are_compared_first(place: Path) -> None:
     state = _stored(_net())
     state["other"] = torch.zeros(2)

@@ -50,6 +50,7 @@ _REFUSED = {
     "auto": "--auto: belongs to ports of language models; leave it out",
     "adapter": "--adapter: belongs to checkpoints; merge it into the module before",
     "expert_layout": "--expert-layout: belongs to checkpoints; leave it out",
+    "text_only": "--text-only: belongs to multimodal checkpoints; leave it out",
     "dequantize": "-d: a module has no quantized layers of MLX; leave it out",
     "keep_download": "--keep-download: belongs to a hub id as SRC; leave it out",
     "max_context": "--max-context: belongs to ports of language models; bound an extent with "
@@ -188,6 +189,7 @@ def convert_program(
         return _compile_methods(source, destination, options, listener, location)
     _require_example(location or type(source).__name__, example)
     from torch2mlx.compiler.package import compile_module
+    from torch2mlx.compiler.publish import Extras
 
     original = source
     if isinstance(source, torch.jit.ScriptModule):
@@ -204,8 +206,18 @@ def convert_program(
                 options=options,
                 progress=listener,
                 location=location,
+                extras=Extras(files=_companions(options, weights)),
             )
         )
+
+
+def _companions(options: ConvertOptions, weights: Checkpoint | None) -> Mapping[str, Path]:
+    """Tokenizer, processor and pooling of a checkpoint that gave the weights.
+
+    Beside a single file may lie what belongs to something else.
+    """
+    alone = weights is None or Path(str(options.weights)).is_file()
+    return {} if alone or weights is None else weights.tokenizer_files
 
 
 def _is_encoder_decoder(source: Any) -> bool:

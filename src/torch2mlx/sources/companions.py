@@ -18,7 +18,8 @@ __all__ = [
     "read_generation_config",
 ]
 
-# Everything that a tokenizer, a processor or `generate` of transformers may want to load.
+# Everything that a tokenizer, a processor or `generate` of transformers may want to load, and
+# what sentence-transformers does with the hidden states: pooling, and small layers behind it.
 _COMPANION = re.compile(
     r"tokenizer[\w.\-]*\.(json|model|txt|bpe)|tokenizer\.model\.v\d+\w*|"
     r"special_tokens_map\.json|added_tokens\.json|"
@@ -29,9 +30,13 @@ _COMPANION = re.compile(
     r"(pre|image_)?processor_config\.json|preprocessor_config\.json|"
     r"(video|audio|image|feature)_\w*(processor|preprocessor|extractor)\w*\.json|"
     r"generation_config\.json|"
+    r"modules\.json|config_sentence_transformers\.json|sentence_[\w\-]+_config\.json|"
+    r"\d+_\w+/(config\.json|model\.safetensors)|"
     r"(LICENSE|LICENCE|NOTICE|COPYING|USE_POLICY|USAGE_POLICY)[\w.\- ]*",
     re.IGNORECASE,
 )
+
+_FOLDER = re.compile(r"additional_chat_templates|\d+_\w+")
 
 # Keys of config.json that mean the same for every model, and what their values are.
 _TYPES: dict[str, tuple[type, str]] = {
@@ -84,9 +89,9 @@ def check_companion(folder: Path, path: Path) -> None:
 
 def _names(folder: Path) -> Iterable[str]:
     yield from (entry.name for entry in folder.iterdir())
-    templates = folder / "additional_chat_templates"
-    if templates.is_dir():
-        yield from (f"{templates.name}/{entry.name}" for entry in templates.iterdir())
+    for inner in sorted(folder.iterdir()):
+        if _FOLDER.fullmatch(inner.name) and inner.is_dir():
+            yield from (f"{inner.name}/{entry.name}" for entry in inner.iterdir())
 
 
 def read_config(folder: Path) -> dict[str, Any]:
