@@ -152,6 +152,9 @@ def test_moves_to_where_a_module_is_change_nothing(tmp_path: Path) -> None:
 _SIZES = {"num_experts": 4, "expert_capacity": 3, "d_kv": 4, "d_ff": 16, "num_heads": 2}
 
 
+_STEP = {"num_local_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 10}
+
+
 @pytest.mark.parametrize(
     ("file", "config", "experts", "sizes"),
     [
@@ -162,6 +165,7 @@ _SIZES = {"num_experts": 4, "expert_capacity": 3, "d_kv": 4, "d_ff": 16, "num_he
             "SwitchTransformersSparseMLP",
             {"d_model": 16, **_SIZES},
         ),
+        ("step3p7", "Step3p7TextConfig", "Step3p7Experts", {"hidden_size": 16, **_STEP}),
     ],
 )
 def test_experts_that_loop_are_computed_without_counting(
@@ -173,9 +177,12 @@ def test_experts_that_loop_are_computed_without_counting(
     module = getattr(source, experts)(getattr(source, config)(**sizes)).eval()
     for parameter in module.parameters():
         nn.init.normal_(parameter)
-    x = torch.randn(2, 9, 16)
+    given = [torch.randn(2, 9, 16)]
+    if hasattr(module, "_apply_gate"):  # takes rows, and what a router chose
+        choice = torch.stack([torch.randperm(6)[:2] for _ in range(18)])
+        given = [given[0].flatten(0, 1), choice, torch.rand(18, 2)]
     with torch.no_grad():
-        want = module(x)
+        want = module(*given)
         with grouped_experts(module):
-            torch.testing.assert_close(module(x), want)
-        torch.testing.assert_close(module(x), want, rtol=0, atol=0)
+            torch.testing.assert_close(module(*given), want)
+        torch.testing.assert_close(module(*given), want, rtol=0, atol=0)

@@ -85,9 +85,31 @@ def _all_experts(
     return made
 
 
+def _in_groups(
+    experts: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor
+) -> Tensor:
+    """The weighed sum of the experts of each token, whose matrices are stacked.
+
+    Args:
+        experts: with gate_up_proj and down_proj [experts, outputs, inputs].
+        hidden_states: [tokens, width].
+        top_k_index, top_k_weights: [tokens, experts of a token].
+    """
+    products: Any = torch.ops.transformers.grouped_mm_fallback
+    order = top_k_index.flatten().argsort(stable=True)
+    numbers = torch.arange(experts.num_experts, device=order.device)
+    ends = (top_k_index.flatten()[:, None] <= numbers).sum(0).to(torch.int32)
+    inputs = hidden_states[order // top_k_index.shape[1]]
+    inner = experts._apply_gate(products(inputs, experts.gate_up_proj.transpose(-2, -1), offs=ends))
+    rows = products(inner, experts.down_proj.transpose(-2, -1), offs=ends)
+    rows = rows[order.argsort()] * top_k_weights.flatten()[:, None]
+    return rows.unflatten(0, top_k_index.shape).sum(1).to(hidden_states.dtype)
+
+
 _FORWARDS: dict[str, Any] = {
     "JetMoeTopKGating": _routes,
     "JetMoeParallelExperts": _products,
+    "Step3p7Experts": _in_groups,
     "SwitchTransformersExperts": _all_experts,
 }
 """Classes of transformers, and what their `forward` becomes."""
