@@ -93,7 +93,8 @@ def _in_groups(
     Args:
         experts: with gate_up_proj and down_proj [experts, outputs, inputs].
         hidden_states: [tokens, width].
-        top_k_index, top_k_weights: [tokens, experts of a token].
+        top_k_index: [tokens, experts of a token].
+        top_k_weights: alike.
     """
     products: Any = torch.ops.transformers.grouped_mm_fallback
     order = top_k_index.flatten().argsort(stable=True)
