@@ -104,7 +104,8 @@ def _in_groups(
     inner = experts._apply_gate(products(inputs, experts.gate_up_proj.transpose(-2, -1), offs=ends))
     rows = products(inner, experts.down_proj.transpose(-2, -1), offs=ends)
     rows = rows[order.argsort()] * top_k_weights.flatten()[:, None]
-    return rows.unflatten(0, top_k_index.shape).sum(1).to(hidden_states.dtype)
+    together: Tensor = rows.unflatten(0, top_k_index.shape).sum(1)
+    return together.to(hidden_states.dtype)
 
 
 _FORWARDS: dict[str, Any] = {
