@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+import torch2mlx
 from torch2mlx.compiler.codegen.loops import rolled
 from torch2mlx.compiler.lowering import registry
 from torch2mlx.compiler.package import Compilation, compile_module, compile_source
@@ -436,3 +437,33 @@ def test_weights_that_other_code_reads_may_be_quantized(tmp_path: Path) -> None:
     expected = mx.array(module(ids).detach().numpy())
     error = mx.linalg.norm(model(mx.array(ids.numpy())) - expected) / mx.linalg.norm(expected)
     assert 0 < float(error) < 0.02
+
+
+class Borrower(nn.Module):
+    """Calls a module that is another's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor, norm: nn.Module, head: nn.Module) -> Tensor:
+        made: Tensor = head(norm(self.linear(x)))
+        return made
+
+
+class Lender(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(4)
+        self.head = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+        self.borrower = Borrower()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.borrower(self.norm(x), self.norm, self.head) + self.head(x)
+
+
+def test_modules_that_are_called_outside_of_their_place(tmp_path: Path) -> None:
+    result = torch2mlx.convert(
+        Lender().eval(), tmp_path / "out", example_inputs=(torch.randn(3, 4),)
+    )
+    assert result.cases == ("example", "fresh values")

@@ -102,7 +102,8 @@ def partition(program: Program, layers: Collection[str], dtype: Any = None) -> B
 def _dissolved(program: Program, layers: Collection[str]) -> set[str]:
     """Paths of modules whose code stays in their parent.
 
-    Layers and containers; and whatever has no weights and is torch's own or makes one call.
+    Layers and containers; whatever has no weights and is torch's own or makes one call; and
+    modules that call others which are not inside of them, as they have no name for these.
     """
     names = {id(v): name for name, v in program.weights.items()}
     classes: dict[str, str] = {}
@@ -125,6 +126,12 @@ def _dissolved(program: Program, layers: Collection[str]) -> set[str]:
         weightless = path not in owners and (class_name.startswith("torch.nn.") or calls[path] == 1)
         if class_name in _CONTAINERS or weightless:
             result.add(path)
+    kept = classes.keys() - (result - set(layers))
+    for frames in {step.origin.frames for step in program.steps}:
+        for number, outer in enumerate(frames):
+            inner = [f.path for f in frames[number + 1 :] if f.path in kept]
+            if any(path != outer.path and not within(path, outer.path) for path in inner):
+                result.add(outer.path)
     result.discard("")
     return result
 
