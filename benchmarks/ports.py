@@ -174,7 +174,7 @@ def _attempt(
     except (Exception, SystemExit) as error:  # whatever another converter ends in
         return {"outcome": "failed", "reason": f"{type(error).__name__}: {error}"}
     try:
-        error = model_error(saved, load_model(destination)[0])
+        error = model_error(saved, load_model(destination, trust_remote_code=True)[0])
     except Exception as problem:  # a folder that its own library cannot run
         return {"outcome": "failed", "reason": f"loading: {type(problem).__name__}: {problem}"}
     return {"outcome": "right" if error < TOLERANCE else "wrong", "error": error}
