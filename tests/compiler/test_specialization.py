@@ -186,3 +186,24 @@ def test_experts_that_loop_are_computed_without_counting(
         with grouped_experts(module):
             torch.testing.assert_close(module(*given), want)
         torch.testing.assert_close(module(*given), want, rtol=0, atol=0)
+
+
+class _FullRowsEmptied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scores = nn.Linear(2, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = self.scores(x) < 0
+        hidden[torch.where(hidden.sum(-1) == hidden.shape[-1])] = False
+        return x.masked_fill(hidden, 0.5)
+
+
+def test_numbers_written_under_a_mask_need_no_count(tmp_path: Path) -> None:
+    """Weights decide which rows are emptied; their number is free."""
+    torch.manual_seed(0)
+    module, x = _FullRowsEmptied().eval(), torch.randn(3, 5, 2)
+    assert bool((module.scores(x) < 0).all(-1).any())
+    made = torch2mlx.convert(module, tmp_path / "out", example_inputs=(x,))
+    assert made.error == 0
+    assert "nonzero" not in (tmp_path / "out" / "model.py").read_text()

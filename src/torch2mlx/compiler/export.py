@@ -120,7 +120,11 @@ def _exported(
     """The program, attributes that its state is lost in, and else the first reason against it."""
     import torch
 
-    from torch2mlx.compiler.specialization import has_unknown_sizes, with_static_sizes
+    from torch2mlx.compiler.specialization import (
+        has_unknown_sizes,
+        with_masked_writes,
+        with_static_sizes,
+    )
 
     guards: Sequence[Guard] = ()
     try:
@@ -133,6 +137,7 @@ def _exported(
             program = torch.export.export(
                 module, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False
             )
+            program = with_masked_writes(program)
             if not has_unknown_sizes(program):
                 program = with_static_sizes(program)
             program = decomposed(program)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from torch2mlx.compiler.specialization.experts import grouped_experts
 from torch2mlx.compiler.specialization.frozen import frozen, holds, input_values
 from torch2mlx.compiler.specialization.known_values import KnownValues, Question
+from torch2mlx.compiler.specialization.masked_writes import with_masked_writes
 from torch2mlx.compiler.specialization.static_sizes import has_unknown_sizes, with_static_sizes
 
 __all__ = [
@@ -21,5 +22,6 @@ __all__ = [
     "has_unknown_sizes",
     "holds",
     "input_values",
+    "with_masked_writes",
     "with_static_sizes",
 ]

@@ -15,7 +15,7 @@ import torch
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
-__all__ = ["computed", "has_unknown_sizes", "sized", "with_static_sizes"]
+__all__ = ["Editor", "computed", "has_unknown_sizes", "sized", "with_static_sizes"]
 
 aten = torch.ops.aten
 
@@ -70,14 +70,14 @@ def with_static_sizes(program: ExportedProgram) -> ExportedProgram:
         if rule is None:
             continue
         with graph.inserting_before(node):
-            rule(_Editor(graph, node))
+            rule(Editor(graph, node))
         if not node.users:
             graph.erase_node(node)
     program.graph_module.recompile()
     return program
 
 
-class _Editor:
+class Editor:
     """New nodes before one, with the types that they compute."""
 
     def __init__(self, graph: Any, node: Any) -> None:
@@ -112,13 +112,13 @@ def _size(node: Any, axis: int = 0) -> int:
     return int((value[0] if isinstance(value, list | tuple) else value).shape[axis])
 
 
-def _nonzero(edit: _Editor) -> None:
+def _nonzero(edit: Editor) -> None:
     if edit.node.args[0].meta["val"].ndim:
         made = edit.call(aten.nonzero_static.default, edit.node.args[0], size=_size(edit.node))
         edit.replace(made)
 
 
-def _each_axis(edit: _Editor) -> None:
+def _each_axis(edit: Editor) -> None:
     """nonzero_numpy and where(condition): a list, read by getitem."""
     if not edit.node.args[0].meta["val"].ndim:
         return
@@ -128,7 +128,7 @@ def _each_axis(edit: _Editor) -> None:
         edit.graph.erase_node(user)
 
 
-def _index(edit: _Editor) -> None:
+def _index(edit: Editor) -> None:
     x, indices = edit.node.args
     if not any(i is not None and _is_mask(i) for i in indices):
         return
@@ -148,21 +148,21 @@ def _is_mask(node: Any) -> bool:
     return node.meta["val"].dtype in (torch.bool, torch.uint8)
 
 
-def _masked_select(edit: _Editor) -> None:
+def _masked_select(edit: Editor) -> None:
     x, mask = edit.node.args
     both = torch._C._infer_size(x.meta["val"].shape, mask.meta["val"].shape)
     x, mask = (edit.call(aten.expand.default, v, list(both)) for v in (x, mask))
     edit.replace(edit.call(aten.index.Tensor, x, edit.places(mask, _size(edit.node))))
 
 
-def _repeat_interleave(edit: _Editor) -> None:
+def _repeat_interleave(edit: Editor) -> None:
     axis = 0
     if edit.node.target is aten.repeat_interleave.self_Tensor and len(edit.node.args) > 2:
         axis = edit.node.args[2] or 0
     edit.node.kwargs = {**edit.node.kwargs, "output_size": _size(edit.node, axis)}
 
 
-def _pad_sequence(edit: _Editor) -> None:
+def _pad_sequence(edit: Editor) -> None:
     tensors, *rest = edit.node.args
     named = dict(zip(("batch_first", "padding_value", "padding_side"), rest, strict=False))
     named |= edit.node.kwargs
@@ -178,7 +178,7 @@ def _pad_sequence(edit: _Editor) -> None:
     edit.replace(edit.call(aten.stack.default, padded, 0 if named.get("batch_first") else 1))
 
 
-def _other(edit: _Editor) -> None:
+def _other(edit: Editor) -> None:
     node = edit.node
     tensors = [a for a in node.args if isinstance(a, torch.fx.Node)]
     rest = [a for a in node.args if not isinstance(a, torch.fx.Node)]
