@@ -30,7 +30,7 @@ Checkpoint = Callable[..., Path]
 def test_public_names() -> None:
     assert torch2mlx.__all__ == [
         "Torch2MLXError", "__version__", "bench", "convert", "doctor", "generate", "inspect",
-        "plan", "report", "upload", "verify", "verify_certificate",
+        "load", "plan", "report", "upload", "verify", "verify_certificate",
     ]  # fmt: skip
     assert dir(torch2mlx) == sorted(torch2mlx.__all__)
     for name in torch2mlx.__all__:

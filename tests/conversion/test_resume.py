@@ -255,7 +255,7 @@ from torch2mlx.conversion.blocks import Part
 make = Part.pieces
 def slow(*arguments):
     os.write(1, b"block\\n")
-    time.sleep(0.1)
+    time.sleep(0.3)
     return make(*arguments)
 Part.pieces = slow
 from torch2mlx.cli import run

@@ -219,8 +219,12 @@ def test_quantized_tensors_are_within_rounding_of_their_source(folder, scheme):
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
 @pytest.mark.parametrize("part", ["weight", "scales"])
 def test_a_damaged_quantized_tensor_fails(folder, scheme, part):
-    wide = rand(16, 256, dtype=torch.bfloat16, seed=5)
-    folder.add("w.weight", folder.state["wide"], quantize(wide, scheme), scheme)
+    folder.add(
+        "w.weight",
+        folder.state["wide"],
+        quantize(rand(16, 256, dtype=torch.bfloat16, seed=5), scheme),
+        scheme,
+    )
     array = folder.written[f"w.{part}"]
     unsigned = {1: mx.uint8, 2: mx.uint16, 4: mx.uint32}[array.dtype.size]
     bits = np.array(array.view(unsigned))
@@ -233,10 +237,28 @@ def test_a_damaged_quantized_tensor_fails(folder, scheme, part):
     report = folder.audit(block_bytes=1 << 14)
     assert not report.passed
     assert report.first_failure.name == "w.weight"
-    # A calibrated method has no such bound; its error is measured.
+    # Values chosen on data have no such bound; their error is measured.
     measured = folder.audit(rounded=False)
-    assert measured.passed
     assert measured.checks[0].rms == pytest.approx(report.checks[0].rms)
+
+
+@pytest.mark.parametrize("scheme", [Scheme(2, 64), Scheme(4, 64), Scheme(4, 32, "mxfp4")])
+def test_values_chosen_on_data_must_be_near_their_own_row(folder, scheme):
+    folder.add(
+        "w.weight",
+        folder.state["wide"],
+        quantize(rand(16, 256, dtype=torch.bfloat16, seed=5), scheme),
+        scheme,
+    )
+    assert folder.audit(rounded=False).passed
+    for name in ("w.weight", "w.scales", "w.biases"):
+        if name in folder.written:
+            array = folder.written[name]
+            order = mx.array([1, 0, *range(2, array.shape[0])])
+            folder.written[name] = array[order]
+    report = folder.audit(rounded=False)
+    assert not report.passed
+    assert "row 0" in report.first_failure.detail or "rows 0-" in report.first_failure.detail
 
 
 def test_repacked_grids_must_equal_the_source_in_float32(tmp_path):
