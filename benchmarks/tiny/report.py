@@ -88,7 +88,10 @@ def _head(results: Sequence[Result], versions: Mapping[str, str]) -> list[str]:
         *_wrapped(
             f"{right} of {len(run)} ({_share(right, len(run))}) are equal, {wrong} are wrong with "
             f"exit code 0 (converted, but above 1e-4), the others are refused with a reason or "
-            f"failed. Measured with {libraries}; {torch}; on CPU."
+            f"failed. Measured with {libraries}; {torch}; on CPU. Results are kept from run to "
+            "run and a type's last one counts, so they may come from different states of the "
+            "converter and of the tiny instances; without the file of results everything is "
+            "measured anew."
         ),
         "",
     ]

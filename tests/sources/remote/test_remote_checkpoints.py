@@ -207,9 +207,7 @@ def test_what_is_cached_is_used(large: Path, hub: Place, tmp_path: Path) -> None
     assert traffic.of("safetensors") <= total + size + 65536
 
 
-def test_missing_places(
-    memory: Place, large: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_places(memory: Place, large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     memory(large)
     monkeypatch.setitem(sys.modules, "s3fs", None)  # as where it is not installed
     for url, words in {
