@@ -78,11 +78,11 @@ def _head(results: Sequence[Result], versions: Mapping[str, str]) -> list[str]:
         ),
         "",
         *_wrapped(
-            f"{_fixed(run)} of the equal types are compiled for one grid of patches, image size or "
-            "layout of text and image tokens: where sizes follow from values of an integer input, "
-            "that input is fixed to the example's values, and the generated code refuses others "
-            "(see [compile a module](compiler.md#values-that-decide-sizes)). Text, pixels and "
-            "sound are free."
+            f"At least {_fixed(run)} of the equal types are compiled for one grid of patches, "
+            "image size or layout of text and image tokens: where sizes follow from values of an "
+            "integer input, that input is fixed to the example's values, and the generated code "
+            "refuses others (see [compile a module](compiler.md#values-that-decide-sizes)). Text, "
+            "pixels and sound are free."
         ),
         "",
         *_wrapped(
