@@ -250,12 +250,15 @@ def test_clean_lists_and_removes(
 
 
 _SLOW = """
-import os, time
+import itertools, os, sys, time
 from torch2mlx.conversion.blocks import Part
-make = Part.pieces
+make, begun, go_on = Part.pieces, itertools.count(1), sys.argv.pop(1)
 def slow(*arguments):
+    held = next(begun) > 8
     os.write(1, b"block\\n")
-    time.sleep(0.3)
+    time.sleep(0.1)
+    while held and not os.path.exists(go_on):
+        time.sleep(0.02)
     return make(*arguments)
 Part.pieces = slow
 from torch2mlx.cli import run
@@ -268,8 +271,9 @@ def test_ctrl_c_stops_within_two_seconds_and_a_second_run_is_refused(
 ) -> None:
     source = checkpoint("llama")
     command = ["convert", str(source), str(place / "out"), *ARGUMENTS]
+    go_on = place.parent / "go-on"  # however long the second run takes, the first is at work
     child = subprocess.Popen(
-        [sys.executable, "-c", _SLOW, *command],
+        [sys.executable, "-c", _SLOW, str(go_on), *command],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -280,6 +284,7 @@ def test_ctrl_c_stops_within_two_seconds_and_a_second_run_is_refused(
     refused = run_cli(*command)
     assert refused.code == 7
     assert f"process {child.pid} on" in refused.message
+    go_on.touch()
     start = time.monotonic()
     child.send_signal(signal.SIGINT)
     _, errors = child.communicate(timeout=20)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -136,7 +137,7 @@ def reference_config(config: Mapping[str, Any]) -> Any:
     values = {k: v for k, v in config.items() if k not in ("quantization_config", "quantization")}
     try:
         with quiet():
-            result = CONFIG_MAPPING[model_type].from_dict(values)
+            result = CONFIG_MAPPING[model_type].from_dict(deepcopy(values))  # which fills it in
     except Exception as error:
         raise UnsupportedError(
             f"config.json: transformers refuses this {model_type!r} config: {error}; correct "
