@@ -7,8 +7,7 @@
 `tensors` hashes each tensor apart, so two folders can be compared whatever their shards are and
 without both on the disk.  `modules` runs a module as `python -m` would and writes the names of
 everything that was imported; `import` imports those and does nothing else, not even take them apart
-at its end.  The benchmark takes
-what that last process uses as the import footprint of the program.
+at its end.  The benchmark takes what that last process uses as the import footprint of the program.
 """
 
 from __future__ import annotations
@@ -24,9 +23,21 @@ import sys
 import warnings
 from pathlib import Path
 
-__all__ = ["import_all", "imported_modules", "tensor_digests"]
+__all__ = ["import_all", "imported_modules", "lasting_contents", "tensor_digests"]
 
 CHUNK = 2**23
+
+
+def lasting_contents(folder: Path) -> dict[str, bytes]:
+    """Every file's bytes; of the manifest and the evidence what does not depend on the time."""
+    paths = (path for path in folder.rglob("*") if path.is_file())
+    files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+    for name in ("torch2mlx.json", "torch2mlx/evidence.json"):
+        told = json.loads(files.get(name, b"{}"))
+        for changing in ("created", "measured", "memory"):
+            told.pop(changing, None)
+        files[name] = json.dumps(told).encode()
+    return files
 
 
 def tensor_digests(folder: Path) -> dict[str, str]:

@@ -11,7 +11,6 @@ same bytes.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import shutil
@@ -24,6 +23,7 @@ import time
 from pathlib import Path
 
 import fabricate
+from contents import lasting_contents
 
 CASE = ("--no-verify", "-q", "--max-shard-size", "30KB", "--quiet")
 
@@ -58,18 +58,6 @@ def children(process: int) -> list[int]:
     """Processes that a process has started, from any of its threads."""
     lists = Path(f"/proc/{process}/task").glob("*/children")
     return [int(word) for path in lists for word in path.read_text().split()]
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """Every file's bytes; of the manifest and the evidence what does not depend on the time."""
-    paths = (path for path in folder.rglob("*") if path.is_file())
-    files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
-    for name in ("torch2mlx.json", "torch2mlx/evidence.json"):
-        told = json.loads(files.get(name, b"{}"))
-        for changing in ("created", "measured", "memory"):
-            told.pop(changing, None)
-        files[name] = json.dumps(told).encode()
-    return files
 
 
 def main() -> None:
@@ -112,7 +100,9 @@ def main() -> None:
                 )
                 if "out" not in left:
                     codes = [h.wait() for h in launch(source, place / "out", arguments.processes)]
-            same = (place / "out").exists() and contents(place / "out") == contents(one)
+            same = (place / "out").exists() and lasting_contents(place / "out") == lasting_contents(
+                one
+            )
             print(
                 f"{2 * arguments.processes} processes on 2 hosts: {killed}in the end "
                 f"{'the bytes of one process' if same else f'NOT the same, exit codes {codes}'}",

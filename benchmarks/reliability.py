@@ -39,6 +39,7 @@ from pathlib import Path
 from typing import Any
 
 import fabricate
+from contents import lasting_contents
 
 HERE = Path(__file__).resolve().parent
 OFF, KILL, FULL, EIO, SHORT = range(5)
@@ -117,7 +118,7 @@ class Lab:
             self.usual[case] = ended = self.run(case, Fault())
             if ended.error:
                 sys.exit(f"{case}: {ended.error}: {ended.message}")
-            self.reference[case] = contents(self.place / "out")
+            self.reference[case] = lasting_contents(self.place / "out")
             shutil.rmtree(self.place / "out")
             print(
                 f"{case}: {len(ended.made)} weight files, {ended.calls} calls that change files, "
@@ -196,18 +197,6 @@ class Lab:
         return len(files)
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    """Every file's bytes; of the manifest and the evidence what does not depend on the time."""
-    paths = (path for path in folder.rglob("*") if path.is_file())
-    files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
-    for name in ("torch2mlx.json", "torch2mlx/evidence.json"):
-        told = json.loads(files.get(name, b"{}"))
-        for changing in ("created", "measured", "memory"):
-            told.pop(changing, None)
-        files[name] = json.dumps(told).encode()
-    return files
-
-
 EXPECTED_ERRORS = {FULL: ("DestinationError",), EIO: ("DestinationError",)}
 
 
@@ -235,7 +224,7 @@ def trial(lab: Lab, case: str, draw: Callable[[Ended], Fault], rng: random.Rando
         made += ended.made
         EVENTS["stops"] += ended.killed or ended.error is not None
         if out.exists():
-            if contents(out) != reference:
+            if lasting_contents(out) != reference:
                 problems.append(f"turn {turn}: the destination is there and differs")
             break
         before = {Path(name).name for name in read_finished(work_folder(out))}

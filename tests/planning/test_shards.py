@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from torch2mlx.dtypes import DTYPES
-from torch2mlx.errors import OptionError, PlanError
+from torch2mlx.errors import OptionError
 from torch2mlx.planning.shards import TensorSpec, parse_size, plan_shards
 
 
@@ -54,7 +54,7 @@ def test_files_are_filled_as_far_as_the_limit_allows():
 
 
 def test_a_tensor_larger_than_the_limit_is_refused_with_a_limit_that_works():
-    with pytest.raises(PlanError, match=r"layer.1.weight alone needs") as caught:
+    with pytest.raises(OptionError, match=r"layer.1.weight alone needs") as caught:
         plan_shards(specs(10, 1000), 2000)
     enough = int(str(caught.value).split("--max-shard-size ")[1].split()[0])
     assert len(plan_shards(specs(10, 1000), enough)) == 2

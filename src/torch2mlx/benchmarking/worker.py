@@ -40,7 +40,7 @@ def _mlx_language(request: Mapping[str, Any]) -> dict[str, Any]:
     import mlx.core as mx
     import mlx_lm.generate  # noqa: F401  imports are not part of loading
 
-    from torch2mlx.benchmarking.mlx_engine import machine_name, mlx_stream, peak_bytes
+    from torch2mlx.benchmarking.mlx_engine import mlx_stream
     from torch2mlx.loading import load_language_model
 
     base = peak_resident()
@@ -55,12 +55,19 @@ def _mlx_language(request: Mapping[str, Any]) -> dict[str, Any]:
     found = time_streams(
         mlx_stream(model), words, request["max_tokens"], request["repeats"], EnergyMeter()
     )
-    return found | _memory(peak_bytes(), base) | {
+    return found | _mlx_facts(model, folder, load, base)
+
+
+def _mlx_facts(model: Any, folder: Path, load: float, base: int) -> dict[str, Any]:
+    """What is told of a folder in MLX, whatever was timed."""
+    from torch2mlx.benchmarking.mlx_engine import machine_name, peak_bytes
+
+    return _memory(peak_bytes(), base) | {
         "machine": machine_name(),
         "dtype": _mlx_dtype(model),
         "size_bytes": _size(folder, "model*.safetensors"),
         "load_s": Spread.of([load]),
-    }  # fmt: skip
+    }
 
 
 def _mlx_dtype(model: Any) -> str:
@@ -131,7 +138,6 @@ def _mlx_module(request: Mapping[str, Any]) -> dict[str, Any]:
     import mlx.core as mx
     from mlx.utils import tree_flatten
 
-    from torch2mlx.benchmarking.mlx_engine import machine_name, peak_bytes
     from torch2mlx.benchmarking.modules import call_arguments, example_inputs
     from torch2mlx.compiler.parity.running import import_model
 
@@ -151,12 +157,7 @@ def _mlx_module(request: Mapping[str, Any]) -> dict[str, Any]:
         mx.eval([array for _, array in outputs])
 
     found = time_calls(call, request["repeats"], EnergyMeter())
-    return found | _memory(peak_bytes(), base) | {
-        "machine": machine_name(),
-        "dtype": _mlx_dtype(model),
-        "size_bytes": _size(folder, "model*.safetensors"),
-        "load_s": Spread.of([load]),
-    }  # fmt: skip
+    return found | _mlx_facts(model, folder, load, base)
 
 
 def _mlx_name(dtype: str) -> str:

@@ -14,7 +14,7 @@ from decimal import Decimal
 from math import prod
 
 from torch2mlx.dtypes import DType
-from torch2mlx.errors import OptionError, PlanError
+from torch2mlx.errors import OptionError
 
 __all__ = ["ShardPlan", "TensorSpec", "parse_size", "plan_shards"]
 
@@ -107,7 +107,7 @@ def plan_shards(groups: Iterable[Sequence[TensorSpec]], max_shard_size: int) -> 
         max_shard_size: bytes; exact.
 
     Raises:
-        PlanError: a single tensor does not fit; it cannot be split.
+        OptionError: a single tensor does not fit; it cannot be split.
     """
     shards: list[list[TensorSpec]] = [[]]
     used = _HEADER_BOUND
@@ -121,7 +121,7 @@ def plan_shards(groups: Iterable[Sequence[TensorSpec]], max_shard_size: int) -> 
                 shards.append([])
                 used = _HEADER_BOUND
             if used + size > max_shard_size:
-                raise PlanError(
+                raise OptionError(
                     f"{part[0].name} alone needs {used + size:,} bytes and a tensor cannot be "
                     f"split over files; use --max-shard-size {used + size} or more"
                 )
