@@ -1,13 +1,15 @@
 """MLX beside PyTorch on one GPU: random models of real shapes, made there, nothing downloaded.
 
     python benchmarks/gpu.py --out FOLDER [--only llama-1b llama-8b moe generated] [--limit 480]
+                             [--rows bfloat16 8-bit 4-bit eager compile]
     python benchmarks/gpu.py --table FOLDER/rows.jsonl [MORE.jsonl ...]
 
 For each shape: MLX in bfloat16, 8 and 4 bits (mlx-lm's port, weights drawn and quantized in place),
 PyTorch eager and compiled (transformers), the same prompt of random ids and the same number of
 tokens; then generated ports beside mlx-lm's, by benchmarks/decoders.py.  Every part is a process
 with a time limit; rows are written into FOLDER/rows.jsonl as they come, so that a part that fails
-or hangs loses only its own.  `--tiny` takes small shapes, for a try on a CPU.
+or hangs loses only its own, and its log ends with the place where it
+stood.  `--tiny` takes small shapes, for a try on a CPU.
 """
 
 from __future__ import annotations
@@ -75,7 +77,8 @@ LIMITS = {
     "generated llama": 120,
     "generated mixtral": 150,
 }
-_WIDTHS = ((None, None), ("8-bit", 8), ("4-bit", 4))
+_WIDTHS = {"bfloat16": None, "8-bit": 8, "4-bit": 4}
+_ENGINES = ("eager", "compile")
 
 
 def config_of(name: str, tiny: bool) -> dict[str, Any]:
@@ -92,7 +95,9 @@ def prompt_of(config: dict[str, Any], length: int) -> list[int]:
     return [generator.randrange(config["vocab_size"]) for _ in range(length)]
 
 
-def mlx_rows(name: str, tiny: bool, length: int, tokens: int, repeats: int) -> Iterator[Row]:
+def mlx_rows(
+    name: str, wanted: Sequence[str], tiny: bool, length: int, tokens: int, repeats: int
+) -> Iterator[Row]:
     """MLX in 16 bits (32 on a CPU, whose kernels lack some of bfloat16's), 8 and 4 bits."""
     import mlx.core as mx
     from mlx.utils import tree_flatten
@@ -103,10 +108,13 @@ def mlx_rows(name: str, tiny: bool, length: int, tokens: int, repeats: int) -> I
     ids = prompt_of(config, length)
     device = "cpu" if mx.default_device() == mx.cpu else "gpu"
     dtype = "float32" if device == "cpu" else "bfloat16"
-    for label, bits in _WIDTHS:
+    for label, bits in _WIDTHS.items():
+        if label not in wanted:
+            continue
         start = time.perf_counter()
         model = mlx_model(config, bits, getattr(mx, dtype))
         made = time.perf_counter() - start
+        print(f"{label}: drawn in {made:.1f} s", flush=True)
         arrays: Any = tree_flatten(model.parameters())
         mx.clear_cache()
         mx.reset_peak_memory()
@@ -117,7 +125,7 @@ def mlx_rows(name: str, tiny: bool, length: int, tokens: int, repeats: int) -> I
             engine="mlx",
             device=device,
             machine=machine_name(),
-            model=f"{name} {label or dtype}",
+            model=f"{name} {label if bits else dtype}",
             dtype=dtype,
             size_bytes=sum(array.nbytes for _, array in arrays),
             peak_bytes=Spread.of([peak if peak is not None else mx.get_peak_memory()]),
@@ -161,7 +169,9 @@ def _drawn(array: Any, dtype: Any) -> Any:
     return mx.random.normal(array.shape, dtype) * array.shape[-1] ** -0.5
 
 
-def torch_rows(name: str, tiny: bool, length: int, tokens: int, repeats: int) -> Iterator[Row]:
+def torch_rows(
+    name: str, wanted: Sequence[str], tiny: bool, length: int, tokens: int, repeats: int
+) -> Iterator[Row]:
     """PyTorch eager, then compiled."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -180,10 +190,12 @@ def torch_rows(name: str, tiny: bool, length: int, tokens: int, repeats: int) ->
         model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype)).eval()
     made = time.perf_counter() - start
     streams = {
-        "torch eager": lambda: eager_stream(model, device.name),
-        "torch compile": lambda: compiled_stream(model, device.name, length + tokens),
+        "eager": lambda: eager_stream(model, device.name),
+        "compile": lambda: compiled_stream(model, device.name, length + tokens),
     }
     for engine, build in streams.items():
+        if engine not in wanted:
+            continue
         if device.name == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
@@ -191,7 +203,7 @@ def torch_rows(name: str, tiny: bool, length: int, tokens: int, repeats: int) ->
         peak = device.peak_bytes()
         found["not_measured"] |= {"load_s": f"no file: weights were drawn in {made:.1f} s"}
         yield Row(
-            engine=engine,
+            engine=f"torch {engine}",
             device=device.name,
             machine=device.machine,
             model=f"{name} {dtype}",
@@ -218,13 +230,12 @@ def generated_rows(name: str, tiny: bool, length: int, repeats: int) -> Iterator
 def work(part: str, given: argparse.Namespace, rows: Path) -> None:
     """Measure one part, in this process."""
     kind, _, name = part.partition(" ")
-    sizes = (given.tiny, given.length)
-    if kind == "mlx":
-        found: Iterator[Any] = mlx_rows(name, *sizes, given.tokens, given.repeats)
-    elif kind == "torch":
-        found = torch_rows(name, *sizes, given.tokens, given.repeats)
+    if kind == "generated":
+        found: Iterator[Any] = generated_rows(name, given.tiny, given.length, 3 * given.repeats)
     else:
-        found = generated_rows(name, *sizes, 3 * given.repeats)
+        measure = mlx_rows if kind == "mlx" else torch_rows
+        sizes = (given.tiny, given.length, given.tokens, given.repeats)
+        found = measure(name, given.rows, *sizes)
     for row in found:
         plain = asdict(row) if isinstance(row, Row) else row
         with rows.open("a", encoding="utf-8") as file:
@@ -246,13 +257,22 @@ def run(parts: Sequence[str], given: argparse.Namespace) -> None:
             command = [sys.executable, __file__, "--part", part, "--out", str(given.out)]
             command += ["--length", str(given.length), "--tokens", str(given.tokens)]
             command += ["--repeats", str(given.repeats), *(["--tiny"] if given.tiny else [])]
+            command += ["--rows", *given.rows]
             log = given.out / f"{part.replace(' ', '-')}.log"
             with log.open("w", encoding="utf-8") as file:
-                child = subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)
+                child = subprocess.Popen(
+                    command,
+                    stdout=file,
+                    stderr=file,
+                    start_new_session=True,
+                    env=os.environ | {"PYTHONFAULTHANDLER": "1"},  # SIGABRT says where it stands
+                )
                 try:
                     code = child.wait(timeout=left)
                     reason = f"ended with {code}" if code else None
                 except subprocess.TimeoutExpired:  # with its own children, which hold the GPU too
+                    child.send_signal(signal.SIGABRT)
+                    time.sleep(1)
                     os.killpg(child.pid, signal.SIGKILL)
                     child.wait()
                     reason = f"stopped after {left:.0f} s"
@@ -316,6 +336,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--out", type=Path, help="folder of rows.jsonl and of the parts' logs")
     parser.add_argument("--only", nargs="+", help="names of shapes, or generated")
+    rows = (*_WIDTHS, *_ENGINES)
+    parser.add_argument("--rows", nargs="+", choices=rows, default=list(rows), metavar="ROW")
     parser.add_argument("--limit", type=float, default=480, help="seconds for everything")
     parser.add_argument("--length", type=int, default=512, help="tokens of the prompt")
     parser.add_argument("--tokens", type=int, default=128, help="generated tokens")
@@ -332,7 +354,9 @@ def main() -> None:
         work(given.part, given, given.out / "rows.jsonl")
     else:
         wanted = set(given.only or [name for part in LIMITS for name in part.split()])
+        asked = {"mlx": {*_WIDTHS} & {*given.rows}, "torch": {*_ENGINES} & {*given.rows}}
         parts = [part for part in LIMITS if wanted & set(part.split())]
+        parts = [part for part in parts if asked.get(part.split()[0], True)]
         run(parts or parser.error("--only names nothing"), given)
 
 
