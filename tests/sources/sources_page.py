@@ -36,6 +36,9 @@ ROWS = {
         ("Mixtral, `consolidated.*.pt`, fused experts", "params.json",
          "the state that transformers has",
          "original/test_original.py::test_mixtral_of_fused_experts"),
+        ("Whisper, OpenAI's `.pt`", "`dims` in the file",
+         "the state that transformers has; outputs of OpenAI's model within 1e-4",
+         "original/test_whisper.py::test_the_state_and_settings_are_those_of_transformers"),
         ("tokenizer.model (SentencePiece)", "the file", "sentencepiece, ids and text",
          "original/test_tokenizer.py::test_sentencepiece_of_mistral"),
         ("tokenizer.model (tiktoken, Llama 3)", "the file", "tiktoken, ids and text",
@@ -61,6 +64,9 @@ GATED = {
     ),
     "Mistral's release, `-q`": (
         "original/test_original.py::test_a_mistral_release_converts_with_its_tokenizer"
+    ),
+    "OpenAI's Whisper file": (
+        "original/test_whisper.py::test_it_converts_and_writes_the_tokens_that_transformers_does"
     ),
     "Mixtral with fused experts in turns, `-q`": (
         "test_experts.py::test_a_fused_mixtral_passes_the_gate"
@@ -150,7 +156,7 @@ library. Compared with PyTorch on tiny random models, relative L2 error at most 
 _OTHERS = """
 [diffusion.md](diffusion.md) has Stable Diffusion's parts and other models of diffusers, and
 [coverage.md](coverage.md) says of every type of transformers whether it compiles. SAM, MusicGen,
-VITS as a whole, OpenAI's own Whisper file (`.pt`) and Kokoro are not in these tests.
+VITS as a whole and Kokoro are not in these tests.
 """
 
 

@@ -8,6 +8,7 @@ After:   cross = encode(inputs)                      keys and values of every cr
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,14 @@ from torch import Tensor, nn
 
 from torch2mlx.errors import SourceError
 
-__all__ = ["EncoderDecoder", "Methods", "is_encoder_decoder", "load_encoder_decoder", "methods_of"]
+__all__ = [
+    "EncoderDecoder",
+    "Methods",
+    "is_encoder_decoder",
+    "load_encoder_decoder",
+    "load_original",
+    "methods_of",
+]
 
 Layers = list[Tensor]
 
@@ -161,6 +169,42 @@ def load_encoder_decoder(folder: Path) -> Any:
         except (ValueError, OSError, RuntimeError, KeyError, TypeError) as found:
             error = error or found
     raise SourceError(f"{folder}: transformers cannot load it: {error}") from error
+
+
+def load_original(file: Path) -> Any:
+    """The float32 model of a single file whose layout is not transformers' (OpenAI's Whisper).
+
+    Raises:
+        SourceError: its tensors are not those of the model that it describes.
+    """
+    from transformers import GenerationConfig
+
+    from torch2mlx.sources import open_checkpoint
+    from torch2mlx.verification.reference import quiet, read_state, reference_config
+
+    opened = open_checkpoint(file)
+    with closing(opened.source), quiet():
+        model = _class_of(opened.config)(reference_config(opened.config)).float()
+        state = read_state(opened.state, opened.source)
+        tied = "proj_out.weight"  # the embedding, in these files too
+        expected = {n: t.shape for n, t in model.state_dict().items() if n != tied}
+        found = {n: t.shape for n, t in state.items()}
+        wrong = sorted(n for n in expected.keys() | found if expected.get(n) != found.get(n))
+        if wrong:
+            raise SourceError(
+                f"{file}: {len(wrong)} tensors are missing, left over or of another shape than its "
+                f"dimensions say: {', '.join(wrong[:6])}; download it again"
+            )
+        model.load_state_dict(state, strict=False)
+        kind: Any = GenerationConfig
+        model.generation_config = kind(**opened.generation_config)
+    return model.eval()
+
+
+def _class_of(config: Mapping[str, Any]) -> Any:
+    import transformers
+
+    return getattr(transformers, config["architectures"][0])
 
 
 def methods_of(model: Any) -> Methods:

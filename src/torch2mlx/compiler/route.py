@@ -221,9 +221,15 @@ def _companions(options: ConvertOptions, weights: Checkpoint | None) -> Mapping[
 
 
 def _is_encoder_decoder(source: Any) -> bool:
-    """Whether a source is the folder of an encoder-decoder's checkpoint."""
-    config = Path(source) / "config.json" if isinstance(source, str | Path) else None
-    if config is None or not config.is_file():
+    """Whether a source is the folder of an encoder-decoder's checkpoint, or OpenAI's Whisper."""
+    if not isinstance(source, str | Path):
+        return False
+    from torch2mlx.sources.original.whisper import is_whisper
+
+    if is_whisper(Path(source)):
+        return True
+    config = Path(source) / "config.json"
+    if not config.is_file():
         return False
     try:
         found = json.loads(config.read_text(encoding="utf-8"))
@@ -236,15 +242,16 @@ def _is_encoder_decoder(source: Any) -> bool:
 
 
 def _compile_encoder_decoder(
-    folder: Path, destination: str | Path, options: ConvertOptions, progress: Progress
+    path: Path, destination: str | Path, options: ConvertOptions, progress: Progress
 ) -> Compiled:
-    from torch2mlx.compiler.encoder_decoder import load_encoder_decoder
+    from torch2mlx.compiler.encoder_decoder import load_encoder_decoder, load_original
     from torch2mlx.sources.companions import companion_files
 
-    model = load_encoder_decoder(folder)
-    return _compile_methods(
-        model, destination, options, progress, str(folder), companion_files(folder)
-    )
+    if path.is_file():
+        model, files = load_original(path), {}
+    else:
+        model, files = load_encoder_decoder(path), companion_files(path)
+    return _compile_methods(model, destination, options, progress, str(path), files)
 
 
 def _compile_methods(

@@ -82,6 +82,10 @@ def open_checkpoint(
             keep_download=keep_download,
         )
         return with_adapter(opened, path)
+    from torch2mlx.sources.original.whisper import is_whisper, open_whisper
+
+    if needs_config and is_whisper(path):
+        return open_whisper(str(location), path)
     return _open_file(str(location), path.parent, path.name, trust_remote_code, needs_config)
 
 

@@ -8,7 +8,8 @@ The pickle is interpreted by `torch_pickle`, never executed; storages are read b
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from torch2mlx.sources.local_files import PositionalFiles, refuse_lfs_pointer, u
 from torch2mlx.sources.safetensors import check_weight_map
 from torch2mlx.sources.torch_pickle import StoredTensor, read_pickle
 
-__all__ = ["TorchZipSource", "unwrap_state_dict"]
+__all__ = ["TorchZipSource", "read_object", "unwrap_state_dict"]
 
 # Where training scripts keep the weights inside of what they save, most specific first.
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "net", "network", "weights")
@@ -198,42 +199,61 @@ def _holds_tensors(value: Mapping[Any, Any], depth: int = 0) -> bool:
     )
 
 
-def _entries(path: Path) -> tuple[dict[str, tuple[TensorInfo, StoredTensor, int]], list[str]]:
-    """(info, view, file offset of its storage) of each tensor of a file, bounds checked."""
+def read_object(path: Path) -> Any:
+    """What the pickle of a torch file describes: plain containers and values, `StoredTensor`s.
+
+    Raises:
+        SourceError: as for `TorchZipSource`.
+    """
+    with _opened(path) as (archive, records, root):
+        return read_pickle(path, archive.read(records[f"{root}/data.pkl"]))
+
+
+@contextmanager
+def _opened(
+    path: Path,
+) -> Iterator[tuple[zipfile.ZipFile, dict[str, zipfile.ZipInfo], str]]:
+    """The archive of torch.save, its records by name, and its top folder."""
     refuse_lfs_pointer(path)
     _refuse_large_directory(path)
     try:
-        with zipfile.ZipFile(path) as archive, path.open("rb") as file:
+        with zipfile.ZipFile(path) as archive:
             records = _records(path, archive)
             root = _root(path, records)
             _refuse_byte_order(path, archive, records.get(f"{root}/byteorder"))
-            tensors, notes = unwrap_state_dict(
-                path, read_pickle(path, archive.read(records[f"{root}/data.pkl"]))
-            )
-            offsets: dict[str, int] = {}
-            found: dict[str, tuple[TensorInfo, StoredTensor, int]] = {}
-            for name, tensor in tensors.items():
-                record = records.get(f"{root}/data/{tensor.key}")
-                info = TensorInfo(name, tensor.dtype, tensor.shape, path)
-                _check_bounds(info, tensor, record)
-                assert record is not None
-                if tensor.key not in offsets:
-                    file.seek(record.header_offset)
-                    header = file.read(_LOCAL_HEADER)
-                    name_length, extra_length = header[26:28], header[28:30]
-                    offsets[tensor.key] = (
-                        record.header_offset
-                        + _LOCAL_HEADER
-                        + int.from_bytes(name_length, "little")
-                        + int.from_bytes(extra_length, "little")
-                    )
-                found[name] = (info, tensor, offsets[tensor.key])
+            yield archive, records, root
     except OSError as error:
         raise unreadable(path, error) from error
     except Torch2MLXError:
         raise
     except Exception as error:  # zipfile raises a dozen kinds for damaged archives
         raise _not_a_zip(path, error) from None
+
+
+def _entries(path: Path) -> tuple[dict[str, tuple[TensorInfo, StoredTensor, int]], list[str]]:
+    """(info, view, file offset of its storage) of each tensor of a file, bounds checked."""
+    with _opened(path) as (archive, records, root), path.open("rb") as file:
+        tensors, notes = unwrap_state_dict(
+            path, read_pickle(path, archive.read(records[f"{root}/data.pkl"]))
+        )
+        offsets: dict[str, int] = {}
+        found: dict[str, tuple[TensorInfo, StoredTensor, int]] = {}
+        for name, tensor in tensors.items():
+            record = records.get(f"{root}/data/{tensor.key}")
+            info = TensorInfo(name, tensor.dtype, tensor.shape, path)
+            _check_bounds(info, tensor, record)
+            assert record is not None
+            if tensor.key not in offsets:
+                file.seek(record.header_offset)
+                header = file.read(_LOCAL_HEADER)
+                name_length, extra_length = header[26:28], header[28:30]
+                offsets[tensor.key] = (
+                    record.header_offset
+                    + _LOCAL_HEADER
+                    + int.from_bytes(name_length, "little")
+                    + int.from_bytes(extra_length, "little")
+                )
+            found[name] = (info, tensor, offsets[tensor.key])
     return found, notes
 
 
