@@ -550,7 +550,7 @@ def test_interruption(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     listener = _Interrupting(stage)
-    monkeypatch.setattr("torch2mlx.cli._progress", lambda quiet: listener)
+    monkeypatch.setattr("torch2mlx.cli.conversion.progress_bars", lambda quiet: listener)
     done = run_cli("convert", checkpoint("llama"), place / "a" / "out")
     assert listener.reached
     assert done.code == 130

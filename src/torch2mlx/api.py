@@ -1,4 +1,4 @@
-"""The public functions: inspect, convert, verify, generate.
+"""The public functions, from `inspect` to `upload`.
 
 Each is a short path through the stages: sources → planning → conversion → packaging →
 verification; what a stage does is in its own package.
@@ -15,16 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch2mlx.checkpoint_route import CheckpointConversion, Conversion
-from torch2mlx.errors import (
-    DestinationError,
-    OptionError,
-    SourceError,
-    UnsupportedError,
-)
+from torch2mlx.errors import DestinationError, OptionError
+from torch2mlx.generation import Generation, generate_text
 from torch2mlx.inspection import Inspection, inspect_checkpoint
 from torch2mlx.loading import load_language_model
 from torch2mlx.options import ConvertOptions
 from torch2mlx.progress import Progress, Silent
+from torch2mlx.routing import open_convertible
 
 if TYPE_CHECKING:
     import torch
@@ -37,7 +34,6 @@ if TYPE_CHECKING:
     from torch2mlx.reporting.report import Report
     from torch2mlx.selection import Selection
     from torch2mlx.selection.plan_file import PlannedConversion
-    from torch2mlx.sources.base import Checkpoint
     from torch2mlx.verification.report import ParityReport
 
 __all__ = [
@@ -85,31 +81,6 @@ class Verification:
             "parity": self.report.to_dict(),
             "tokenizer": dict(self.tokenizer),
         }
-
-
-@dataclass(frozen=True)
-class Generation:
-    """Generated text and what it cost.
-
-    Attributes:
-        text: the answer.
-        prompt_tokens, generated_tokens: their numbers.
-        prompt_tps, generation_tps: tokens a second in each phase.
-        peak_memory: bytes that MLX held at most.
-        finish_reason: "stop" or "length".
-    """
-
-    text: str
-    prompt_tokens: int
-    generated_tokens: int
-    prompt_tps: float
-    generation_tps: float
-    peak_memory: int
-    finish_reason: str | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return dict(vars(self))
 
 
 def inspect(
@@ -165,7 +136,7 @@ def plan(
     from torch2mlx.architectures.port import load_port
     from torch2mlx.selection import select_strategies
 
-    checkpoint = _open(source, revision, trust_remote_code)
+    checkpoint = open_convertible(source, revision, trust_remote_code)
     with closing(checkpoint.source):
         check_counts(checkpoint.config, checkpoint.state)
         return select_strategies(
@@ -273,7 +244,7 @@ def _convert(
     if asked.weights is not None:
         raise OptionError(f"{name}: is a checkpoint itself; --weights belongs to a module")
     assert isinstance(source, str | Path)
-    checkpoint = _open(
+    checkpoint = open_convertible(
         source,
         asked.revision,
         asked.trust_remote_code,
@@ -337,50 +308,6 @@ def _made_before(folder: Path, source: Any, asked: ConvertOptions) -> Conversion
     return Conversion(folder, manifest)
 
 
-def _open(
-    source: str | Path,
-    revision: str | None,
-    trust_remote_code: bool,
-    keep_download: bool = False,
-    adapter: str | Path | None = None,
-    expert_layout: str | None = None,
-    text_only: bool = False,
-) -> Checkpoint:
-    from torch2mlx.architectures.port import load_port
-    from torch2mlx.routing import may_generate
-    from torch2mlx.sources import open_checkpoint
-    from torch2mlx.sources.text_model import text_model, text_model_config
-
-    def accept(config: dict[str, Any]) -> None:  # before gigabytes are downloaded
-        config = text_model_config(config) if text_only else config
-        try:
-            load_port(config)
-        except UnsupportedError:
-            if not may_generate(config):
-                raise
-
-    checkpoint = open_checkpoint(
-        source,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
-        accept_config=accept,
-        keep_download=keep_download,
-    )
-    from torch2mlx.sources.experts import usual_experts
-
-    if text_only:
-        checkpoint = text_model(checkpoint)
-    state = usual_experts(checkpoint.state, checkpoint.config, expert_layout)
-    if state.keys() != checkpoint.state.keys() or expert_layout is not None:
-        kept = {n: p for n, p in checkpoint.packed.items() if state.get(n) is checkpoint.state[n]}
-        checkpoint = replace(checkpoint, state=state, packed=kept)
-    if adapter is None:
-        return checkpoint
-    from torch2mlx.sources.adapters import with_adapter
-
-    return with_adapter(checkpoint, Path(adapter))
-
-
 def verify(
     source: str | Path,
     folder: str | Path,
@@ -413,7 +340,7 @@ def verify(
     """
     from torch2mlx.verification.folder import verify_folder
 
-    checkpoint = _open(
+    checkpoint = open_convertible(
         source,
         revision,
         trust_remote_code,
@@ -535,92 +462,16 @@ def generate(
         OptionError: the prompt is empty, no token is allowed, or a negative temperature.
         SourceError: the folder is no MLX language model with a tokenizer.
     """
-    if max_tokens < 1:
-        raise OptionError(f"--max-tokens {max_tokens}: at least 1 token")
-    if temperature < 0:
-        raise OptionError(f"--temp {temperature}: at least 0, which is greedy")
-    from torch2mlx.transduction import is_transducer
-
-    if is_transducer(folder):
-        return _transduce(
-            Path(folder), prompt, sound, max_tokens, temperature, seed, trust_remote_code, on_text
-        )
-    if sound is not None:
-        raise OptionError(f"--sound: {folder} takes text; give --prompt")
-    model, tokenizer = load_language_model(folder, trust_remote_code=trust_remote_code)
-    import mlx.core as mx
-    from mlx_lm import stream_generate
-    from mlx_lm.sample_utils import make_sampler
-
-    mx.random.seed(seed)
-    text: Any = prompt
-    if not raw and tokenizer.chat_template is not None:
-        render: Any = tokenizer.apply_chat_template
-        text = render([{"role": "user", "content": prompt}], add_generation_prompt=True)
-    if not text and not tokenizer.encode(text):
-        raise OptionError("the prompt is empty; give at least one token of text")
-    parts, last = [], None
-    for last in stream_generate(
-        model,
-        tokenizer,
-        prompt=text,
+    return generate_text(
+        Path(folder),
+        prompt,
+        sound=None if sound is None else Path(sound),
         max_tokens=max_tokens,
-        sampler=make_sampler(temp=temperature),
-    ):
-        parts.append(last.text)
-        if on_text is not None:
-            on_text(last.text)
-    if last is None:
-        raise SourceError(f"{folder}: nothing was generated; is the prompt empty?")
-    return Generation(
-        text="".join(parts),
-        prompt_tokens=last.prompt_tokens,
-        generated_tokens=last.generation_tokens,
-        prompt_tps=last.prompt_tps,
-        generation_tps=last.generation_tps,
-        peak_memory=int(last.peak_memory * 1e9),
-        finish_reason=last.finish_reason,
-    )
-
-
-def _transduce(
-    folder: Path,
-    prompt: str,
-    sound: str | Path | None,
-    max_tokens: int,
-    temperature: float,
-    seed: int,
-    trust_remote_code: bool,
-    on_text: Callable[[str], None] | None,
-) -> Generation:
-    """With an encoder-decoder: text for text, or text for sound."""
-    import time
-
-    import mlx.core as mx
-    from transformers import AutoTokenizer
-
-    from torch2mlx.transduction import load_transducer, model_inputs
-
-    model = load_transducer(folder, trust_remote_code=trust_remote_code)
-    try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise SourceError(f"{folder}: its tokenizer cannot be loaded: {error}") from error
-    inputs = model_inputs(model, tokenizer, folder, prompt, None if sound is None else Path(sound))
-    begun = time.perf_counter()
-    tokens = model.generate(inputs, max_tokens=max_tokens, temperature=temperature, seed=seed)[0]
-    seconds = time.perf_counter() - begun
-    text = tokenizer.decode(tokens, skip_special_tokens=True)
-    if on_text is not None:
-        on_text(text)
-    return Generation(
-        text=text,
-        prompt_tokens=inputs.shape[-1],
-        generated_tokens=len(tokens),
-        prompt_tps=0.0,
-        generation_tps=len(tokens) / seconds,
-        peak_memory=int(mx.get_peak_memory()),
-        finish_reason="length" if len(tokens) == max_tokens else "stop",
+        temperature=temperature,
+        seed=seed,
+        raw=raw,
+        trust_remote_code=trust_remote_code,
+        on_text=on_text,
     )
 
 

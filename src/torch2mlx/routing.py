@@ -1,9 +1,10 @@
-"""Which port a checkpoint takes: the hand-written one, or a generated one where that is wrong."""
+"""Which port takes a checkpoint: a hand-written one, or a generated one where that is wrong."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 from torch2mlx import without_torch
@@ -11,7 +12,7 @@ from torch2mlx.architectures.port import MODEL_FILE
 from torch2mlx.errors import ParityError, PlanError, Torch2MLXError, UnsupportedError
 from torch2mlx.sources.base import Checkpoint
 
-__all__ = ["may_generate", "route"]
+__all__ = ["may_generate", "open_convertible", "route"]
 
 _Prepared = TypeVar("_Prepared")
 
@@ -26,6 +27,51 @@ def may_generate(config: Mapping[str, Any]) -> bool:
         return type(reference_config(config)) in MODEL_FOR_CAUSAL_LM_MAPPING
     except UnsupportedError:
         return False
+
+
+def open_convertible(
+    source: str | Path,
+    revision: str | None,
+    trust_remote_code: bool,
+    keep_download: bool = False,
+    adapter: str | Path | None = None,
+    expert_layout: str | None = None,
+    text_only: bool = False,
+) -> Checkpoint:
+    """A checkpoint of a kind that some port takes, with what is merged in or left out of it.
+
+    Raises:
+        Torch2MLXError: it cannot be read, or no port takes it, which its config says before
+            anything large is downloaded.
+    """
+    from torch2mlx.architectures.port import load_port
+    from torch2mlx.sources import open_checkpoint
+    from torch2mlx.sources.adapters import with_adapter
+    from torch2mlx.sources.experts import usual_experts
+    from torch2mlx.sources.text_model import text_model, text_model_config
+
+    def accept(config: dict[str, Any]) -> None:
+        config = text_model_config(config) if text_only else config
+        try:
+            load_port(config)
+        except UnsupportedError:
+            if not may_generate(config):
+                raise
+
+    checkpoint = open_checkpoint(
+        source,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+        accept_config=accept,
+        keep_download=keep_download,
+    )
+    if text_only:
+        checkpoint = text_model(checkpoint)
+    state = usual_experts(checkpoint.state, checkpoint.config, expert_layout)
+    if state.keys() != checkpoint.state.keys() or expert_layout is not None:
+        kept = {n: p for n, p in checkpoint.packed.items() if state.get(n) is checkpoint.state[n]}
+        checkpoint = replace(checkpoint, state=state, packed=kept)
+    return checkpoint if adapter is None else with_adapter(checkpoint, Path(adapter))
 
 
 def route(

@@ -1,0 +1,139 @@
+"""Text from a converted model: through mlx-lm, or an encoder-decoder by itself."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch2mlx.errors import OptionError, SourceError
+from torch2mlx.loading import load_language_model
+
+__all__ = ["Generation", "generate_text"]
+
+
+@dataclass(frozen=True)
+class Generation:
+    """Generated text and what it cost.
+
+    Attributes:
+        text: the answer.
+        prompt_tokens, generated_tokens: their numbers.
+        prompt_tps, generation_tps: tokens a second in each phase.
+        peak_memory: bytes that MLX held at most.
+        finish_reason: "stop" or "length".
+    """
+
+    text: str
+    prompt_tokens: int
+    generated_tokens: int
+    prompt_tps: float
+    generation_tps: float
+    peak_memory: int
+    finish_reason: str | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return dict(vars(self))
+
+
+def generate_text(
+    folder: Path,
+    prompt: str,
+    *,
+    sound: Path | None,
+    max_tokens: int,
+    temperature: float,
+    seed: int,
+    raw: bool,
+    trust_remote_code: bool,
+    on_text: Callable[[str], None] | None,
+) -> Generation:
+    """As `torch2mlx.generate`, which says what the arguments are."""
+    if max_tokens < 1:
+        raise OptionError(f"--max-tokens {max_tokens}: at least 1 token")
+    if temperature < 0:
+        raise OptionError(f"--temp {temperature}: at least 0, which is greedy")
+    from torch2mlx.transduction import is_transducer
+
+    if is_transducer(folder):
+        return _transduce(
+            folder, prompt, sound, max_tokens, temperature, seed, trust_remote_code, on_text
+        )
+    if sound is not None:
+        raise OptionError(f"--sound: {folder} takes text; give --prompt")
+    model, tokenizer = load_language_model(folder, trust_remote_code=trust_remote_code)
+    import mlx.core as mx
+    from mlx_lm import stream_generate
+    from mlx_lm.sample_utils import make_sampler
+
+    mx.random.seed(seed)
+    text: Any = prompt
+    if not raw and tokenizer.chat_template is not None:
+        render: Any = tokenizer.apply_chat_template
+        text = render([{"role": "user", "content": prompt}], add_generation_prompt=True)
+    if not text and not tokenizer.encode(text):
+        raise OptionError("the prompt is empty; give at least one token of text")
+    parts, last = [], None
+    for last in stream_generate(
+        model,
+        tokenizer,
+        prompt=text,
+        max_tokens=max_tokens,
+        sampler=make_sampler(temp=temperature),
+    ):
+        parts.append(last.text)
+        if on_text is not None:
+            on_text(last.text)
+    if last is None:
+        raise SourceError(f"{folder}: nothing was generated; is the prompt empty?")
+    return Generation(
+        text="".join(parts),
+        prompt_tokens=last.prompt_tokens,
+        generated_tokens=last.generation_tokens,
+        prompt_tps=last.prompt_tps,
+        generation_tps=last.generation_tps,
+        peak_memory=int(last.peak_memory * 1e9),
+        finish_reason=last.finish_reason,
+    )
+
+
+def _transduce(
+    folder: Path,
+    prompt: str,
+    sound: Path | None,
+    max_tokens: int,
+    temperature: float,
+    seed: int,
+    trust_remote_code: bool,
+    on_text: Callable[[str], None] | None,
+) -> Generation:
+    """With an encoder-decoder: text for text, or text for sound."""
+    import mlx.core as mx
+    from transformers import AutoTokenizer
+
+    from torch2mlx.transduction import load_transducer, model_inputs
+
+    model = load_transducer(folder, trust_remote_code=trust_remote_code)
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise SourceError(f"{folder}: its tokenizer cannot be loaded: {error}") from error
+    inputs = model_inputs(model, tokenizer, folder, prompt, sound)
+    begun = time.perf_counter()
+    tokens = model.generate(inputs, max_tokens=max_tokens, temperature=temperature, seed=seed)[0]
+    seconds = time.perf_counter() - begun
+    text = tokenizer.decode(tokens, skip_special_tokens=True)
+    if on_text is not None:
+        on_text(text)
+    return Generation(
+        text=text,
+        prompt_tokens=inputs.shape[-1],
+        generated_tokens=len(tokens),
+        prompt_tps=0.0,
+        generation_tps=len(tokens) / seconds,
+        peak_memory=int(mx.get_peak_memory()),
+        finish_reason="length" if len(tokens) == max_tokens else "stop",
+    )
