@@ -1,14 +1,15 @@
 """What quantization costs a real model, beside mlx-lm's methods: a curve over bits per weight.
 
     python benchmarks/quality.py MODEL --out RESULTS --test TEST.txt --test UNSEEN.txt \
-        --calibration TEXT.txt --jobs 8
+        --calibration TEXT.txt --calibration MORE.txt --jobs 8 --gpus 2
     python benchmarks/quality.py MODEL --out RESULTS --test TEST.txt --methods "torch2mlx 4-bit"
 
 MODEL is a Hugging Face folder whose tensors have the same names in MLX (Llama, Qwen, Mistral,
 Qwen3-MoE).  Every method writes an MLX folder in a process of its own; another process measures
 it (`quality_measure.py`): bits per weight on the files, perplexity, KL and top-1 on windows of
 512 tokens, ± the standard error between windows, and how many of 64 greedy texts end in a loop.
-`--jobs` processes run at a time, half of them torch2mlx's where both sides have work.
+All are given equal parts of each --calibration text.  `--jobs` processes run at a time, half of
+them torch2mlx's where both sides have work, dealt out to `--gpus` devices.
 
 RESULTS/records.json holds what is known, renewed after every method; RESULTS/quality.md and
 quality.svg hold the tables and the plot.  A method that is in records.json is not run again; one
@@ -54,7 +55,10 @@ def main() -> int:
     parser.add_argument("model", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--test", type=Path, action="append", required=True)
-    parser.add_argument("--calibration", type=Path, help="default: torch2mlx's own, and no peers")
+    parser.add_argument(
+        "--calibration", type=Path, action="append", default=[],
+        help="several times: equal parts; default: torch2mlx's own, and no peers",
+    )  # fmt: skip
     parser.add_argument("--bits", default="2,3,4,5")
     parser.add_argument("--targets", default=",".join(f"{t:g}" for t in TARGETS))
     parser.add_argument("--methods", default="", help="regular expression; default: all")
@@ -66,6 +70,7 @@ def main() -> int:
     parser.add_argument("--windows", type=int, default=32)
     parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--gpus", type=int, default=0, help="deal the jobs out to so many")
     parser.add_argument(
         "--on-cpu", default="^$", help="methods of torch2mlx to run without the GPU"
     )
@@ -74,11 +79,8 @@ def main() -> int:
     args = parser.parse_args()
     args.model, args.out = args.model.resolve(), args.out.resolve()
     args.test = [path.resolve() for path in args.test]
-    if args.calibration is not None:
-        args.calibration = args.calibration.resolve()
-    settings = Settings(
-        args.model, args.calibration, args.tokens, args.samples, args.length, args.group_size
-    )
+    texts = tuple(path.resolve() for path in args.calibration)
+    settings = Settings(args.model, texts, args.tokens, args.samples, args.length, args.group_size)
     numbers = [int(b) for b in args.bits.split(",") if b]
     found = methods(settings, numbers, [float(t) for t in args.targets.split(",") if t])
     wanted = [method for method in found if re.search(args.methods, method.name)]
@@ -102,24 +104,31 @@ class _Bench:
         if self.file.exists():
             self.records = json.loads(self.file.read_text(encoding="utf-8"))
         self.lock = threading.Lock()
+        self.own = threading.local()  # "device": the GPU of a thread's processes
         self.end = time.monotonic() + args.deadline
         self.waiting = [m for m in wanted if "texts" not in self.records.get(m.name, {})]
         self.under_way: set[str] = set()
 
     def run(self) -> None:
         """Everything that is missing, in `jobs` threads."""
-        if self.args.prompts and "reference" not in self.records:
-            command = self._measuring(self.args.model)
-            self._note("reference", self._read(command, {"owner": "PyTorch", "family": ""}))
-        lanes = [(OURS, PEER) if i % 2 == 0 else (PEER, OURS) for i in range(self.args.jobs)]
-        threads = [threading.Thread(target=self._work, args=(lane,)) for lane in lanes]
+        threads = [threading.Thread(target=self._reference)]
+        for i in range(self.args.jobs):
+            owners = (OURS, PEER) if i % 2 == 0 else (PEER, OURS)
+            device = str(i // 2 % self.args.gpus) if self.args.gpus else None
+            threads.append(threading.Thread(target=self._work, args=(owners, device)))
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
         write_report(self.records, self.args.out)
 
-    def _work(self, owners: Sequence[str]) -> None:
+    def _reference(self) -> None:
+        if self.args.prompts and "loops" not in self.records.get("reference", {}):
+            command = self._measuring(self.args.model)
+            self._note("reference", self._read(command, {"owner": "PyTorch", "family": ""}))
+
+    def _work(self, owners: Sequence[str], device: str | None) -> None:
+        self.own.device = device
         while time.monotonic() < self.end:
             method = self._next(owners)
             if method is None:
@@ -201,6 +210,9 @@ class _Bench:
         """Stdout of a process, its costs noted if `timed`; None, with the reason, if it failed."""
         limit = min(self.args.limit, self.end - time.monotonic())
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+        device = getattr(self.own, "device", None)
+        if device is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = device
         begin = time.perf_counter()
         with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as log:
             child = subprocess.Popen(

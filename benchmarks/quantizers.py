@@ -1,17 +1,22 @@
 """The quantizers that `quality.py` compares: torch2mlx's, and those of mlx-lm on the same text.
 
-    python benchmarks/quantizers.py awq CALIBRATION.txt --model MODEL --bits 4 ...
+    python benchmarks/quantizers.py awq 64 512 TEXT.txt MORE.txt --model MODEL --bits 4 ...
 
 runs one of mlx-lm's four trained quantizers (awq, gptq, dwq, dynamic_quant) as it is, but for two
-things.  Its text is windows of CALIBRATION.txt, evenly spaced, instead of a download.  And gptq
-computes in float32: the Hessians of a float16 model overflow in float16.
+things.  Its text is windows of the files, the same number of each, evenly spaced, instead of a
+download.  And gptq computes in float32: the Hessians of a float16 model overflow in float16.
+
+    python benchmarks/quantizers.py rounded-embedding convert MODEL DST -q --calibrate ...
+
+is torch2mlx with the codes of a tied embedding rounded to nearest, as mlx-lm's are: all other
+tensors are calibrated beside that one, and --distill tunes its scales and biases as dwq does.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +24,8 @@ __all__ = ["OURS", "PEER", "TARGETS", "Method", "Settings", "methods"]
 
 OURS, PEER = "torch2mlx", "mlx-lm"
 TARGETS = (3.0, 4.0, 5.0, 6.0)
-RATES = {"5e-5": "5e-5", "2e-5": "2e-5", "default": "1e-6"}
+_RATES = {"5e-5": "5e-5", "2e-5": "2e-5", "default": "1e-6"}  # of dwq
+_TUNED = ("2e-5", "5e-5")
 _MIXED = {3.0: (2, 4), 4.0: (3, 5), 5.0: (4, 6), 6.0: (5, 8)}  # low and high bits by target
 _CHARACTERS = 8  # of text a token at most
 
@@ -50,7 +56,7 @@ class Settings:
 
     Attributes:
         model: the checkpoint.
-        text: calibration text, None for torch2mlx's own.
+        texts: calibration texts, equal parts of each; none: torch2mlx's own.
         tokens: to calibrate with: torch2mlx; the others have their own numbers of samples.
         samples: sequences for awq, gptq and dynamic_quant; dwq trains on sixteen times as many.
         length: tokens of a sequence.
@@ -58,7 +64,7 @@ class Settings:
     """
 
     model: Path
-    text: Path | None
+    texts: Sequence[Path]
     tokens: int = 16384
     samples: int = 64
     length: int = 512
@@ -67,24 +73,23 @@ class Settings:
 
 def methods(asked: Settings, bits: Sequence[int], targets: Sequence[float]) -> list[Method]:
     """All methods, those that the main figures come from first."""
+    trained = bool(asked.texts)
+    main, more = [b for b in (4, 3) if b in bits], [b for b in (5, 2, 6, 8) if b in bits]
     found: list[Method] = []
-    trained = asked.text is not None
-    widths = sorted(bits, key=lambda b: (b not in (3, 4), -b))
-    for width in widths:
-        if width not in (3, 4):
-            break
+    for width in main:
         found += [*_ours(asked, width), *(_trained(asked, width) if trained else ())]
-        found += _crossed(width, trained)
-    for target in targets:
-        found.append(_targeted(asked, target, "calibrated"))
-        found += [_dynamic(asked, target)] if trained and target in _MIXED else []
+    found += list(_by_default(asked, main)) if trained else []
+    found += [_dynamic(asked, target) for target in targets if trained and target in _MIXED]
     for recipe in ("mixed_3_4", "mixed_3_6", "mixed_4_6", "mixed_2_6"):
         arguments = (*_mlx_convert(asked, 4), "--quant-predicate", recipe, "--mlx-path")
         found.append(Method(f"{PEER} {recipe}", PEER, arguments, "mlx-lm mixed"))
-    for width in widths:
-        if width not in (3, 4):
-            found += [*_ours(asked, width), *(_trained(asked, width) if trained else ())]
-    found += [_targeted(asked, target, "distilled") for target in targets]
+    found += [m for width in main for m in _equal(asked, width, trained)]
+    for width in more:
+        found += [*_ours(asked, width), *(_trained(asked, width) if trained else ())]
+    for label in ("calibrated", "distilled"):
+        found += [_targeted(asked, target, label) for target in targets]
+    if trained:
+        found += [_dwq(asked, width, "default") for width in (*main, *more)]
     return found
 
 
@@ -94,9 +99,9 @@ def _mlx_convert(asked: Settings, bits: int) -> tuple[str, ...]:
 
 
 def _convert(asked: Settings, *options: str) -> tuple[str, ...]:
-    text = () if asked.text is None else ("--calibration-text", str(asked.text))
+    text = (word for path in asked.texts for word in ("--calibration-text", str(path)))
     size = ("--q-group-size", str(asked.group_size), "--calibration-tokens", str(asked.tokens))
-    common = ("-m", "torch2mlx", "convert", str(asked.model), "-q", "--quiet", "--no-verify")
+    common = ("convert", str(asked.model), "-q", "--quiet", "--no-verify")
     length = ("--max-context", str(asked.length)) if asked.length < 512 else ()
     return (*common, *size, *text, *length, "--calibrate", *options, "--mlx-path")
 
@@ -105,13 +110,21 @@ def _ours(asked: Settings, bits: int) -> Iterator[Method]:
     plain = (*_mlx_convert(asked, bits), "--mlx-path")
     yield Method(f"{PEER} {bits}-bit RTN", PEER, plain, "mlx-lm RTN")
     for label, options in (("calibrated", ()), ("distilled", ("--distill",))):
-        arguments = _convert(asked, "--q-bits", str(bits), *options)
+        arguments = ("-m", OURS, *_convert(asked, "--q-bits", str(bits), *options))
         yield Method(f"{OURS} {bits}-bit {label}", OURS, arguments, f"{OURS} {label}")
+
+
+def _by_default(asked: Settings, bits: Sequence[int]) -> Iterator[Method]:
+    """What the product does where no text is given."""
+    for method in (m for width in bits for m in _ours(replace(asked, texts=()), width)):
+        if method.owner == OURS:
+            name = f"{method.name}, its own text"
+            yield replace(method, name=name, family=f"{OURS}, its own text")
 
 
 def _targeted(asked: Settings, target: float, label: str) -> Method:
     options = ("--distill",) if label == "distilled" else ()
-    arguments = _convert(asked, "--target-bpw", str(target), *options)
+    arguments = ("-m", OURS, *_convert(asked, "--target-bpw", str(target), *options))
     return Method(f"{OURS} {target:g} bpw {label}", OURS, arguments, f"{OURS} {label}")
 
 
@@ -129,19 +142,22 @@ def _dynamic(asked: Settings, target: float) -> Method:
 def _peer(asked: Settings, module: str) -> tuple[str, ...]:
     script = str(Path(__file__).resolve())
     how = (str(asked.samples), str(asked.length))
-    return (script, module, str(asked.text), *how, "--model", str(asked.model))
+    return (script, module, *how, *map(str, asked.texts), "--model", str(asked.model))
+
+
+def _dwq(asked: Settings, bits: int, rate: str) -> Method:
+    arguments = (
+        *_peer(asked, "dwq"),
+        *("--bits", str(bits), "--group-size", str(asked.group_size)),
+        *("--num-samples", str(16 * asked.samples), "--max-seq-length", str(asked.length)),
+        *("--learning-rate", _RATES[rate], "--mlx-path"),
+    )
+    return Method(f"{PEER} {bits}-bit dwq {rate}", PEER, arguments, f"mlx-lm dwq {rate}")
 
 
 def _trained(asked: Settings, bits: int) -> Iterator[Method]:
     size = ("--bits", str(bits), "--group-size", str(asked.group_size))
-    for label, rate in RATES.items():
-        arguments = (
-            *_peer(asked, "dwq"),
-            *size,
-            *("--num-samples", str(16 * asked.samples), "--max-seq-length", str(asked.length)),
-            *("--learning-rate", rate, "--mlx-path"),
-        )
-        yield Method(f"{PEER} {bits}-bit dwq {label}", PEER, arguments, f"mlx-lm dwq {label}")
+    yield from (_dwq(asked, bits, rate) for rate in _TUNED)
     embedding = ("--embed-bits", str(bits), "--embed-group-size", str(asked.group_size))
     arguments = (*_peer(asked, "awq"), *size, *embedding, "--mlx-path")
     yield Method(f"{PEER} {bits}-bit awq", PEER, arguments, "mlx-lm awq")
@@ -151,15 +167,18 @@ def _trained(asked: Settings, bits: int) -> Iterator[Method]:
         yield Method(f"{PEER} {bits}-bit gptq", PEER, arguments, "mlx-lm gptq")
 
 
-def _crossed(bits: int, trained: bool) -> Iterator[Method]:
-    """Rows in which the embedding, tied to the head, is the same on both sides."""
-    plain = f"{PEER} {bits}-bit RTN"
-    for label in ("calibrated", "distilled"):
-        name = f"{OURS} {bits}-bit {label}"
-        yield Method(f"{name}, embedding RTN", OURS, (name,), "equal embeddings", plain)
-    given = f"{OURS} {bits}-bit calibrated"
-    others = [f"{PEER} {bits}-bit dwq {rate}" for rate in RATES] + [f"{PEER} {bits}-bit awq"]
-    for name in [plain, *(others if trained else [])]:
+def _equal(asked: Settings, bits: int, trained: bool) -> Iterator[Method]:
+    """Rows in which the embedding, tied to the head, is treated alike on both sides."""
+    for label, options in (("calibrated", ()), ("distilled", ("--distill",))):
+        arguments = (
+            str(Path(__file__).resolve()),
+            "rounded-embedding",
+            *_convert(asked, "--q-bits", str(bits), *options),
+        )
+        name = f"{OURS} {bits}-bit {label}, embedding RTN"
+        yield Method(name, OURS, arguments, "equal embeddings")
+    for label in ["RTN", *([f"dwq {rate}" for rate in _TUNED] + ["awq"] if trained else [])]:
+        name, given = f"{PEER} {bits}-bit {label}", f"{OURS} {bits}-bit calibrated"
         yield Method(f"{name}, our embedding", PEER, (name,), "equal embeddings", given)
 
 
@@ -170,15 +189,19 @@ def _run_peer() -> None:
     import mlx.core as mx
     import numpy as np
 
-    name, text, count, length, *rest = sys.argv[1:]
+    name, count, length, *rest = sys.argv[1:]
     module: Any = import_module(f"mlx_lm.quant.{name}")
-    words = Path(text).read_text(encoding="utf-8")
+    first = next(i for i, word in enumerate(rest) if word.startswith("--"))
+    texts, rest = [Path(p).read_text(encoding="utf-8") for p in rest[:first]], rest[first:]
 
     def windows(tokenizer: Any, samples: int, tokens: int) -> list[list[int]]:
-        step = max(1, len(words) // samples)
-        pieces = (words[i * step : i * step + _CHARACTERS * tokens] for i in range(samples))
-        found = [list(tokenizer.encode(piece))[:tokens] for piece in pieces]
-        return [ids for ids in found if len(ids) == tokens]
+        found = []
+        share = -(-samples // len(texts))
+        for i in range(samples):
+            words = texts[i % len(texts)]
+            start = i // len(texts) * max(1, len(words) // share)
+            found.append(list(tokenizer.encode(words[start : start + _CHARACTERS * tokens])))
+        return [ids[:tokens] for ids in found if len(ids) >= tokens]
 
     def one_array(tokenizer: Any, num_samples: int, sequence_length: int) -> mx.array:
         del num_samples, sequence_length
@@ -215,5 +238,40 @@ def _run_peer() -> None:
     module.main()
 
 
+def _round_embedding() -> None:
+    """Run torch2mlx with the codes of a tied embedding rounded to nearest."""
+    import torch
+
+    from torch2mlx.calibration import engine
+    from torch2mlx.calibration.scratch import save_step
+    from torch2mlx.cli import run
+    from torch2mlx.planning.regions import full
+    from torch2mlx.quantization.kernel import quantize_rows
+    from torch2mlx.verification.reference import to_torch
+
+    class Walk(engine._Walk):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            self.embedding = self.head  # so the quantized stream begins with it
+
+        def _calibrate_head(self, before: Path, folder: Path) -> None:
+            output, reader = self.head, self.blocks.reader
+            assert output is not None
+            assert output.scheme is not None
+            bits = output.expr.read(full(output.expr.shape), reader)
+            parts = quantize_rows(bits, output.expr.dtype, output.scheme)
+            found = {
+                part: torch.from_numpy(value)
+                if part == "weight"
+                else to_torch(value, output.expr.dtype)
+                for part, value in parts.items()
+            }
+            save_step(folder, {f"{output.module}.{k}": v for k, v in found.items()}, {})
+
+    engine._Walk = Walk  # type: ignore[misc]
+    sys.argv = [OURS, *sys.argv[2:]]
+    run()
+
+
 if __name__ == "__main__":
-    _run_peer()
+    _round_embedding() if sys.argv[1] == "rounded-embedding" else _run_peer()

@@ -15,12 +15,14 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.mark.slow
 def test_calibration_is_measured_beside_rounding_to_nearest(checkpoint, tmp_path) -> None:
-    text = tmp_path / "text.txt"
+    text, other = tmp_path / "text.txt", tmp_path / "other.txt"
     text.write_text("the sun rises and the stars go out over the hills of the north " * 300)
+    other.write_text("a port in the north has ships, and a light that goes out " * 100)
     command = [
         sys.executable, ROOT / "benchmarks/quality.py", checkpoint("llama_tied", flat=True),
         "--out", tmp_path / "out", "--test", text, "--bits", "4", "--targets", "", "--windows", "4",
         "--length", "64", "--prompts", "2", "--tokens", "256", "--methods", "RTN$|4-bit calibrated",
+        "--calibration", text, "--calibration", other, "--jobs", "2",
     ]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
     subprocess.run(list(map(str, command)), env=environment, check=True, capture_output=True)

@@ -22,6 +22,7 @@ __all__ = ["calibration_ids", "installed_texts", "read_texts"]
 Array = np.ndarray[Any, Any]
 
 _CHARACTERS = 8  # of text a token at most, for cutting before tokenizing
+_USUAL = 4  # characters a token
 _LARGEST = 1 << 30  # bytes of one text file
 _SHORTEST = 400  # characters of a docstring that counts as prose
 
@@ -43,7 +44,7 @@ def calibration_ids(tokenizer: Any, texts: Sequence[str], tokens: int, length: i
 
     Args:
         tokenizer: transformers'.
-        texts: each gets windows in proportion to its size, and at least one.
+        texts: all get the same number of windows, short ones as many as they hold.
         tokens: wanted in all.
         length: of a window.
 
@@ -54,10 +55,8 @@ def calibration_ids(tokenizer: Any, texts: Sequence[str], tokens: int, length: i
         OptionError: the texts hold less than one window.
     """
     count = max(1, tokens // length)
-    total = sum(len(text) for text in texts)
     windows: list[list[int]] = []
-    for text in texts:
-        share = max(1, round(count * len(text) / max(1, total)))
+    for text, share in zip(texts, _shares(texts, count, length), strict=True):
         step = max(1, len(text) // share)
         for start in range(0, len(text), step):
             piece = text[start : start + max(step, length * _CHARACTERS)][: length * _CHARACTERS]
@@ -74,6 +73,19 @@ def calibration_ids(tokenizer: Any, texts: Sequence[str], tokens: int, length: i
         )
     chosen = np.linspace(0, len(windows) - 1, min(count, len(windows))).round().astype(int)
     return np.array([windows[i] for i in dict.fromkeys(chosen.tolist())], dtype=np.int64)
+
+
+def _shares(texts: Sequence[str], count: int, length: int) -> list[int]:
+    """How many of `count` windows each text gives; more than it holds where all are short."""
+    room = [max(1, len(text) // (_USUAL * length)) for text in texts]
+    if sum(room) <= count:
+        return [-(-count * r // sum(room)) for r in room]
+    shares = [0] * len(texts)
+    left = count
+    for done, i in enumerate(sorted(range(len(texts)), key=lambda i: room[i])):
+        shares[i] = min(room[i], -(-left // (len(texts) - done)))
+        left = max(0, left - shares[i])
+    return [max(1, share) for share in shares]
 
 
 def installed_texts() -> list[str]:
