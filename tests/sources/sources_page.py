@@ -46,6 +46,14 @@ ROWS = {
         ("tekken.json", "the file", "mistral-common, ids and text",
          "original/test_tokenizer.py::test_tekken"),
     ],
+    "Pipelines of diffusers": [
+        ("folders: Stable Diffusion, XL, 3, Flux", "model_index.json",
+         "outputs of every model in PyTorch, within 1e-4",
+         "../compiler/diffusion/test_pipelines.py::test_every_model_of_a_pipeline_equals_pytorch"),
+        ("single files (.safetensors, .ckpt) of Stable Diffusion",
+         "configs beside the file; built in for 1.x, 2.x, XL", "the state that diffusers has",
+         "../compiler/diffusion/test_single_file.py::test_every_model_has_its_weights"),
+    ],
     "Experts": [
         ("fused (mixtral, qwen3_moe, deepseek_v3): concatenated or in turns, transposed or not",
          "shapes, `--expert-layout`", "the state that transformers saves",
@@ -67,6 +75,9 @@ GATED = {
     ),
     "OpenAI's Whisper file": (
         "original/test_whisper.py::test_it_converts_and_writes_the_tokens_that_transformers_does"
+    ),
+    "a `.ckpt` of Stable Diffusion": (
+        "../compiler/diffusion/test_single_file.py::test_a_single_file_converts"
     ),
     "Mixtral with fused experts in turns, `-q`": (
         "test_experts.py::test_a_fused_mixtral_passes_the_gate"
@@ -147,10 +158,11 @@ comparison with PyTorch. Resident memory grew by 42 MB and 52 MB above the impor
 """
 _FAMILIES = """## Families beyond language models
 
-These have no checkpoint route here: a program builds the module, with its own library's loader
-(`from_pretrained`, diffusers' `from_single_file`), and `torch2mlx convert package.module:factory`
-compiles it. The result needs MLX alone and is no folder of mlx-whisper, mlx-vlm or another
-library. Compared with PyTorch on tiny random models, relative L2 error at most 1e-4:
+Pipelines of diffusers and generating encoder-decoders (Whisper, T5 ...) convert as folders or
+files. The others have no checkpoint route: a program builds the module, with its own library's
+`from_pretrained`, and `torch2mlx convert package.module:factory` compiles it. Either way the result
+needs MLX alone (`model.py` loads it) and is no folder of mlx-whisper, mlx-vlm or another library.
+Compared with PyTorch on tiny random models, relative L2 error at most 1e-4:
 
 """
 _OTHERS = """

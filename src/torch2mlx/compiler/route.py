@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from torch2mlx.compiler.entry_points import (
     read_arguments,
 )
 from torch2mlx.compiler.meta import parameters_on_meta
+from torch2mlx.compiler.pipelines.kinds import is_pipeline
 from torch2mlx.compiler.torchscript import ADVICE, is_torchscript, load_torchscript, module_of
 from torch2mlx.errors import OptionError, SourceError, UnsupportedError
 from torch2mlx.options import ConvertOptions
@@ -102,6 +103,7 @@ class Compiled:
         quantization: the entry of config.json, or None.
         drift: relative L2 distance that quantization added on the example, or None.
         notes: what a user should know.
+        parts: of a pipeline: component → largest error there, or None; each has a model.py.
     """
 
     destination: Path | str
@@ -115,6 +117,7 @@ class Compiled:
     quantization: Mapping[str, Any] | None = None
     drift: float | None = None
     notes: tuple[str, ...] = ()
+    parts: Mapping[str, float | None] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -123,7 +126,7 @@ class Compiled:
 
 def is_program(source: Any) -> bool:
     """Whether a source goes to the compiler: an object, "package.module:factory", a `.pt2`
-    or TorchScript file, or the checkpoint of an encoder-decoder.
+    or TorchScript file, the checkpoint of an encoder-decoder, or a pipeline of diffusers.
 
     Decided without importing torch.
     """
@@ -131,6 +134,8 @@ def is_program(source: Any) -> bool:
         return True
     path = Path(source)
     if path.suffix == ".pt2" or is_torchscript(path) or _is_encoder_decoder(path):
+        return True
+    if is_pipeline(path):
         return True
     return _FACTORY.fullmatch(str(source)) is not None and not path.exists()
 
@@ -166,6 +171,8 @@ def convert_program(
         source = load_exported(Path(source))
     elif isinstance(source, str | Path) and is_torchscript(Path(source)):
         source = load_torchscript(Path(source), options.trust_remote_code)
+    elif isinstance(source, str | Path) and is_pipeline(Path(source)):
+        return _convert_pipeline(Path(source), destination, options, example, listener)
     elif _is_encoder_decoder(source):
         return _compile_encoder_decoder(Path(source), destination, options, listener)
     elif isinstance(source, str):
@@ -284,6 +291,41 @@ def _compile_methods(
             location=location or f"{type(model).__module__}.{type(model).__qualname__}",
             extras=Extras({"generation": dict(made.settings)}, files or {}),
         )
+    )
+
+
+def _convert_pipeline(
+    source: Path,
+    destination: str | Path,
+    options: ConvertOptions,
+    example: Example,
+    progress: Progress,
+) -> Compiled:
+    from torch2mlx.compiler.pipelines.conversion import convert_pipeline
+
+    given = {"an example": example.given, "--weights": options.weights is not None}
+    if any(given.values()):
+        raise OptionError(
+            f"{source}: {' and '.join(n for n, g in given.items() if g)}: a pipeline has its own; "
+            "leave it out"
+        )
+    made = convert_pipeline(source, destination, options, progress)
+    weights = [m.weights for m in made.manifests.values()]
+    size = sum(int(w["total_size"]) for w in weights)
+    proofs = {n: m.verification for n, m in made.manifests.items()}
+    errors = {n: p.get("error") for n, p in proofs.items()}
+    compared = [p for p in proofs.values() if p.get("error") is not None]
+    return Compiled(
+        made.folder,
+        made.name,
+        made.operators,
+        tuple(dict.fromkeys(case for p in compared for case in p["cases"])),
+        max((p["error"] for p in compared), default=None),
+        max((p["limit"] for p in compared), default=None),
+        size,
+        size / sum(int(w["total_size"]) / w["bits_per_weight"] for w in weights),
+        notes=made.notes,
+        parts=errors,
     )
 
 

@@ -278,7 +278,8 @@ def _(result: Conversion) -> None:
 def _(result: Compiled) -> None:
     table = _grid()
     table.add_row("written", str(result.destination))
-    table.add_row("model", f"{result.model_class} in model.py")
+    models = ", ".join(f"{name}/model.py" for name in result.parts) or "model.py"
+    table.add_row("model", f"{result.model_class} in {models}")
     table.add_row(
         "weights",
         f"{format_bytes(result.total_size)}, {result.bits_per_weight:.3g} bits a weight",
@@ -287,7 +288,9 @@ def _(result: Compiled) -> None:
         table.add_row("compared on", "nothing (--no-verify)")
     else:
         table.add_row("compared on", "; ".join(result.cases))
-        table.add_row("relative L2", f"{_number(result.error)} (limit {_number(result.limit)})")
+        errors = [f"{name} {_number(e)}" for name, e in result.parts.items() if e is not None]
+        shown = ", ".join(errors) or _number(result.error)
+        table.add_row("relative L2", f"{shown} (limit {_number(result.limit)})")
     if result.drift is not None:
         table.add_row("quantization", f"moves the outputs by {_number(result.drift)}")
     Console(highlight=False).print(table)

@@ -289,8 +289,8 @@ def _no_weights(where: str, names: Sequence[str]) -> SourceError:
         return _only_adapter(where)
     if "model_index.json" in names:
         return SourceError(
-            f"{where}: a pipeline of several models (model_index.json); give the folder of one of "
-            "its parts, such as its transformer"
+            f"{where}: a pipeline of several models (model_index.json); `torch2mlx convert` takes "
+            "it as a whole, as a local folder; other commands take no pipelines"
         )
     foreign = [name for name in names if PurePosixPath(name).suffix.lower() in _FOREIGN]
     if foreign:
