@@ -10,61 +10,10 @@ import mlx.core as mx
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import (
-    PreTrainedTokenizerFast,
-    T5Config,
-    T5ForConditionalGeneration,
-    WhisperConfig,
-    WhisperForConditionalGeneration,
-)
 
 import torch2mlx
+from encoder_decoders import WORDS, add_tokenizer, t5, whisper
 from torch2mlx.transduction import Transducer, load_transducer, read_sound
-from torch2mlx.verification.twin import disturb
-
-WORDS = 60
-
-
-def t5() -> Any:
-    config: dict[str, Any] = {
-        "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4,
-        "vocab_size": WORDS, "decoder_start_token_id": 0,
-    }  # fmt: skip
-    model: Any = T5ForConditionalGeneration(T5Config(**config))
-    return sharpened(model)
-
-
-def whisper() -> Any:
-    sides: dict[str, Any] = {
-        f"{side}_{name}": value
-        for side in ("encoder", "decoder")
-        for name, value in {"layers": 2, "attention_heads": 4, "ffn_dim": 48}.items()
-    }
-    model: Any = WhisperForConditionalGeneration(
-        WhisperConfig(
-            **sides, d_model=32, vocab_size=WORDS, num_mel_bins=8, max_source_positions=20,
-            max_target_positions=128, decoder_start_token_id=1, bos_token_id=0, eos_token_id=2,
-            pad_token_id=0, suppress_tokens=None, begin_suppress_tokens=None,
-        )
-    )  # fmt: skip
-    return sharpened(model)
-
-
-def sharpened(model: Any) -> Any:
-    disturb(model)
-    model.generation_config.eos_token_id = None
-    model.generation_config.max_length = None
-    return model.eval()
-
-
-def add_tokenizer(folder: Path) -> None:
-    words = {f"w{i}": i for i in range(WORDS)}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="w3"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    kind: Any = PreTrainedTokenizerFast
-    made = kind(tokenizer_object=tokenizer, unk_token="w3")
-    made.save_pretrained(folder)
 
 
 class Echo:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
+import wave
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 import typer
 from documents import Block, blocks, commands
 
+from encoder_decoders import add_processor, add_tokenizer, t5, whisper
 from torch2mlx.cli import app
 
 ROOT = Path(__file__).parents[2]
@@ -130,6 +132,14 @@ def workplace(
     torch.save((torch.randn(4, 2),), tmp_path / "latent.pt")
     program = torch.export.export(torch.nn.Linear(8, 4), (torch.randn(2, 8),))
     torch.export.save(program, tmp_path / "unet.pt2")
+    t5().save_pretrained(tmp_path / "t5-small")
+    whisper(50).save_pretrained(tmp_path / "whisper-tiny")
+    for name in ("t5-small", "whisper-tiny"):
+        add_tokenizer(tmp_path / name)
+    add_processor(tmp_path / "whisper-tiny")
+    with wave.open(str(tmp_path / "speech.wav"), "wb") as sound:
+        sound.setparams((1, 2, 16_000, 0, "NONE", ""))
+        sound.writeframes(bytes(range(256)) * 125)
     (tmp_path / "formats.toml").write_text('[modules]\n"*.v_proj" = 6\n')
     (tmp_path / "notes.txt").write_text("The sun rises and the stars go out.\n" * 400)
     monkeypatch.chdir(tmp_path)

@@ -23,6 +23,7 @@ from torch2mlx.inspection.words import (
     has_template,
     has_tokenizer,
     tokenizer_faults,
+    too_large_to_fetch,
 )
 from torch2mlx.sources.base import Checkpoint
 
@@ -123,7 +124,7 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
         ),
         costs=describe_costs(checkpoint, port),
         hazards=hazards,
-        notes=checkpoint.notes,
+        notes=(*checkpoint.notes, *too_large_to_fetch(checkpoint)),
     )
 
 

@@ -5,16 +5,25 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from torch2mlx.planning.plan import is_token_embedding
 from torch2mlx.sources.base import Checkpoint
+from torch2mlx.sources.companions import CARD
 from torch2mlx.sources.gguf.source import GGUFSource
+from torch2mlx.sources.remote.snapshot import FetchedFiles
 
-__all__ = ["find_licence", "has_template", "has_tokenizer", "tokenizer_faults"]
+__all__ = [
+    "find_licence",
+    "has_template",
+    "has_tokenizer",
+    "tokenizer_faults",
+    "too_large_to_fetch",
+]
 
 _LARGEST = 64 << 20  # bytes of a tokenizer.json; real ones have up to 35 MB
+_FETCHED = 16 << 20  # bytes of a file that is worth fetching to be looked at
+_LOOKED_AT = ("tokenizer_config.json", "tokenizer.json")
 _LICENCE_LINE = re.compile(r"^license:\s*[\"']?([\w.\-+ ]{1,60})", re.MULTILINE)
 
 
@@ -34,12 +43,12 @@ def has_template(checkpoint: Checkpoint) -> bool:
     return any("chat_template" in n for n in files) or any(
         "chat_template" in files[n].read_text(encoding="utf-8", errors="replace")
         for n in files
-        if n.endswith("_config.json") and files[n].exists()
+        if n.endswith("_config.json") and _worth_fetching(checkpoint, n) and files[n].exists()
     )
 
 
 def tokenizer_faults(checkpoint: Checkpoint) -> Iterator[str]:
-    """What is wrong with the tokenizer's files; nothing for those that are not on this machine."""
+    """What is wrong with the tokenizer's files, which are fetched for it unless they are large."""
     if isinstance(checkpoint.source, GGUFSource):
         return
     if not has_tokenizer(checkpoint):
@@ -62,9 +71,23 @@ def tokenizer_faults(checkpoint: Checkpoint) -> Iterator[str]:
     ends = (checkpoint.config.get("eos_token_id"), checkpoint.generation_config.get("eos_token_id"))
     if settings and all(end is None for end in (*ends, settings.get("eos_token"))):
         yield "nothing names a token that ends a text: generation never stops by itself"
-    # Of a remote checkpoint it would have to be fetched, which asking for its path does.
-    if (checkpoint.folder / "tokenizer.json").is_file():
+    if "tokenizer.json" in checkpoint.tokenizer_files and _worth_fetching(
+        checkpoint, "tokenizer.json"
+    ):
         yield from _vocabulary_faults(checkpoint, settings)
+
+
+def too_large_to_fetch(checkpoint: Checkpoint) -> Iterator[str]:
+    """What of a remote tokenizer was not looked at."""
+    for name in _LOOKED_AT:
+        if name in checkpoint.tokenizer_files and not _worth_fetching(checkpoint, name):
+            yield f"{name} is large: not fetched to be looked at, which conversion does"
+
+
+def _worth_fetching(checkpoint: Checkpoint, name: str) -> bool:
+    """Whether a file is here, or small enough to be fetched."""
+    files = checkpoint.tokenizer_files
+    return not isinstance(files, FetchedFiles) or files.size(name) <= _FETCHED
 
 
 def _vocabulary_faults(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> Iterator[str]:
@@ -99,9 +122,11 @@ def _vocabulary_faults(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> I
 
 
 def _read(checkpoint: Checkpoint, name: str) -> dict[str, Any] | str:
-    """A JSON object, {} where there is none, or what is wrong with it."""
-    path = checkpoint.tokenizer_files.get(name)
-    if path is None or not path.exists():
+    """A JSON object, {} where there is none or it is too large, or what is wrong with it."""
+    if name not in checkpoint.tokenizer_files or not _worth_fetching(checkpoint, name):
+        return {}
+    path = checkpoint.tokenizer_files[name]
+    if not path.exists():
         return {}
     try:
         if path.stat().st_size > _LARGEST:
@@ -117,7 +142,7 @@ def find_licence(checkpoint: Checkpoint) -> str | None:
     if isinstance(checkpoint.source, GGUFSource):
         named = checkpoint.source.metadata.get("general.license")
         return str(named)[:60] if named else None
-    card: Path = checkpoint.folder / "README.md"
+    card = checkpoint.folder / CARD if checkpoint.card is None else checkpoint.card()
     if card.is_file():
         text = card.read_text(encoding="utf-8", errors="replace")[:4096]
         head = text.split("---", 2)[1] if text.startswith("---") and text.count("---") > 1 else ""

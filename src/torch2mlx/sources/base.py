@@ -142,6 +142,7 @@ class Checkpoint:
             file are made when first asked for, and last as long as the checkpoint; those of a
             remote one are fetched into `folder` when first asked for.
         tokenizer_folder: where transformers finds the tokenizer, if not in `folder`; None: there.
+        card: fetches the model card of a remote one; None: `folder` has it, or there is none.
         notes: what a user should know (skipped files, alternatives ...).
     """
 
@@ -156,6 +157,7 @@ class Checkpoint:
     plain: frozenset[str] = frozenset()
     tokenizer_files: Mapping[str, Path] = field(default_factory=dict)
     tokenizer_folder: Callable[[], Path] | None = None
+    card: Callable[[], Path] | None = None
     notes: tuple[str, ...] = ()
 
     @property

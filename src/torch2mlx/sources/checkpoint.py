@@ -219,6 +219,7 @@ def _open(
         tokenizer_files=(
             companion_files(folder, trust_remote_code) if companions is None else companions
         ),
+        card=None if remote is None else remote.card,
         notes=tuple(notes),
     )
 

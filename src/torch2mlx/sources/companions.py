@@ -11,12 +11,16 @@ from torch2mlx.errors import SourceError
 from torch2mlx.sources.local_files import read_json_object, refuse_lfs_pointer, stays_inside
 
 __all__ = [
+    "CARD",
     "check_companion",
     "companion_files",
     "is_companion",
     "read_config",
     "read_generation_config",
 ]
+
+CARD = "README.md"
+"""The model card, which says what is the original's: its output has a card of its own."""
 
 # Everything that a tokenizer, a processor or `generate` of transformers may want to load, and
 # what sentence-transformers does with the hidden states: pooling, and small layers behind it.

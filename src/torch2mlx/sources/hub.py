@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch2mlx.errors import SourceError
-from torch2mlx.sources.companions import check_companion, is_companion, read_config
+from torch2mlx.sources.companions import CARD, check_companion, is_companion, read_config
 from torch2mlx.sources.local_files import read_json_object
 from torch2mlx.sources.remote.files import RemoteFile, is_network_error, reason_of
 from torch2mlx.sources.remote.snapshot import FetchedFiles, Snapshot, remote_weights
@@ -168,7 +169,8 @@ def _find(
         return path
 
     companions = [n for n in names if is_companion(n, trust_remote_code)]
-    return Snapshot(folder, weights, FetchedFiles(companions, fetch))
+    found = FetchedFiles(companions, fetch, lambda name: siblings[name].size or 0)
+    return Snapshot(folder, weights, found, partial(fetch, CARD) if CARD in names else None)
 
 
 def _choose(

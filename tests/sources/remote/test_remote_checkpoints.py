@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -40,10 +41,34 @@ def test_inspect_and_plan_read_headers_alone(large: Path, place: Place) -> None:
     here, there = torch2mlx.inspect(large), torch2mlx.inspect(location)
     assert {**here.to_dict(), "location": location} == there.to_dict()
     assert traffic.of("safetensors") <= 65536 * there.files < weights
-    assert traffic.of("tokenizer.json") == 0
+    looked_at = traffic.nbytes
     plans = torch2mlx.plan(large).to_dict(), torch2mlx.plan(location).to_dict()
     assert plans[0]["strategies"] == plans[1]["strategies"]
     assert traffic.of("safetensors") <= 2 * 65536 * there.files
+    assert traffic.nbytes - traffic.of("safetensors") < 2 * looked_at
+
+
+def test_inspect_fetches_small_files_for_the_health_of_the_tokenizer(
+    copied: Callable[..., Path], place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = copied("llama")
+    path = folder / "tokenizer.json"
+    damaged = json.loads(path.read_text())
+    damaged["added_tokens"].append({"id": 9999, "content": "<|far|>", "special": True})
+    path.write_text(json.dumps(damaged))
+    (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\nA model.\n")
+    location, traffic = place(folder)
+    found = torch2mlx.inspect(location)
+    assert any("ids up to 9999" in hazard for hazard in found.hazards)
+    assert found.licence == "apache-2.0"
+    read = [(Path(name).name, count) for name, count in traffic.reads]
+    assert read.count(("tokenizer.json", path.stat().st_size)) == 1
+
+    limit = path.stat().st_size - 1
+    monkeypatch.setattr("torch2mlx.inspection.words._FETCHED", limit)
+    found = torch2mlx.inspect(location)
+    assert not any("ids up to" in hazard for hazard in found.hazards)
+    assert any("tokenizer.json is large" in note for note in found.notes)
 
 
 def test_tensors_are_those_of_the_files(large: Path, place: Place) -> None:

@@ -7,11 +7,12 @@ import os
 import re
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from torch2mlx.errors import SourceError
-from torch2mlx.sources.companions import check_companion, is_companion, read_config
+from torch2mlx.sources.companions import CARD, check_companion, is_companion, read_config
 from torch2mlx.sources.local_files import read_json_object
 from torch2mlx.sources.remote.files import RemoteFile, is_network_error, reason_of
 from torch2mlx.sources.remote.snapshot import FetchedFiles, Snapshot, remote_weights
@@ -154,4 +155,6 @@ def _snapshot(
             folder.fetch(name)
     weights = remote_weights(folder.local, {name: folder.find(name) for name in chosen.files})
     companions = [name for name in folder.names if is_companion(name, trust_remote_code)]
-    return Snapshot(folder.local, weights, FetchedFiles(companions, folder.fetch))
+    files = FetchedFiles(companions, folder.fetch, lambda name: folder.find(name).size)
+    card = partial(folder.fetch, CARD) if CARD in folder.names else None
+    return Snapshot(folder.local, weights, files, card)

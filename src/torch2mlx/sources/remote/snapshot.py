@@ -21,11 +21,15 @@ class FetchedFiles(Mapping[str, Path]):
     Args:
         names: what there is.
         fetch: fetches one of them.
+        size: its bytes, without fetching it.
     """
 
-    def __init__(self, names: Iterable[str], fetch: Callable[[str], Path]) -> None:
+    def __init__(
+        self, names: Iterable[str], fetch: Callable[[str], Path], size: Callable[[str], int]
+    ) -> None:
         self._names = tuple(sorted(names))
         self._fetch = fetch
+        self.size = size
         self._found: dict[str, Path] = {}
 
     def __getitem__(self, name: str) -> Path:
@@ -50,11 +54,13 @@ class Snapshot:
         folder: local, with config and index.
         weights: weight files that are read where they are, by name.
         companions: tokenizer and other small files; None: all that `folder` has.
+        card: fetches the model card; None: `folder` has it, or there is none.
     """
 
     folder: Path
     weights: Mapping[str, Path] = field(default_factory=dict)
     companions: Mapping[str, Path] | None = None
+    card: Callable[[], Path] | None = None
 
 
 def remote_weights(folder: Path, files: Mapping[str, RemoteFile]) -> dict[str, Path]:
