@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
-import wave
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,8 @@ from typing import Any
 import pytest
 import typer
 from documents import Block, blocks, commands
+from places import furnish
 
-from encoder_decoders import add_processor, add_tokenizer, t5, whisper
 from torch2mlx.cli import app
 
 ROOT = Path(__file__).parents[2]
@@ -109,82 +108,6 @@ def test_what_is_not_run_has_a_reason() -> None:
             assert block.reason, f"{place}: no <!-- not run: REASON -->"
 
 
-@pytest.fixture
-def workplace(
-    checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Path:
-    """A folder with what the documents name: originals, a module, a converted model."""
-    import torch
-
-    import torch2mlx
-
-    for name in ("SRC", "model", "SmolLM2-135M-Instruct", "Meta-Llama-3-70B"):
-        shutil.copytree(checkpoint("llama"), tmp_path / name)
-    torch2mlx.convert(tmp_path / "SRC", tmp_path / "DST", verify=False)
-    shutil.copytree(tmp_path / "DST", tmp_path / "DST-8bit")
-    torch2mlx.convert(tmp_path / "SRC", tmp_path / "MLX_FOLDER", quantize=True, verify=False)
-    for name in ("FOLDER", "my_package"):
-        (tmp_path / name).mkdir()
-    (tmp_path / "my_package" / "models.py").write_text(_NET)
-    (tmp_path / "models.py").write_text(_VAE)
-    torch.save({"x": torch.randn(4, 8)}, tmp_path / "inputs.pt")
-    torch.save((torch.randn(4, 8),), tmp_path / "image.pt")
-    torch.save((torch.randn(4, 2),), tmp_path / "latent.pt")
-    program = torch.export.export(torch.nn.Linear(8, 4), (torch.randn(2, 8),))
-    torch.export.save(program, tmp_path / "unet.pt2")
-    t5().save_pretrained(tmp_path / "t5-small")
-    whisper(50).save_pretrained(tmp_path / "whisper-tiny")
-    for name in ("t5-small", "whisper-tiny"):
-        add_tokenizer(tmp_path / name)
-    add_processor(tmp_path / "whisper-tiny")
-    with wave.open(str(tmp_path / "speech.wav"), "wb") as sound:
-        sound.setparams((1, 2, 16_000, 0, "NONE", ""))
-        sound.writeframes(bytes(range(256)) * 125)
-    (tmp_path / "formats.toml").write_text('[modules]\n"*.v_proj" = 6\n')
-    (tmp_path / "notes.txt").write_text("The sun rises and the stars go out.\n" * 400)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-_NET = """
-import torch
-
-
-class Net(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.first, self.second = torch.nn.Linear(8, 16), torch.nn.Linear(16, 4)
-
-    def forward(self, x):
-        return self.second(torch.relu(self.first(x)))
-
-
-def build_unet():
-    torch.manual_seed(0)
-    return Net().eval()
-"""
-_VAE = """
-import torch
-
-
-class Autoencoder(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.down, self.up = torch.nn.Linear(8, 2), torch.nn.Linear(2, 8)
-
-    def encode(self, x):
-        return self.down(x)
-
-    def decode(self, z):
-        return self.up(z)
-
-
-def build_vae():
-    torch.manual_seed(0)
-    return Autoencoder().eval()
-"""
-
-
 def _fresh(arguments: list[str], place: Path) -> None:
     """Remove what an earlier command of the document left where this one writes."""
     if arguments[0] != "convert":
@@ -197,21 +120,28 @@ def _fresh(arguments: list[str], place: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("document", DOCUMENTS, ids=_IDS)
-def test_commands_run(document: Path, workplace: Path, run_cli: Any) -> None:
+def test_commands_run(
+    document: Path,
+    checkpoint: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    run_cli: Any,
+) -> None:
     """In the order of the document, in one folder, with tiny models in place of the named ones."""
-    for block in blocks(document):
-        if block.reason:
-            continue
+    run = [block for block in blocks(document) if not block.reason]
+    furnish(tmp_path, "\n".join(block.text for block in run), checkpoint)
+    monkeypatch.chdir(tmp_path)
+    for block in run:
         place = f"{document.name}:{block.line}"
         named = re.match(r"# (\w+\.py)\n", block.text)
         if block.language == "python" and named is not None:
-            (workplace / named[1]).write_text(block.text)
+            (tmp_path / named[1]).write_text(block.text)
         elif block.language == "python" and "tutorials" in document.parts:
             exec(compile(block.text, place, "exec"), {"__name__": "__main__"})
         for command in commands(block):
             arguments = _torch2mlx(command)
             if arguments is None:
                 continue
-            _fresh(arguments, workplace)
+            _fresh(arguments, tmp_path)
             done = run_cli(*arguments)
             assert done.code == 0, f"{place}: {' '.join(command)}\n{done.err}{done.out}"
