@@ -383,6 +383,18 @@ _TABLE: tuple[tuple[str, Any], ...] = (
         {"num_queries": 12},
     ),
     ("voxtral", {"audio_config": {"intermediate_size": 256}}),
+    ("timesfm2_5", {"context_length": 256}),  # one step for each of 512 patches otherwise
+    ("swin2sr", {"embed_dim": 24, "depths": [2, 2], "num_heads": [2, 2]}),
+    (
+        "mimi",
+        {
+            "num_filters": 8,
+            "upsample_groups": 64,
+            "vector_quantization_hidden_dimension": 32,
+            "codebook_dim": 32,
+            "num_quantizers": 4,
+        },
+    ),
     ("efficientnet", _NARROW),
     ("align", {"projection_dim": 40, "vision_config": {**_NARROW, "initializer_range": 0.3}}),
     ("xmod", {"default_language": "en_XX"}),

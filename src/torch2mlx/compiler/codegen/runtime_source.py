@@ -24,7 +24,7 @@ def runtime_source(functions: dict[str, Any]) -> tuple[list[str], str]:
     collector = _Collector()
     for name, function in sorted(functions.items()):
         collector.collect(function.__module__, name)
-    imports = [line for line in sorted(collector.imports) if "mlx" not in line]
+    imports = [line for line in sorted(collector.imports) if not line.startswith("import mlx")]
     return [i for i in imports if "__future__" not in i], "\n\n\n".join(
         collector.definitions.values()
     )

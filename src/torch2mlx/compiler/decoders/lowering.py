@@ -180,6 +180,15 @@ def lower_mamba2_scan(
     return made
 
 
+@lowering(ops.delta_rule.default)
+def lower_delta_rule(
+    b: Builder, x: Value, cache: Value, layer: int, slot: int, *given: Any
+) -> Value:
+    """delta_rule(Tensor values, Tensor cache, int layer, int slot, Tensor queries, ...)."""
+    made: Value = b.call(_Abstract(states.delta_rule, _third), cache, slot, x, *given)
+    return made
+
+
 @lowering(ops.selective_scan.default)
 def lower_selective_scan(
     b: Builder, x: Value, cache: Value, layer: int, slot: int, *given: Any

@@ -72,7 +72,8 @@ class _Placement:
             for ref in references((node.args, node.kwargs)):
                 self.users.setdefault(ref.name, []).append(node)
         self.updates = [n for n in graph.nodes if n.target is self.ops.update.default]
-        scans = (self.ops.mamba2_scan, self.ops.selective_scan, self.ops.keep_columns)
+        scans = (self.ops.mamba2_scan, self.ops.selective_scan, self.ops.delta_rule)
+        scans = (*scans, self.ops.keep_columns)
         self.scans = [n for n in graph.nodes if n.target in [op.default for op in scans]]
         self.kept = [n for n in graph.nodes if n in self.updates or n in self.scans]
         self.taken: set[str] = set()

@@ -165,6 +165,7 @@ def model_file(
         runtime["visible_keys"] = decoding.visible_keys
     imported, definitions = runtime_source(runtime)
     standard = {*imported, "from dataclasses import dataclass"}
+    others = [line for line in sorted(standard) if "mlx_lm" in line]
     body = "\n\n\n".join(filter(None, [definitions, *classes.texts]))
     if "math." in body:
         standard.add("import math")
@@ -183,10 +184,11 @@ def model_file(
     header = [
         f'"""{classes.root} for mlx-lm; written by torch2mlx from its PyTorch source."""',
         "",
-        *sorted(standard),
+        *sorted(standard.difference(others)),
         "",
         "import mlx.core as mx",
         "import mlx.nn as nn",
+        *others,
         *(f"from {m} import {', '.join(sorted(names))}" for m, names in sorted(imports.items())),
     ]
     return formatted("\n".join(header) + f"\n\n\n{body}\n\n{model}")

@@ -282,10 +282,31 @@ def _selective_scan(
     return y, y
 
 
+def _delta_rule(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    g: Tensor,
+    beta: Tensor,
+    chunk_size: int = 64,
+    initial_state: Tensor | None = None,
+    output_final_state: bool = False,
+    use_qk_l2norm_in_kernel: bool = False,
+    **_: Any,
+) -> tuple[Tensor, Tensor]:
+    call = _current[-1]
+    y = operators().delta_rule(
+        *(value, call.cache, call.layer, 1), *(query, key, g, beta, use_qk_l2norm_in_kernel)
+    )
+    return y, y
+
+
 _SCANS: dict[str, Any] = {
     "apply_mask_to_padding_states": _without_padding,
     "mamba2_chunk_scan": _mamba2_scan,
     "mamba_selective_scan": _selective_scan,
+    "torch_chunk_gated_delta_rule": _delta_rule,
+    "chunk_kimi_delta_attention": _delta_rule,
 }
 """Functions of modeling files whose states a cache keeps."""
 

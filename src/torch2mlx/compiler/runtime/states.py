@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import mlx.core as mx
+from mlx_lm.models.gated_delta import gated_delta_kernel, gated_delta_ops
 
-__all__ = ["keep_columns", "mamba2_scan", "selective_scan", "without_padding"]
+__all__ = ["delta_rule", "keep_columns", "mamba2_scan", "selective_scan", "without_padding"]
 
 
 def without_padding(cache: Any, x: mx.array) -> mx.array:
@@ -129,3 +130,35 @@ def selective_scan(
         gate = z.astype(mx.float32)
         y = y * gate * mx.sigmoid(gate)
     return y.astype(x.dtype)
+
+
+def delta_rule(
+    cache: Any,
+    slot: int,
+    values: mx.array,
+    queries: mx.array,
+    keys: mx.array,
+    decay: mx.array,
+    beta: mx.array,
+    normalized: bool,
+) -> mx.array:
+    """Gated delta rule (arXiv 2412.06464), in float32; on a GPU mlx-lm's kernel.
+
+    The cache holds the state [batch, heads, value width, key width] at `slot`; values have the
+    shape [batch, length, heads, value width], queries and keys [batch, length, key heads, key
+    width], beta [batch, length, heads], the logarithm of the decay too, or one more axis: its own
+    for each channel of the keys (Kimi Delta Attention, arXiv 2510.26692). `normalized` takes
+    queries and keys at length 1.
+    """
+    q, k, v, g, beta = (x.astype(mx.float32) for x in (queries, keys, values, decay, beta))
+    if normalized:
+        q, k = (x * mx.rsqrt((x * x).sum(axis=-1, keepdims=True) + 1e-6) for x in (q, k))
+    q = q * q.shape[-1] ** -0.5
+    state = cache[slot]
+    if state is None:
+        state = mx.zeros((*v.shape[:1], *v.shape[2:], k.shape[-1]), mx.float32)
+    on_gpu = mx.metal.is_available() and mx.default_device() == mx.gpu
+    rule = gated_delta_kernel if on_gpu and k.shape[-1] % 32 == 0 else gated_delta_ops
+    y, cache[slot] = rule(q, k, v, mx.exp(g), beta, state, cache.make_mask(v.shape[1]))
+    cache.advance(v.shape[1])
+    return y.astype(values.dtype)
