@@ -459,7 +459,8 @@ def generate(
         on_text: called with each piece of text as it comes.
 
     Raises:
-        OptionError: the prompt is empty, no token is allowed, or a negative temperature.
+        OptionError: the prompt is empty, no token is allowed, a negative temperature, or a text
+            that is too long for the model.
         SourceError: the folder is no MLX language model with a tokenizer.
     """
     return generate_text(

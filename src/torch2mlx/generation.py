@@ -77,16 +77,20 @@ def generate_text(
     if not text and not tokenizer.encode(text):
         raise OptionError("the prompt is empty; give at least one token of text")
     parts, last = [], None
-    for last in stream_generate(
+    answers = stream_generate(
         model,
         tokenizer,
         prompt=text,
         max_tokens=max_tokens,
         sampler=make_sampler(temp=temperature),
-    ):
-        parts.append(last.text)
-        if on_text is not None:
-            on_text(last.text)
+    )
+    try:
+        for last in answers:
+            parts.append(last.text)
+            if on_text is not None:
+                on_text(last.text)
+    except ValueError as error:  # a text that the model refuses, as it says there
+        raise OptionError(f"{folder}: {error}") from error
     if last is None:
         raise SourceError(f"{folder}: nothing was generated; is the prompt empty?")
     return Generation(

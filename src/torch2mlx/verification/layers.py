@@ -20,7 +20,10 @@ __all__ = ["NUMBER_LISTS", "Signature", "layer_signatures", "longest_sequence", 
 Signature = Hashable
 
 _NESTED = ("text_config", "llm_config", "language_config")
-NUMBER_LISTS = ("mlp_only_layers", "full_attn_idxs", "moe_layers", "attn_layer_indices")
+NUMBER_LISTS = (
+    *("mlp_only_layers", "full_attn_idxs", "moe_layers", "attn_layer_indices"),
+    "hybrid_layer_ids",
+)
 """Config keys that list layer numbers, from zero."""
 
 # Attributes that say where a layer is, not what it does.

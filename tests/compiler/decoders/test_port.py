@@ -39,6 +39,22 @@ MAMBA2 = {
     "mamba_chunk_size": 16,
 }
 
+LINEAR = {
+    "num_hidden_layers": 2,
+    "layer_types": ["linear_attention", "full_attention"],
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+}
+LONG = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": [1.0, 1.1, 1.2, 1.3, 1.0, 1.0, 1.0, 1.0],
+    "long_factor": [1.0, 2.1, 3.2, 4.3, 5.0, 6.0, 7.0, 8.0],
+    "original_max_position_embeddings": 32,
+}
+
 WITHOUT_PORT: dict[str, dict[str, Any]] = {
     "opt": {
         "hidden_size": 64,
@@ -72,6 +88,26 @@ WITHOUT_PORT: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 128,
     },
     "biogpt": {**LLAMA, "max_position_embeddings": 128},
+    "jetmoe": {**LLAMA, "kv_channels": 16, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "zamba2": {
+        **LLAMA,
+        "num_key_value_heads": 4,
+        "num_hidden_layers": 4,
+        "layers_block_type": ["mamba", "hybrid"] * 2,
+        "attention_head_dim": 32,
+        "mamba_d_state": 16,
+        "n_mamba_heads": 8,
+        "mamba_headdim": 16,
+        "mamba_ngroups": 1,
+        "chunk_size": 16,
+        "adapter_rank": 8,
+        "use_mem_rope": True,
+    },
+    "lfm3": {
+        **{**HEADS, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2},
+        "layer_types": ["conv", "full_attention"],
+        "sliding_window": 16,
+    },
 }
 WITH_PORT: dict[str, dict[str, Any]] = {
     "mistral": {**LLAMA, "sliding_window": 16},
@@ -80,6 +116,34 @@ WITH_PORT: dict[str, dict[str, Any]] = {
     "gemma2": {**HEADS, "sliding_window": 16},
     "gemma3_text": {**HEADS, "sliding_window": 16, "num_hidden_layers": 7},
     "phi3": {**LLAMA, "pad_token_id": 0},
+    "phi3_longrope": {
+        **LLAMA,
+        "pad_token_id": 0,
+        "max_position_embeddings": 128,
+        "original_max_position_embeddings": 32,
+        "rope_parameters": LONG,
+    },
+    "qwen3_next": {
+        **{**HEADS, **EXPERTS, **LINEAR},
+        "num_experts": 4,
+        "shared_expert_intermediate_size": 32,
+    },
+    "olmo_hybrid": {**LLAMA, **LINEAR, "linear_num_key_heads": 4, "pad_token_id": 0},
+    "kimi_linear": {
+        **{**LLAMA, **EXPERTS, **LINEAR},
+        "num_key_value_heads": 4,
+        "kv_lora_rank": 16,
+        "qk_rope_head_dim": 8,
+        "qk_nope_head_dim": 16,
+        "v_head_dim": 16,
+        "num_local_experts": 4,
+        "linear_head_dim": 16,
+        "linear_num_heads": 4,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "mlp_layer_types": ["dense", "sparse"],
+    },
     "gpt_bigcode": GPT,
     "gpt_neox": LLAMA,
     "gpt_oss": {**HEADS, "sliding_window": 16, "num_local_experts": 4, "num_experts_per_tok": 2},
@@ -160,6 +224,7 @@ WITH_PORT: dict[str, dict[str, Any]] = {
 
 def config_of(model_type: str, values: dict[str, Any]) -> dict[str, Any]:
     """As saved, with the wish for a generated model."""
+    model_type = model_type.removesuffix("_longrope")
     config = CONFIG_MAPPING[model_type](**values).to_dict()
     return {**config, "model_type": model_type, "model_file": MODEL_FILE}
 
@@ -341,3 +406,79 @@ def test_mlx_lm_quantizes_and_runs_the_folder(tmp_path: Path) -> None:
     assert isinstance(generate(model, tokenizer, prompt="w5 w6", max_tokens=3), str)
     answer = torch2mlx.generate(folder, "w5 w6", max_tokens=3)
     assert answer.generated_tokens <= 3
+
+
+def test_the_delta_rule_is_pytorchs_in_pieces_and_with_padding() -> None:
+    import mlx.core as mx
+    import torch
+    from mlx_lm.models.cache import ArraysCache
+    from transformers.models.kimi_linear import modeling_kimi_linear as kimi
+    from transformers.models.qwen3_next import modeling_qwen3_next as qwen
+
+    from torch2mlx.compiler.runtime.states import delta_rule
+
+    torch.manual_seed(0)
+    for rule, heads, width in (
+        (qwen.torch_chunk_gated_delta_rule, 2, ()),
+        (kimi.chunk_kimi_delta_attention, 4, (8,)),
+    ):
+        q, k = torch.randn(2, 2, 9, heads, 8)
+        v, g = torch.randn(2, 9, 4, 6), -torch.rand(2, 9, 4, *width)
+        beta = torch.rand(2, 9, 4)
+        given = [mx.array(x.numpy()) for x in (v, q, k, g, beta)]
+        want = rule(q, k, v, g=g, beta=beta, use_qk_l2norm_in_kernel=True)[0].numpy()
+        cache = ArraysCache(2)
+        got = [
+            delta_rule(cache, 1, *(x[:, part] for x in given), True)
+            for part in (slice(0, 5), slice(5, 6), slice(6, 9))
+        ]
+        assert np.allclose(np.concatenate(got, 1), want, atol=1e-5)
+        padded = [mx.concatenate([x[1:] + 1, x[:1]], axis=1) for x in given]
+        after = delta_rule(ArraysCache(2, left_padding=[9]), 1, *padded, True)
+        assert np.allclose(np.array(after[:, 9:]), want[:1], atol=1e-5)
+
+
+def test_a_text_that_outgrows_its_rotary_frequencies_is_refused() -> None:
+    import mlx.core as mx
+    from mlx_lm.models.cache import BatchKVCache, KVCache
+
+    from torch2mlx.compiler.runtime.decoding import frequencies
+
+    short, long = mx.array([1.0]), mx.array([2.0])
+    cache = KVCache()
+    assert frequencies(cache, 8, short, long, 8) is short
+    assert frequencies(cache, 9, short, long, 8) is long
+    cache.offset = 9
+    assert frequencies(cache, 1, short, long, 8) is long
+    cache.offset = 8
+    with pytest.raises(ValueError, match="beyond 8 tokens"):
+        frequencies(cache, 1, short, long, 8)
+    with pytest.raises(ValueError, match="no shorter ones"):
+        frequencies(BatchKVCache([0, 3]), 10, short, long, 8)
+    assert frequencies(BatchKVCache([0, 3]), 8, short, long, 8) is short
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", ["kimi_linear", "lfm3"])
+def test_padded_rows_of_hybrid_models_give_what_they_give_alone(model_type: str) -> None:
+    import mlx.core as mx
+    from mlx_lm.models.cache import ArraysCache, BatchKVCache, BatchRotatingKVCache, KVCache
+
+    values = {**WITHOUT_PORT, **WITH_PORT}[model_type]
+    model = load_port(config_of(model_type, values)).build()
+
+    def batched(cache: Any) -> Any:
+        if isinstance(cache, ArraysCache):
+            return ArraysCache(len(cache.cache), left_padding=[0, 3])
+        if isinstance(cache, KVCache):
+            return BatchKVCache([0, 3])
+        return BatchRotatingKVCache(cache.max_size, [0, 3])
+
+    tokens = [[5, 6, 7, 8, 9, 10], [11, 12, 13]]
+    cache = [batched(c) for c in model.make_cache()]
+    first = model(mx.array([tokens[0][:5], [0, 0, 0, *tokens[1][:2]]]), cache=cache)
+    second = model(mx.array([[10], [13]]), cache=cache)
+    for row, ids in enumerate(tokens):
+        alone = np.array(model(mx.array([ids]))[0])
+        assert np.allclose(np.array(first[row, -len(ids) + 1 :]), alone[:-1], atol=1e-5)
+        assert np.allclose(np.array(second[row, -1]), alone[-1], atol=1e-5)

@@ -14,7 +14,7 @@ from torch2mlx.compiler.decoders.operators import operators
 from torch2mlx.compiler.lowering.registry import LoweringError, lowering
 from torch2mlx.compiler.runtime import decoding, experts, states
 
-__all__ = ["first_positions", "positions"]
+__all__ = ["first_positions", "frequencies", "positions"]
 
 ops = operators()
 
@@ -34,6 +34,8 @@ class _Abstract:
 positions = _Abstract(decoding.positions, lambda _, shape: mx.zeros(shape, mx.int64))
 first_positions = _Abstract(decoding.first_positions, lambda _: mx.zeros((), mx.int32))
 
+frequencies = _Abstract(decoding.frequencies, lambda _, __, short, *___: short)
+
 
 @lowering(ops.layer_cache.default)
 def lower_layer_cache(b: Builder, cache: Value, layer: int) -> Value:
@@ -47,6 +49,15 @@ def lower_layer_cache(b: Builder, cache: Value, layer: int) -> Value:
 def lower_positions(b: Builder, ids: Value, cache: Value) -> Value:
     """positions(Tensor ids, Tensor cache) -> Tensor."""
     made: Value = b.call(positions, cache, tuple(ids.shape))
+    return made
+
+
+@lowering(ops.frequencies.default)
+def lower_frequencies(
+    b: Builder, short: Value, long: Value, cache: Value, length: int, limit: int
+) -> Value:
+    """frequencies(Tensor short, Tensor long, Tensor cache, SymInt length, int limit) -> Tensor."""
+    made: Value = b.call(frequencies, cache, length, short, long, limit)
     return made
 
 

@@ -19,6 +19,7 @@ NAMESPACE = "torch2mlx"
 
 _SCHEMAS = (
     "positions(Tensor ids, Tensor cache) -> Tensor",
+    "frequencies(Tensor short, Tensor long, Tensor cache, SymInt length, int limit) -> Tensor",
     "mask(Tensor cache, SymInt batch, SymInt length, int window, int chunk) -> Tensor",
     "update(Tensor keys, Tensor values, Tensor cache, int layer) -> (Tensor, Tensor)",
     "keep_columns(Tensor x, Tensor cache, int layer, int slot, int kernel) -> Tensor",
@@ -118,7 +119,7 @@ def _token_rows(x: Tensor, order: Tensor, indices: Tensor) -> Tensor:
 
 
 _FAKES: tuple[Any, ...] = (
-    *(_positions, _mask, _update, _keep_columns, _like, _like, _like, _like, _attention),
+    *(_positions, _like, _mask, _update, _keep_columns, _like, _like, _like, _like, _attention),
     *(_layer_cache, _layer_mask, _fetch, _expert_rows, _switch_linear, _token_rows),
 )
 

@@ -101,6 +101,11 @@ class _Placement:
         for node in graph.nodes:
             if node.target is self.ops.mask.default:
                 self._place_mask(node)
+            elif node.target is self.ops.frequencies.default:
+                name = f"{node.name}_cache"
+                self._add_cache(node.name, name, self._keys_slot(), node.origin)
+                given = (*node.args[:2], Ref(name), *node.args[3:])
+                self.new[node.name] = replace(node, args=given)
             elif node.target is self.ops.positions.default:
                 self._place_positions(node)
             elif node.target is self.ops.attention.default:

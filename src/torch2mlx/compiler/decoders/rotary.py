@@ -18,7 +18,7 @@ from typing import Any
 import mlx.core as mx
 
 from torch2mlx.compiler.builder import Value
-from torch2mlx.compiler.decoders.lowering import first_positions, positions
+from torch2mlx.compiler.decoders.lowering import first_positions, frequencies, positions
 from torch2mlx.compiler.passes.rewriting import called, make, rewritten
 from torch2mlx.compiler.program import Program, Step
 
@@ -116,7 +116,8 @@ def _angles(y: Value) -> _Angles | None:
     if not called(at, positions):
         at, inverse = inverse, at
     plain = called(at, positions) and isinstance(inverse, Value)
-    if not plain or inverse.call is not None or inverse.ndim != 1 or inverse.dtype != mx.float32:
+    known = plain and (inverse.call is None or called(inverse, frequencies))
+    if not known or inverse.ndim != 1 or inverse.dtype != mx.float32:
         return None
     return _Angles(inverse, at) if inverse.array.shape[0] * 2 == y.array.shape[-1] else None
 

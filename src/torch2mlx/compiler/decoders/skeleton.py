@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from torch2mlx.compiler.decoders.long_rotary import both_frequencies
 from torch2mlx.verification.reference import instance, reference_config
 
 __all__ = ["Skeleton", "build_skeleton"]
@@ -41,6 +42,8 @@ def build_skeleton(config: Mapping[str, Any]) -> Skeleton:
     with _parameters_on_meta(), torch.no_grad():
         exact: Any = instance(settings)
         model: Any = instance(settings, MODEL_DTYPE)
+    both_frequencies(exact)
+    both_frequencies(model)
     saved = set(model.state_dict())
     constants = {n: b.clone() for n, b in exact.named_buffers() if n not in saved}
     return Skeleton(model.to("meta"), constants)

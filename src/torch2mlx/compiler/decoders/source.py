@@ -98,7 +98,7 @@ def generate_decoder(skeleton: Skeleton) -> GeneratedDecoder:
     exported, graph = _graph(model)
     placed = place(graph)
     program = optimized(with_rope(build_program(placed.graph)))
-    first = "cache[0][1]" if placed.slots[0].states and placed.slots[0].keys else "cache[0]"
+    first = _keys_cache(placed.slots)
     total = f"visible_keys({first}, input_ids.shape[1]).shape[-1]"
     classes = generate_classes(program, dtype=mx.bfloat16, extents={"total": total})
     weights = {
@@ -200,6 +200,13 @@ def _cache(slot: CacheSlot) -> str:
         return keys
     states = f"ArraysCache({slot.states})"
     return f"CacheList({states}, {keys})" if slot.keys else states
+
+
+def _keys_cache(slots: Sequence[CacheSlot]) -> str:
+    """The first cache of keys, which alone know how many there are."""
+    number = next((i for i, slot in enumerate(slots) if slot.keys), 0)
+    slot = slots[number]
+    return f"cache[{number}][1]" if slot.states and slot.keys else f"cache[{number}]"
 
 
 def _caches(slots: tuple[CacheSlot, ...], layers: str) -> str:

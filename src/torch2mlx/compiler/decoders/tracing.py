@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from torch2mlx.compiler.decoders.long_rotary import chosen_frequencies
 from torch2mlx.compiler.decoders.operators import operators
 from torch2mlx.compiler.export import export_module
 
@@ -51,7 +52,8 @@ def trace(model: Any) -> torch.export.ExportedProgram:
     cache = torch.zeros(_LENGTH + _SEEN, device="meta")
     auto = Dim.AUTO
     shapes = {"input_ids": {0: auto, 1: auto}, "cache": {0: auto}}
-    with _registered(model), _called_with_cache(model), _Indices():
+    long = chosen_frequencies(model, lambda: _current[-1].cache)
+    with _registered(model), _called_with_cache(model), long, _Indices():
         return export_module(model, (ids, cache), None, shapes)
 
 
@@ -171,7 +173,7 @@ def _attend(
     made = operators().attention(
         query, key, value, attention_mask, _current[-1].cache, s_aux, scale, float(softcap or 0)
     )
-    return made.transpose(1, 2), None
+    return made.transpose(1, 2).contiguous(), None
 
 
 _HARMLESS = ("position_ids", "cache_position", "position_embeddings")

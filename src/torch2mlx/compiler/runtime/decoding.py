@@ -6,7 +6,14 @@ from typing import Any
 
 import mlx.core as mx
 
-__all__ = ["chunk_mask", "first_positions", "positions", "softcapped_attention", "visible_keys"]
+__all__ = [
+    "chunk_mask",
+    "first_positions",
+    "frequencies",
+    "positions",
+    "softcapped_attention",
+    "visible_keys",
+]
 
 
 def positions(cache: Any, shape: tuple[int, int]) -> mx.array:
@@ -22,6 +29,25 @@ def first_positions(cache: Any) -> Any:
     offset = cache.offset
     # A cache may add to its array in place.
     return offset + 0 if isinstance(offset, mx.array) else offset
+
+
+def frequencies(cache: Any, length: int, short: mx.array, long: mx.array, limit: int) -> mx.array:
+    """Rotary frequencies of texts of up to `limit` tokens, or of longer ones.
+
+    Raises:
+        ValueError: a text passes the limit, or only some of a batch do: keys in the cache were
+            turned by the other frequencies.
+    """
+    offset = cache.offset
+    rows = offset.tolist() if isinstance(offset, mx.array) else [offset]
+    beyond = {seen + length > limit for seen in rows}
+    if len(beyond) > 1 or (True in beyond and any(0 < seen <= limit for seen in rows)):
+        raise ValueError(
+            f"beyond {limit} tokens this model uses other rotary frequencies, for the tokens before "
+            "as well: give a longer text as one prompt to an empty cache (mlx_lm.generate "
+            "--prefill-step-size, at least its length), beside no shorter ones"
+        )
+    return long if True in beyond else short
 
 
 def visible_keys(cache: Any, length: int) -> mx.array:
