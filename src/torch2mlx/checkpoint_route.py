@@ -134,7 +134,9 @@ class CheckpointConversion:
         """Take the first port that is proven, and plan all outputs for it."""
         from torch2mlx.routing import route
 
-        self.checkpoint, twin, self.notes = route(self.checkpoint, self._prove)
+        self.checkpoint, twin, self.notes = route(
+            self.checkpoint, self._prove, self.options.trust_remote_code
+        )
         for text in (*self.notes, *self.plan.notes):
             self.progress.note(text)
         for other in self.further:

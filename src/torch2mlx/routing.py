@@ -75,13 +75,16 @@ def open_convertible(
 
 
 def route(
-    checkpoint: Checkpoint, prepare: Callable[[Checkpoint], _Prepared]
+    checkpoint: Checkpoint,
+    prepare: Callable[[Checkpoint], _Prepared],
+    trust_remote_code: bool = False,
 ) -> tuple[Checkpoint, _Prepared, tuple[str, ...]]:
     """Prepare a conversion through the first port that is proven.
 
     Args:
         checkpoint: to be converted.
         prepare: plans it and proves the port on a tiny twin; raises where that fails.
+        trust_remote_code: run the checkpoint's own code, where transformers has no such model.
 
     Returns:
         the checkpoint, its config naming a model file if one is generated; what was prepared;
@@ -90,7 +93,9 @@ def route(
     Raises:
         Torch2MLXError: neither port is right; the text says why not.
     """
-    # What file a checkpoint wants to be run plays no part: its code is never run for this.
+    from torch2mlx.verification.reference import allow_code, brings_code
+
+    # What file a checkpoint wants mlx-lm to run plays no part.
     config = {k: v for k, v in checkpoint.config.items() if k != "model_file"}
     checkpoint = replace(checkpoint, config=config)
     try:
@@ -99,6 +104,13 @@ def route(
         if checkpoint.kind == "mlx":
             raise
         without_torch.require()
+        if trust_remote_code:
+            allow_code(config, checkpoint.folder)
+        elif brings_code(config):
+            raise type(refused)(
+                f"{refused}\nThe checkpoint brings its model's code (auto_map in config.json): with "
+                "--trust-remote-code PyTorch runs it, and a port is generated from it"
+            ) from refused
         if not may_generate(config):
             raise
         if isinstance(refused, PlanError) and not _fits_original(checkpoint):

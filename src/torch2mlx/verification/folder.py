@@ -22,6 +22,7 @@ from torch2mlx.sources.base import Checkpoint
 from torch2mlx.sources.local_files import read_json_object
 from torch2mlx.sources.safetensors import SafetensorsSource
 from torch2mlx.verification.gate import Gate
+from torch2mlx.verification.reference import allow_code
 from torch2mlx.verification.report import ParityReport
 
 __all__ = ["differences", "verify_folder"]
@@ -59,6 +60,8 @@ def verify_folder(
     """
     config = _read_config(folder)
     files = _weight_files(folder)
+    if trust_remote_code:
+        allow_code(checkpoint.config, checkpoint.folder)
     if config.get("model_file") == MODEL_FILE:
         wanted = {**checkpoint.config, "model_file": MODEL_FILE}
         checkpoint = replace(checkpoint, config=wanted)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Trace",
     "allow_code",
+    "brings_code",
     "build_reference",
     "build_skeleton",
     "decoder_layers",
@@ -76,6 +77,14 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
+def brings_code(config: Mapping[str, Any]) -> bool:
+    """Whether transformers knows a checkpoint's model type by the checkpoint's own code alone."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    places = config.get("auto_map") or {}
+    return "AutoConfig" in places and str(config.get("model_type")) not in CONFIG_MAPPING
+
+
 def allow_code(config: Mapping[str, Any], folder: Path) -> None:
     """Make transformers know the classes that a checkpoint brings along (`auto_map`).
 
@@ -91,12 +100,10 @@ def allow_code(config: Mapping[str, Any], folder: Path) -> None:
     """
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.dynamic_module_utils import get_class_from_dynamic_module
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    places = config.get("auto_map") or {}
-    model_type = str(config.get("model_type"))
-    if model_type in CONFIG_MAPPING or "AutoConfig" not in places:
+    if not brings_code(config):
         return
+    places, model_type = config["auto_map"], str(config.get("model_type"))
     try:
         with quiet():
             config_class, model_class = (
