@@ -108,7 +108,7 @@ def route(
             allow_code(config, checkpoint.folder)
         elif brings_code(config):
             raise type(refused)(
-                f"{refused}\nThe checkpoint brings its model's code (auto_map in config.json): with "
+                f"{refused}\nThe checkpoint brings its own code (auto_map in config.json): with "
                 "--trust-remote-code PyTorch runs it, and a port is generated from it"
             ) from refused
         if not may_generate(config):

@@ -43,7 +43,7 @@ def frequencies(cache: Any, length: int, short: mx.array, long: mx.array, limit:
     beyond = {seen + length > limit for seen in rows}
     if len(beyond) > 1 or (True in beyond and any(0 < seen <= limit for seen in rows)):
         raise ValueError(
-            f"beyond {limit} tokens this model uses other rotary frequencies, for the tokens before "
+            f"beyond {limit} tokens this model uses other rotary frequencies, for earlier tokens "
             "as well: give a longer text as one prompt to an empty cache (mlx_lm.generate "
             "--prefill-step-size, at least its length), beside no shorter ones"
         )
