@@ -10,9 +10,9 @@ import mlx.core as mx
 import numpy as np
 import pytest
 import torch
+from encoder_decoders import WORDS, add_tokenizer, t5, whisper
 
 import torch2mlx
-from encoder_decoders import WORDS, add_tokenizer, t5, whisper
 from torch2mlx.transduction import Transducer, load_transducer, read_sound
 
 
