@@ -72,9 +72,9 @@ class _Placement:
             for ref in references((node.args, node.kwargs)):
                 self.users.setdefault(ref.name, []).append(node)
         self.updates = [n for n in graph.nodes if n.target is self.ops.update.default]
-        scans = (self.ops.mamba2_scan, self.ops.selective_scan, self.ops.delta_rule)
-        scans = (*scans, self.ops.keep_columns)
-        self.scans = [n for n in graph.nodes if n.target in [op.default for op in scans]]
+        names = ("mamba2_scan", "selective_scan", "delta_rule", "keep_columns")
+        scans = [getattr(self.ops, name).default for name in names]
+        self.scans = [n for n in graph.nodes if n.target in scans]
         self.kept = [n for n in graph.nodes if n in self.updates or n in self.scans]
         self.taken: set[str] = set()
         self.windows: dict[int, int] = {}

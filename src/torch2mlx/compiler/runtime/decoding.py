@@ -39,7 +39,7 @@ def frequencies(cache: Any, length: int, short: mx.array, long: mx.array, limit:
             turned by the other frequencies.
     """
     offset = cache.offset
-    rows = offset.tolist() if isinstance(offset, mx.array) else [offset]
+    rows: Any = offset.tolist() if isinstance(offset, mx.array) else [offset]
     beyond = {seen + length > limit for seen in rows}
     if len(beyond) > 1 or (True in beyond and any(0 < seen <= limit for seen in rows)):
         raise ValueError(
