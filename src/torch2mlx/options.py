@@ -337,7 +337,7 @@ class ConvertOptions:
     def to_dict(self) -> dict[str, Any]:
         """The options that differ from their defaults, but for how the run deals with others."""
         default = asdict(ConvertOptions())
-        given = asdict(self)
+        given = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items()}
         return {k: given[k] for k in given if given[k] != default[k] and k not in _OF_THE_RUN}
 
 

@@ -10,6 +10,12 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
+import torch
+from encoder_decoders import add_processor, t5, whisper
+from packed_checkpoints import gptq, repacked
+from places import furnish
+from releases import meta_release
+from safetensors.torch import load_file
 
 import torch2mlx
 from torch2mlx.diagnosis import examine_folder
@@ -59,6 +65,77 @@ def test_healthy_folders_raise_no_alarm(name: str, options: dict[str, Any], made
     found = examine_folder(made(name, **options))
     assert found.findings == ()
     assert found.healthy
+
+
+def _other_source(kind: str, checkpoint: Callable[..., Path], place: Path) -> Any:
+    """What `convert` takes beside a plain checkpoint, as the source and its options."""
+    tokenizer = [*checkpoint("llama").glob("*token*"), checkpoint("llama") / "chat_template.jinja"]
+    if kind == "packed":
+        repacked(checkpoint("llama"), place / kind, *gptq(4, 64))
+        return place / kind, {"quantize": True}
+    if kind == "adapter":
+        furnish(place, "my-lora", checkpoint)
+        return checkpoint("llama"), {"adapter": place / "my-lora"}
+    if kind == "module":
+        return torch.nn.Sequential(torch.nn.Linear(8, 4)).eval(), {"example_inputs": (ROW,)}
+    if kind == "original release":
+        state = load_file(checkpoint("llama") / "model.safetensors")
+        return meta_release(place / kind, state, 2), {}
+    if kind in ("text to text", "sound to text"):
+        model = t5(288) if kind.startswith("text") else whisper(50, 288)
+        model.save_pretrained(place / kind)
+        add_processor(place / kind)
+        source, options = place / kind, {"verify": True}
+    else:
+        name, options = {
+            "text of a multimodal": ("llava-1.5-7b-hf", {"text_only": True}),
+            "generated port": ("opt-125m", {}),
+            "generated port, 4 bits": ("opt-125m", {"quantize": True}),
+        }[kind]
+        furnish(place, name, checkpoint)
+        source = place / name
+    for file in tokenizer:
+        shutil.copy(file, source)
+    return source, options
+
+
+ROW = torch.ones(1, 8)
+OTHERS = ("packed", "adapter", "module", "text of a multimodal", "generated port")
+SLOW = ("generated port, 4 bits", "text to text", "sound to text")
+
+
+@pytest.fixture(scope="module")
+def other(
+    checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
+    """A converted folder by the kind of its source, made once."""
+    root = tmp_path_factory.mktemp("others")
+
+    def make(kind: str) -> Path:
+        folder = root / kind.replace(" ", "-") / "out"
+        if not folder.exists():
+            folder.parent.mkdir(exist_ok=True)
+            source, options = _other_source(kind, checkpoint, folder.parent)
+            torch2mlx.convert(source, folder, **{"verify": kind == "module", **options})
+        return folder
+
+    return make
+
+
+@pytest.mark.parametrize(
+    "kind", [*OTHERS, *(pytest.param(kind, marks=pytest.mark.slow) for kind in SLOW)]
+)
+def test_folders_of_other_sources_raise_no_alarm(kind: str, other: Callable[[str], Path]) -> None:
+    assert examine_folder(other(kind)).findings == ()
+
+
+def test_a_release_without_a_tokenizer_lacks_nothing_else(
+    checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    source, _ = _other_source("original release", checkpoint, tmp_path)
+    torch2mlx.convert(source, tmp_path / "out", verify=False)
+    names = [finding.name for finding in examine_folder(tmp_path / "out").findings]
+    assert names == ["tokenizer-missing"]
 
 
 def _edit(folder: Path, name: str, **changes: Any) -> None:
@@ -191,6 +268,81 @@ def test_a_planted_fault_is_found(fault: str, made: Made, tmp_path: Path) -> Non
     assert not found.healthy
     for finding in found.findings:
         assert all((finding.symptom, finding.cause, finding.cure))
+
+
+def _lose(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+
+
+def _appended(folder: Path) -> None:
+    with (folder / "model.py").open("a") as file:
+        file.write("\nprint('hello')\n")
+
+
+def _ends_elsewhere(folder: Path) -> None:
+    settings = json.loads((folder / "config.json").read_text())["generation"]
+    _edit(folder, "config.json", generation={**settings, "ends": [50_000]})
+
+
+# fault → (its name, kind of source, what does it)
+OTHER_FAULTS: dict[str, tuple[str, str, Callable[[Path], None]]] = {
+    "packing left": (
+        "packing-left", "packed",
+        lambda f: _edit(f, "config.json", quantization_config={"quant_method": "gptq"}),
+    ),
+    "packed matrix of another width": (
+        "quantization-mismatch", "packed", lambda f: _set(f, f"{_QUERY}.scales", lambda s: s[:, :1])
+    ),
+    "adapter lies beside": (
+        "adapter-not-merged", "adapter",
+        lambda f: (f / "adapters.safetensors").write_bytes(b"\2\0\0\0\0\0\0\0{}"),
+    ),
+    "config of the whole": (
+        "unreadable-port", "text of a multimodal",
+        lambda f: _edit(f, "config.json", model_type="llava", text_config={}),
+    ),
+    "code of a module lost": ("model-file-missing", "module", lambda f: _lose(f, "model.py")),
+    "weights of a module lost": (
+        "unreadable-weights", "module", lambda f: _lose(f, "model.safetensors")
+    ),
+    "code of a port edited": ("model-file-foreign", "generated port", _appended),
+    "code of a port lost": (
+        "model-file-missing", "generated port", lambda f: _lose(f, "model.py")
+    ),
+    "weights of a port lost": (
+        "missing-tensors", "generated port",
+        lambda f: _weights(f, lambda t: [t.pop(n) for n in list(t) if ".layers.1.fc1." in n]),
+    ),
+    "a port of more layers": (
+        "missing-tensors", "generated port, 4 bits",
+        lambda f: _edit(f, "config.json", num_hidden_layers=3),
+    ),
+    "words of speech lost": (
+        "tokenizer-missing", "sound to text",
+        lambda f: [_lose(f, path.name) for path in f.glob("tokenizer*")],
+    ),
+    "processor lost": (
+        "processor-missing", "sound to text", lambda f: _lose(f, "preprocessor_config.json")
+    ),
+    "end beyond the words": ("eos-outside-vocabulary", "text to text", _ends_elsewhere),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param(fault, marks=[pytest.mark.slow] if kind in SLOW else [])
+        for fault, (_, kind, _) in OTHER_FAULTS.items()
+    ],
+    ids=lambda name: name.replace(" ", "-"),
+)
+def test_a_fault_in_a_folder_of_another_source(
+    fault: str, other: Callable[[str], Path], tmp_path: Path
+) -> None:
+    expected, kind, plant = OTHER_FAULTS[fault]
+    folder = Path(shutil.copytree(other(kind), tmp_path / "model"))
+    plant(folder)
+    assert expected in [finding.name for finding in examine_folder(folder).findings]
 
 
 def test_a_norm_that_was_shifted_twice(tmp_path: Path) -> None:

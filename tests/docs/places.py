@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from encoder_decoders import add_processor, add_tokenizer, t5, whisper
+from releases import meta_release, mistral_release, small_sentencepiece
 from safetensors.torch import load_file, save_file
 
 import torch2mlx
@@ -90,7 +91,7 @@ def _opt(path: Path, checkpoint: Checkpoint) -> None:
 
     config = OPTConfig(
         vocab_size=288, hidden_size=64, ffn_dim=128, num_hidden_layers=2, num_attention_heads=2,
-        word_embed_proj_dim=64, max_position_embeddings=64, pad_token_id=0, bos_token_id=None,
+        word_embed_proj_dim=64, max_position_embeddings=2048, pad_token_id=0, bos_token_id=None,
         eos_token_id=0,
     )  # fmt: skip
     torch.manual_seed(0)
@@ -98,6 +99,15 @@ def _opt(path: Path, checkpoint: Checkpoint) -> None:
     model.save_pretrained(path)
     for file in checkpoint("llama").glob("*token*"):
         shutil.copy(file, path)
+
+
+def _llama_release(path: Path, checkpoint: Checkpoint) -> None:
+    meta_release(path, load_file(checkpoint("llama") / "model.safetensors"), 2)
+
+
+def _mistral_release(path: Path, checkpoint: Checkpoint) -> None:
+    mistral_release(path, load_file(checkpoint("llama") / "model.safetensors"))
+    small_sentencepiece(path / "tokenizer.model.v3")
 
 
 def _llava(path: Path, checkpoint: Checkpoint) -> None:
@@ -181,6 +191,8 @@ _PLACES: dict[str, Callable[[Path, Checkpoint], None]] = {
     "my-experts": _experts_in_turns,
     "llava-1.5-7b-hf": _llava,
     "opt-125m": _opt,
+    "Llama-2-70b": _llama_release,
+    "Mistral-7B-v0.3": _mistral_release,
     "my-lora": _lora,
     "t5-small": _text_to_text,
     "whisper-tiny": _sound_to_text,

@@ -22,17 +22,17 @@ __all__ = ["WORDS", "add_processor", "add_tokenizer", "t5", "whisper"]
 WORDS = 60
 
 
-def t5() -> Any:
+def t5(words: int = WORDS) -> Any:
     """Text to text."""
     config: dict[str, Any] = {
         "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4,
-        "vocab_size": WORDS, "decoder_start_token_id": 0,
+        "vocab_size": words, "decoder_start_token_id": 0,
     }  # fmt: skip
     model: Any = T5ForConditionalGeneration(T5Config(**config))
     return _sharpened(model)
 
 
-def whisper(positions: int = 20) -> Any:
+def whisper(positions: int = 20, words: int = WORDS) -> Any:
     """Sound to text; `positions` are half the frames of a sound."""
     sides: dict[str, Any] = {
         f"{side}_{name}": value
@@ -41,7 +41,7 @@ def whisper(positions: int = 20) -> Any:
     }
     model: Any = WhisperForConditionalGeneration(
         WhisperConfig(
-            **sides, d_model=32, vocab_size=WORDS, num_mel_bins=8, max_source_positions=positions,
+            **sides, d_model=32, vocab_size=words, num_mel_bins=8, max_source_positions=positions,
             max_target_positions=128, decoder_start_token_id=1, bos_token_id=0, eos_token_id=2,
             pad_token_id=0, suppress_tokens=None, begin_suppress_tokens=None,
         )

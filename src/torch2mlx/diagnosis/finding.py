@@ -98,13 +98,41 @@ class Patient:
 
     @cached_property
     def port(self) -> Any:
-        """The port that mlx-lm builds from config.json as it is."""
+        """The port that mlx-lm builds from config.json as it is; None: it has code of its own."""
         from torch2mlx.architectures.port import plain_port
 
-        if self.config is None or self.config.get("model_file"):
+        if self.config is None or self.config.get("model_file") or self.compiled:
             return None
         config = self.config
         return self.read("port", lambda: plain_port(config))
+
+    @property
+    def compiled(self) -> bool:
+        """The folder holds a module that torch2mlx compiled, which mlx-lm does not load."""
+        config = self.config or {}
+        return "model_class" in config and "model_type" not in config
+
+    @property
+    def transducer(self) -> Mapping[str, Any] | None:
+        """What config.json says of a compiled encoder-decoder; None: it is none."""
+        found = (self.config or {}).get("generation")
+        return found if self.compiled and isinstance(found, dict) else None
+
+    @cached_property
+    def generated(self) -> Any:
+        """The port that torch2mlx generates for config.json, where the folder says it has one.
+
+        Following the original takes PyTorch, and seconds; without it this is None.
+        """
+        from importlib.util import find_spec
+
+        from torch2mlx.architectures.port import MODEL_FILE, load_port
+        from torch2mlx.precision import CONFIG_KEY
+
+        config = {k: v for k, v in (self.config or {}).items() if k != CONFIG_KEY}
+        if config.get("model_file") != MODEL_FILE or find_spec("torch") is None:
+            return None
+        return self.read("port", lambda: load_port(config))
 
     @cached_property
     def meant(self) -> Any:

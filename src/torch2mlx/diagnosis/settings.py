@@ -8,15 +8,20 @@ from typing import Any
 import numpy as np
 
 from torch2mlx.architectures.limits import FLOAT16_OVERFLOWS
+from torch2mlx.architectures.port import MODEL_FILE
 from torch2mlx.diagnosis.finding import Finding, Patient
+from torch2mlx.precision import CONFIG_KEY
 
 __all__ = ["CHECKS"]
 
+_PACKED = ("qweight", "weight_packed", "_blocks", "weight_scale", "weight_scale_inv", "absmax")
+_ADAPTERS = ("adapters.safetensors", "adapter_model.safetensors", "adapter_model.bin")
+_PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 _NORM_AT = 0.75  # a stored Gemma norm is the weight less 1, so that its mean is far below this
 
 
 def _readable(patient: Patient) -> Iterator[Finding]:
-    for what in ("config", "tensors", "port", "generation_config", "manifest"):
+    for what in ("config", "tensors", "port", "generated", "generation_config", "manifest"):
         getattr(patient, what)
     for what, reason in patient.unreadable.items():
         yield Finding(
@@ -105,14 +110,67 @@ def _half_type(patient: Patient) -> Iterator[Finding]:
 
 
 def _code(patient: Patient) -> Iterator[Finding]:
-    file = (patient.config or {}).get("model_file")
-    if file and not (patient.folder / str(file)).is_file():
+    config = patient.config or {}
+    file = MODEL_FILE if patient.compiled else config.get("model_file")
+    if not file:
+        return
+    path = patient.folder / str(file)
+    if not path.is_file():
         yield Finding(
             "model-file-missing",
-            "mlx-lm cannot import the model",
-            f"config.json names {file!r}, which is not in the folder",
+            "the model cannot be imported",
+            f"config.json needs {file!r}, which is not in the folder",
             "restore the file from the conversion",
+        )
+    elif patient.generated is not None:
+        text = path.read_text(encoding="utf-8", errors="replace")
+        if not patient.generated.is_source(text, config.get(CONFIG_KEY) or {}):
+            yield Finding(
+                "model-file-foreign",
+                "torch2mlx generate refuses the folder; mlx-lm runs whatever the file says",
+                f"{file} is not what this version writes for config.json",
+                "read the file; if it was not meant to change, convert again",
+            )
+
+
+def _packing(patient: Patient) -> Iterator[Finding]:
+    """Settings of packed weights that the conversion unpacked, or another tool forgot."""
+    left = (patient.config or {}).get("quantization_config")
+    if not isinstance(left, dict) or "quant_method" not in left or patient.tensors is None:
+        return
+    if not any(name.endswith(_PACKED) for name in patient.tensors):
+        yield Finding(
+            "packing-left",
+            "loading fails, or weights are taken for packed ones",
+            f"config.json says the weights are packed ({left['quant_method']}), and none is",
+            "remove the key 'quantization_config' from config.json",
         )
 
 
-CHECKS = (_readable, _lost_settings, _head, _norm_shift, _half_type, _code)
+def _adapter(patient: Patient) -> Iterator[Finding]:
+    lying = [name for name in _ADAPTERS if (patient.folder / name).is_file()]
+    if lying:
+        yield Finding(
+            "adapter-not-merged",
+            "the model answers as if it had never been trained further",
+            f"{lying[0]} lies beside the weights, and programs that load the folder ignore it",
+            "merge it: torch2mlx convert SRC DST --adapter FOLDER; or give it as --adapter-path",
+        )
+
+
+def _processor(patient: Patient) -> Iterator[Finding]:
+    settings = patient.transducer
+    if settings is None or settings.get("takes") == "tokens":
+        return
+    if not any((patient.folder / name).is_file() for name in _PROCESSORS):
+        yield Finding(
+            "processor-missing",
+            "no sound can be given, features alone",
+            "the model takes sound, and nothing in the folder says how it becomes features",
+            f"copy {_PROCESSORS[0]} of the original model into the folder",
+        )
+
+
+CHECKS = (
+    _readable, _lost_settings, _head, _norm_shift, _half_type, _code, _packing, _adapter, _processor
+)  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from torch2mlx.diagnosis.finding import Finding, Patient
@@ -15,12 +15,12 @@ _TEXTS = ("Hello, world!", "def f(x):\n    return x", "naïve café", "123456789
 
 
 def _available(patient: Patient) -> Iterator[Finding]:
-    if patient.tokenizer is not None:
+    if patient.tokenizer is not None or (patient.compiled and patient.transducer is None):
         return
     reason = patient.unreadable.get("tokenizer")
     yield Finding(
         "tokenizer-broken" if reason else "tokenizer-missing",
-        "mlx_lm.generate fails before the first token",
+        "generation fails before the first token",
         reason or "no tokenizer files in the folder",
         "copy tokenizer.json and tokenizer_config.json of the original model into the folder",
     )
@@ -70,16 +70,20 @@ def _special(patient: Patient) -> Iterator[Finding]:
             fix=lambda: patient.rewrite("config.json", {"bos_token_id": own}),
         )
     size = len(tokenizer)
-    for name, source in (("config.json", config), ("generation_config.json", _generation(patient))):
-        ids = source.get("eos_token_id")
+    told_by = {
+        "config.json: eos_token_id": config.get("eos_token_id"),
+        "config.json: generation.ends": (patient.transducer or {}).get("ends"),
+        "generation_config.json: eos_token_id": patient.generation_config.get("eos_token_id"),
+    }
+    for name, ids in told_by.items():
         bad = [i for i in (ids if isinstance(ids, list) else [ids]) if _outside(i, size)]
         if bad:
             yield Finding(
                 "eos-outside-vocabulary",
                 "generation never stops",
-                f"{name}: eos_token_id {bad[0]} is not in the vocabulary of {size} tokens",
-                "write the ids that end a text: --fix does",
-                fix=lambda: _write_stops(patient),
+                f"{name}: {bad[0]} is not in the vocabulary of {size} tokens",
+                "convert again" if patient.compiled else "write those that end it: --fix does",
+                fix=None if patient.compiled else lambda: _write_stops(patient),
             )
 
 
@@ -87,13 +91,9 @@ def _outside(value: Any, size: int) -> bool:
     return value is not None and (type(value) is not int or not 0 <= value < size)
 
 
-def _generation(patient: Patient) -> Mapping[str, Any]:
-    return patient.generation_config
-
-
 def _stops(patient: Patient) -> Iterator[Finding]:
     """What mlx-lm stops on must hold the token that the chat template ends a turn with."""
-    if patient.tokenizer is None:
+    if patient.tokenizer is None or patient.compiled:
         return
     last = end_of_turn(patient.tokenizer)
     config, generation = patient.config or {}, patient.generation_config
@@ -123,7 +123,7 @@ def _write_stops(patient: Patient) -> None:
 
 def _template(patient: Patient) -> Iterator[Finding]:
     tokenizer = patient.tokenizer
-    if tokenizer is None or tokenizer.chat_template:
+    if tokenizer is None or tokenizer.chat_template or patient.compiled:
         return
     vocabulary = tokenizer.get_vocab()
     marks = [

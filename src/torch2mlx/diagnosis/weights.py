@@ -135,12 +135,13 @@ def _quantization(patient: Patient) -> Iterator[Finding]:
 
 
 def _parameters(patient: Patient) -> Iterator[Finding]:
-    if patient.port is None or patient.tensors is None:
+    port = patient.port or patient.generated
+    if port is None or patient.tensors is None:
         return
     suffixes = (".scales", ".biases")
     packed = {n.removesuffix(".scales") for n in patient.tensors if n.endswith(".scales")}
     stored = {n for n in patient.tensors if not (n.endswith(suffixes) and n[:-7] in packed)}
-    targets = patient.port.targets
+    targets = port.targets
     missing, extra = sorted(set(targets) - stored), sorted(stored - set(targets))
     if missing:
         yield Finding(

@@ -1,0 +1,78 @@
+"""Tiny releases in their authors' layout, cut and named as those of Meta and Mistral are."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import torch
+from safetensors.torch import save_file
+
+HEADS, KEY_HEADS = 4, 2
+PARAMS = {
+    "dim": 128, "n_layers": 3, "n_heads": HEADS, "n_kv_heads": KEY_HEADS, "norm_eps": 1e-6,
+    "rope_theta": 50_000.0, "vocab_size": -1, "multiple_of": 256,
+}  # fmt: skip
+LEAVES = {
+    "self_attn.q_proj": "attention.wq", "self_attn.k_proj": "attention.wk",
+    "self_attn.v_proj": "attention.wv", "self_attn.o_proj": "attention.wo",
+    "input_layernorm": "attention_norm", "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "feed_forward.w1", "mlp.down_proj": "feed_forward.w2",
+    "mlp.up_proj": "feed_forward.w3",
+}  # fmt: skip
+ALONG_INPUT = ("wo.weight", "w2.weight")
+
+
+def interleaved(weight, heads):
+    """Rows of a head as pairs that rotate together, from the two halves of transformers."""
+    rows, columns = weight.shape
+    halves = weight.reshape(heads, 2, rows // heads // 2, columns)
+    return halves.transpose(1, 2).reshape(rows, columns).contiguous()
+
+
+def original_names(state, heads=HEADS, key_heads=KEY_HEADS):
+    result = {}
+    for name, tensor in state.items():
+        new = name.replace("model.embed_tokens", "tok_embeddings").replace("lm_head", "output")
+        new = new.removeprefix("model.")
+        for theirs, ours in LEAVES.items():
+            new = new.replace(theirs, ours)
+        if new.endswith(("wq.weight", "wk.weight")):
+            tensor = interleaved(tensor, heads if "wq" in new else key_heads)
+        result[new] = tensor
+    return result
+
+
+def meta_release(folder, state, ranks, embedding_axis=1):
+    folder.mkdir()
+    (folder / "params.json").write_text(json.dumps(PARAMS))
+    parts = [{"rope.freqs": torch.ones(16)} for _ in range(ranks)]
+    for name, tensor in original_names(state).items():
+        axis = 1 if name.endswith(ALONG_INPUT) else 0
+        axis = embedding_axis if name == "tok_embeddings.weight" else axis
+        cut = tensor.chunk(ranks, axis) if tensor.ndim == 2 else [tensor] * ranks
+        for part, piece in zip(parts, cut, strict=True):
+            part[name] = piece.clone()
+    for rank, part in enumerate(parts):
+        torch.save(part, folder / f"consolidated.{rank:02d}.pth")
+    return folder
+
+
+def mistral_release(folder, state):
+    folder.mkdir()
+    params = {**PARAMS, "vocab_size": 288, "head_dim": 32, "hidden_dim": 256}
+    (folder / "params.json").write_text(json.dumps(params))
+    save_file(original_names(state), folder / "consolidated.safetensors")
+
+
+def small_sentencepiece(path):
+    import sentencepiece
+
+    text = ["the sun rises and the stars go out", "naïve café 你好 😀  def f(x):"] * 20
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(text), model_prefix=str(path.with_suffix("")), vocab_size=288,
+        model_type="bpe", byte_fallback=True, normalization_rule_name="identity",
+        remove_extra_whitespaces=False, allow_whitespace_only_pieces=True,
+        hard_vocab_limit=False, minloglevel=2, user_defined_symbols=["[INST]"],
+    )  # fmt: skip
+    shutil.move(path.with_suffix("").with_suffix(path.with_suffix("").suffix + ".model"), path)
