@@ -71,25 +71,120 @@ def whisper() -> tuple[Any, dict[str, Any]]:
     return WhisperModel(config), inputs
 
 
-def encodec_decoder() -> tuple[Any, dict[str, Any]]:
+class Codec(torch.nn.Module):
+    """EnCodec from sound to codes and back."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, sound: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        codes = self.model.encode(sound, bandwidth=24.0).audio_codes
+        return codes, self.model.decode(codes, [None]).audio_values
+
+
+def encodec() -> tuple[Any, dict[str, Any]]:
     from transformers import EncodecConfig, EncodecModel
 
     config = EncodecConfig(
-        num_filters=4, hidden_size=16, codebook_size=32, upsampling_ratios=[4, 2]
+        num_filters=4, hidden_size=16, codebook_size=32, codebook_dim=16,
+        upsampling_ratios=[4, 2], num_lstm_layers=2,
+    )  # fmt: skip
+    return Codec(EncodecModel(config)), {"sound": _noise(2, 1, 160)}
+
+
+def sam() -> tuple[Any, dict[str, Any]]:
+    from transformers import SamConfig, SamModel
+
+    image = {"image_size": 32, "patch_size": 8}
+    vision = {
+        **image, "hidden_size": 32, "output_channels": 16, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "mlp_dim": 64, "window_size": 2, "global_attn_indexes": [1],
+        "num_pos_feats": 8,
+    }  # fmt: skip
+    masks = {
+        "hidden_size": 16, "mlp_dim": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "iou_head_hidden_dim": 16,
+    }  # fmt: skip
+    prompts = {**image, "hidden_size": 16, "mask_input_channels": 4}
+    config = SamConfig(
+        vision_config=vision, prompt_encoder_config=prompts, mask_decoder_config=masks
     )
-    return EncodecModel(config).decoder, {"hidden_states": _noise(1, 16, 12)}
+    inputs = {
+        "pixel_values": _noise(1, 3, 32, 32),
+        "input_points": torch.tensor([[[[5.0, 9.0], [20.0, 11.0]]]]),
+        "input_labels": torch.ones(1, 1, 2, dtype=torch.long),
+    }
+    return SamModel(config), inputs
 
 
-def vits_vocoder() -> tuple[Any, dict[str, Any]]:
+def musicgen() -> tuple[Any, dict[str, Any]]:
+    from transformers import MusicgenConfig, MusicgenForConditionalGeneration
+
+    decoder = {
+        "vocab_size": 32, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "ffn_dim": 64, "num_codebooks": 4, "max_position_embeddings": 64, "pad_token_id": 32,
+        "bos_token_id": 32,
+    }  # fmt: skip
+    text = {
+        "model_type": "t5", "d_model": 24, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 4,
+        "vocab_size": 99,
+    }  # fmt: skip
+    sound = {
+        "model_type": "encodec", "num_filters": 4, "hidden_size": 16, "codebook_size": 32,
+        "codebook_dim": 16, "upsampling_ratios": [4, 2],
+    }  # fmt: skip
+    config = MusicgenConfig(text_encoder=text, audio_encoder=sound, decoder=decoder)
+    codes = torch.randint(0, 32, (8, 5), generator=torch.Generator().manual_seed(0))
+    inputs = {"input_ids": _ids(2, 7), "decoder_input_ids": codes, "use_cache": False}
+    return MusicgenForConditionalGeneration(config), inputs
+
+
+def _vits() -> Any:
     from transformers import VitsConfig, VitsModel
 
     config = VitsConfig(
         hidden_size=16, ffn_dim=32, num_hidden_layers=2, num_attention_heads=2, vocab_size=38,
         flow_size=16, spectrogram_bins=9, upsample_initial_channel=16,
         upsample_rates=[4, 2], upsample_kernel_sizes=[8, 4], resblock_kernel_sizes=[3],
-        resblock_dilation_sizes=[[1, 3]],
+        resblock_dilation_sizes=[[1, 3]], prior_encoder_num_flows=2,
+        prior_encoder_num_wavenet_layers=2, posterior_encoder_num_wavenet_layers=2,
     )  # fmt: skip
-    return VitsModel(config).decoder, {"spectrogram": _noise(1, 16, 12)}
+    return VitsModel(config)
+
+
+class VitsText(torch.nn.Module):
+    """Means and variances of the latents of a text."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.text_encoder = model.text_encoder
+
+    def forward(self, ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        shown = torch.ones_like(ids)
+        found = self.text_encoder(
+            input_ids=ids, padding_mask=shown[..., None].float(), attention_mask=shown
+        )
+        return found.last_hidden_state, found.prior_means, found.prior_log_variances
+
+
+class VitsSound(torch.nn.Module):
+    """Sound of latents that are as long as it: the flow backwards, then the vocoder."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.flow, self.decoder = model.flow, model.decoder
+
+    def forward(self, latents: torch.Tensor) -> torch.Tensor:
+        return self.decoder(self.flow(latents, torch.ones_like(latents[:, :1]), reverse=True))
+
+
+def vits_text() -> tuple[Any, dict[str, Any]]:
+    return VitsText(_vits()), {"ids": _ids(2, 9) % 38}
+
+
+def vits_sound() -> tuple[Any, dict[str, Any]]:
+    return VitsSound(_vits()), {"latents": _noise(2, 16, 12)}
 
 
 def flux() -> tuple[Any, dict[str, Any]]:
@@ -114,8 +209,11 @@ FAMILIES: dict[str, Callable[[], tuple[Any, dict[str, Any]]]] = {
     "CLIP": clip,
     "SigLIP": siglip,
     "Whisper, encoder and decoder": whisper,
-    "EnCodec's decoder": encodec_decoder,
-    "VITS's vocoder": vits_vocoder,
+    "SAM, from pixels and points to masks": sam,
+    "EnCodec, from sound to codes and back": encodec,
+    "MusicGen, text encoder and decoder": musicgen,
+    "VITS's text encoder": vits_text,
+    "VITS's flow and vocoder": vits_sound,
     "Flux's transformer": flux,
 }
 

@@ -16,6 +16,16 @@ from pathlib import Path
 HERE = Path(__file__).parent
 PAGE = HERE.parents[1] / "docs" / "sources.md"
 
+
+def _expert_families() -> str:
+    """Names in the table of families that the tests run over."""
+    tree = ast.parse((HERE / "test_expert_families.py").read_text())
+    table = next(
+        n.value for n in tree.body if isinstance(n, ast.AnnAssign) and n.target.id == "FUSED"
+    )
+    return ", ".join(key.value for key in table.keys)
+
+
 # what, read from, compared with, file and name of the test
 ROWS = {
     "Checkpoints of Hugging Face": [
@@ -55,9 +65,12 @@ ROWS = {
          "../compiler/diffusion/test_single_file.py::test_every_model_has_its_weights"),
     ],
     "Experts": [
-        ("fused (mixtral, qwen3_moe, deepseek_v3): concatenated or in turns, transposed or not",
-         "shapes, `--expert-layout`", "the state that transformers saves",
+        ("fused, as concatenated or in turns, transposed or not", "shapes, `--expert-layout`",
+         "the state that transformers saves",
          "test_experts.py::test_fused_experts_become_those_of_the_family"),
+        (f"each of {_expert_families()}", "config.json, `--expert-layout`",
+         "the state that transformers saves, and the checkpoint again by the inverse mapping",
+         "test_expert_families.py::test_a_family_is_drawn_split_and_carried_back"),
         ("gpt-oss with experts of other layouts", "`--expert-layout`", "torch",
          "test_experts.py::test_gpt_oss_of_other_layouts"),
     ],
@@ -78,6 +91,9 @@ GATED = {
     ),
     "a `.ckpt` of Stable Diffusion": (
         "../compiler/diffusion/test_single_file.py::test_a_single_file_converts"
+    ),
+    "the families of experts in another layout (`--expert-layout`)": (
+        "test_expert_families.py::test_another_layout_passes_the_gate"
     ),
     "Mixtral with fused experts in turns, `-q`": (
         "test_experts.py::test_a_fused_mixtral_passes_the_gate"
@@ -167,8 +183,11 @@ Compared with PyTorch on tiny random models, relative L2 error at most 1e-4:
 """
 _OTHERS = """
 [diffusion.md](diffusion.md) has Stable Diffusion's parts and other models of diffusers, and
-[coverage.md](coverage.md) says of every type of transformers whether it compiles. SAM, MusicGen,
-VITS as a whole and Kokoro are not in these tests.
+[coverage.md](coverage.md) says of every type of transformers whether it compiles. Weights that are
+kept as direction and length (`weight_norm`) are written as one tensor; the two biases of an LSTM
+stay two, under their names in PyTorch, and are added at run time. VITS as a whole draws how long
+each sound is and makes as many latents: its parts compile, what lies between them is the caller's.
+Kokoro is a package of its own and was not tried.
 """
 
 

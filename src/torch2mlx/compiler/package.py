@@ -12,6 +12,7 @@ from torch2mlx.compiler.codegen import GeneratedModel, generate
 from torch2mlx.compiler.dimensions import dimension_names
 from torch2mlx.compiler.entry_points import CompiledEntry, EntryPoint, Exported, check_methods
 from torch2mlx.compiler.export import decomposed, export_or_guess
+from torch2mlx.compiler.folding import without_weight_norm
 from torch2mlx.compiler.graph import build_graph, standing_names, unknown_operators
 from torch2mlx.compiler.lowering.registry import registered
 from torch2mlx.compiler.passes import optimized
@@ -232,7 +233,8 @@ def compile_module(
     """Write a module's MLX code and weights, compared with PyTorch before they appear.
 
     Args:
-        module: compiled as it stands, so call `eval()` first.
+        module: compiled as it stands, so call `eval()` first; of weights in memory, those with a
+            weight norm become plain ones.
         destination: folder to create.
         example_inputs: positional arguments of `forward`.
         example_kwargs: keyword arguments of `forward`.
@@ -260,6 +262,9 @@ def compile_module(
     check_destination(destination)  # before the longer work of compiling
     if weights is None:
         _require_data(module)
+        plain = without_weight_norm(module)
+        if plain is not None:
+            original, module = original or module, plain
     else:
         check_names(module, weights)
     made = compile_entries(module, points, options.dtype)

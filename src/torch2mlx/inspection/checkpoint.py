@@ -96,7 +96,11 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
         dtypes[expr.dtype.torch_name] += expr.size
     port = _route(config)
     hazards = tuple(_hazards(checkpoint, merged, len(infos)))
-    active = _first_int(merged, "num_experts_per_tok", "moe_topk", "num_experts_per_token")
+    of_layer = config.get("ffn_config")  # of dbrx
+    active = _first_int(
+        {**(of_layer if isinstance(of_layer, Mapping) else {}), **merged},
+        *("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_top_k", "moe_k"),
+    )
     return Inspection(
         location=checkpoint.location,
         kind=checkpoint.kind,

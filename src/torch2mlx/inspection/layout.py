@@ -14,7 +14,7 @@ __all__ = ["ExpertLayout", "draw_experts", "expert_layouts", "parameters_by_clas
 # The first that is found in a name decides, so special parts stand before what contains them.
 _CLASSES: tuple[tuple[str, str], ...] = (
     ("shared experts", r"shared_experts?\."),
-    ("experts", r"(^|\.)experts\.|switch_mlp\."),
+    ("experts", r"(^|\.)experts\.|switch_mlp\.|moe\.(in|out)put_linear\."),
     ("router", r"(^|\.)(router|gate)(\.|$)|router"),
     ("norm", r"norm|(^|\.)ln_|layer_?norm"),
     ("embedding", r"embed|(^|\.)wte|(^|\.)wpe|token_embd|word_embeddings"),
@@ -26,7 +26,11 @@ _CLASSES: tuple[tuple[str, str], ...] = (
 )
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block|layer)\.(\d+)\.")
 _NUMBERED = re.compile(r"(?:^|\.)experts\.(\d+)\.")
-_STACKED = re.compile(r"(?:^|\.)experts\.[A-Za-z_]+(?:\.weight)?$|switch_mlp\.")
+_STACKED = re.compile(
+    r"(?:^|\.)experts\.[A-Za-z_]+(?:\.weight)?$|switch_mlp\.|moe\.(in|out)put_linear\."
+)
+_BELOW = re.compile(r"(?:^|\.)experts\.mlp\.\w+$")  # all experts as rows of one matrix
+_ROUTER = re.compile(r"router(?:\.layer)?\.weight$")
 _SHARED = re.compile(r"shared_experts?\.")
 _MOST_DRAWN = 16  # boxes of a picture
 
@@ -62,7 +66,8 @@ def expert_layouts(state: Mapping[str, Expr]) -> tuple[ExpertLayout, ...]:
     """Layers grouped by their experts; () where no layer has any."""
     numbered: dict[int, set[int]] = {}
     stacked: dict[int, int] = {}
-    layers, shared = set[int](), set[int]()
+    layers, shared, below = set[int](), set[int](), set[int]()
+    routed: dict[int, int] = {}
     for name, expr in state.items():
         found = _LAYER.search(name)
         if found is None:
@@ -74,8 +79,13 @@ def expert_layouts(state: Mapping[str, Expr]) -> tuple[ExpertLayout, ...]:
             numbered.setdefault(layer, set()).add(int(number[1]))
         elif _STACKED.search(name) and len(expr.shape) >= 3:
             stacked[layer] = expr.shape[0]
+        elif _BELOW.search(name):
+            below.add(layer)
+        elif _ROUTER.search(name):
+            routed[layer] = expr.shape[0]
         if _SHARED.search(name):
             shared.add(layer)
+    stacked |= {layer: routed[layer] for layer in below if layer in routed}
     if not numbered and not stacked:
         return ()
     groups: list[ExpertLayout] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 
 from torch2mlx.architectures.port import load_port
 from torch2mlx.errors import Torch2MLXError
@@ -13,14 +14,20 @@ from torch2mlx.sources.base import Checkpoint
 __all__ = ["draw_moved_experts", "moved_experts"]
 
 
+_EXPERTS = re.compile(r"\bexperts\b|\b(in|out)put_linear\b")  # the second of Granite
+
+
 def moved_experts(checkpoint: Checkpoint) -> tuple[str, ...]:
-    """The lines of `draw_moved_experts`; () without experts, or where no port takes the tensors."""
-    if not any(re.search(r"experts\b", name) for name in checkpoint.state):
+    """The lines of `draw_moved_experts`; () without experts.
+
+    Where no port of mlx-lm takes the tensors, MLX's side is left out: a generated port is known
+    only once it is made.
+    """
+    if not any(_EXPERTS.search(name) for name in checkpoint.state):
         return ()
-    try:
+    outputs: Mapping[str, Expr] = {}
+    with suppress(Torch2MLXError):
         outputs = load_port(checkpoint.config).map_state(checkpoint.state).outputs
-    except Torch2MLXError:
-        return ()
     return draw_moved_experts(checkpoint.state, outputs)
 
 
@@ -29,26 +36,22 @@ def draw_moved_experts(state: Mapping[str, Expr], outputs: Mapping[str, Expr]) -
 
     Args:
         state: the checkpoint's tensors.
-        outputs: what they become (`PortMapping.outputs`).
+        outputs: what they become (`PortMapping.outputs`); empty: not known.
 
     Returns:
         nothing for a model without experts.
     """
-    first = next((n for n in state if re.search(r"experts\b", n)), None)
-    layer = re.match(r"(.*?\.\d+\.)", first or "")
-    if first is None or layer is None:
+    found = next((m for n in state if (m := _EXPERTS.search(n))), None)
+    layer = re.match(r"(.*?\.\d+\.)", found.string) if found is not None else None
+    if found is None or layer is None:
         return ()
-    block = first[: re.search(r"experts\b", first).start()]  # type: ignore[union-attr]
+    block = found.string[: found.start()]
     before = {n: e for n, e in state.items() if n.startswith(block)}
     leaves = {id(s) for e in before.values() for s in sources_of(e)}
     after = {n: e for n, e in outputs.items() if any(id(s) in leaves for s in sources_of(e))}
     title = layer[1].rstrip(".")
-    return (
-        f"{title} in the checkpoint:",
-        *_drawn(before, layer[1]),
-        f"{title} in MLX:",
-        *_drawn(after, layer[1]),
-    )
+    drawn = (f"{title} in the checkpoint:", *_drawn(before, layer[1]))
+    return (*drawn, f"{title} in MLX:", *_drawn(after, layer[1])) if after else drawn
 
 
 def _drawn(tensors: Mapping[str, Expr], prefix: str) -> Iterable[str]:

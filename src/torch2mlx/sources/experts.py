@@ -43,6 +43,7 @@ _APART: dict[str, tuple[tuple[str, str, str], str | None]] = {
     **dict.fromkeys(_PROJECTION_FAMILIES, (_PROJECTIONS, None)),
     **dict.fromkeys(_NUMBERED_FAMILIES, (_NUMBERED, "block_sparse_moe")),
 }
+_GRANITES = ("granitemoe", "granitemoeshared", "granitemoehybrid")
 # Families that store them together, and how.
 _TOGETHER = {
     "gpt_oss": "interleaved-transposed",
@@ -50,6 +51,16 @@ _TOGETHER = {
     "llama4_text": "concatenated-transposed",
     "qwen3_5_moe": "concatenated",
     "qwen3_vl_moe": "concatenated",
+    **dict.fromkeys(_GRANITES, "concatenated"),
+}
+# Names that checkpoints have otherwise than transformers' modules: of both, and inside the block.
+_TENSORS = dict.fromkeys(_GRANITES, ("input_linear.weight", "output_linear.weight"))
+_INSIDE = {
+    "phimoe": {"router.weight": "gate.weight"},
+    "ernie4_5_moe": {
+        "gate.moe_statics.e_score_correction_bias": "moe_statics.e_score_correction_bias"
+    },
+    **{family: {"router.weight": "router.layer.weight"} for family in _GRANITES},
 }
 _FUSED = re.compile(r"(?P<block>.+)\.experts\.gate_up_proj(?P<leaf>(\.weight)?)")
 _COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
@@ -80,7 +91,7 @@ def usual_experts(
                 "out"
             )
         return dict(state)
-    if layout is None and model_type not in _APART:
+    if layout is None and model_type not in _APART and model_type not in _TENSORS:
         return dict(state)
     text = config.get("text_config")
     settings = {**config, **(text if isinstance(text, Mapping) else {})}
@@ -88,7 +99,8 @@ def usual_experts(
     for match in fused:
         _one_layer(result, match, model_type, settings, layout)
     block = _APART[model_type][1] if model_type in _APART else None
-    return {_in_block(n, block, fused): e for n, e in result.items()} if block else result
+    renamed = _INSIDE.get(model_type, {})
+    return {_in_block(n, block, renamed, fused): e for n, e in result.items()}
 
 
 def _one_layer(
@@ -132,6 +144,10 @@ def _one_layer(
     joined = _joined(halves, native.startswith("interleaved"))
     if native.endswith("transposed"):
         joined, down = (Transpose(e, (0, 2, 1)) for e in (joined, down))
+    if model_type in _TENSORS:
+        del state[names[0]], state[names[1]]
+        first, second = _TENSORS[model_type]
+        names = f"{match['block']}.{first}", f"{match['block']}.{second}"
     state[names[0]], state[names[1]] = joined, down
     bias = state.get(f"{experts}.gate_up_proj_bias")
     if bias is not None:
@@ -164,10 +180,15 @@ def _joined(halves: list[Expr], turns: bool) -> Expr:
     return Reshape(stack(halves, 2), (first[0], first[1] * 2, *first[2:]))
 
 
-def _in_block(name: str, block: str, fused: Iterable[re.Match[str]]) -> str:
-    """A name of a layer with experts under the block's name in checkpoints."""
+def _in_block(
+    name: str, block: str | None, renamed: Mapping[str, str], fused: Iterable[re.Match[str]]
+) -> str:
+    """A name of a layer with experts as checkpoints have it: block and router called otherwise."""
     for match in fused:
         own = match["block"]
-        if name.startswith(f"{own}.") and not own.endswith(block):
-            return f"{own.rpartition('.')[0]}.{block}.{name.removeprefix(f'{own}.')}"
+        if name.startswith(f"{own}."):
+            inside = name.removeprefix(f"{own}.")
+            if block is not None and not own.endswith(block):
+                own = f"{own.rpartition('.')[0]}.{block}"
+            return f"{own}.{renamed.get(inside, inside)}"
     return name

@@ -15,7 +15,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from torch2mlx.architectures.drops import drop_reason
-from torch2mlx.errors import UnsupportedError
+from torch2mlx.errors import PlanError, UnsupportedError
 from torch2mlx.planning.expressions import Concat, Expr, Reshape, Slice, Transpose, stack
 
 __all__ = ["fits", "module_state"]
@@ -79,10 +79,23 @@ def _split_with_sizes(x: Expr, sizes: list[int], dim: int = 0) -> list[Expr]:
 
 
 def _cat(operands: list[Expr], dim: int = 0) -> Expr:
-    return Concat(tuple(operands), dim % len(operands[0].shape))
+    dim %= len(operands[0].shape)
+    _require_alike(operands, dim)
+    return Concat(tuple(operands), dim)
+
+
+def _require_alike(operands: list[Expr], dim: int | None = None) -> None:
+    """Raise PlanError where torch could not join them: an expert or a part of one is missing."""
+    shapes = {tuple(n for i, n in enumerate(e.shape) if i != dim) for e in operands}
+    if len(shapes) > 1:
+        listed = ", ".join(sorted({str(list(e.shape)) for e in operands}))
+        raise PlanError(
+            f"tensors that belong together have shapes {listed}; some of their parts are missing"
+        )
 
 
 def _stack(operands: list[Expr], dim: int = 0) -> Expr:
+    _require_alike(operands)
     return stack(operands, dim % (len(operands[0].shape) + 1))
 
 
@@ -148,6 +161,7 @@ def module_state(model: Any, state: Mapping[str, Expr]) -> dict[str, Expr]:
             keep theirs.
 
     Raises:
+        PlanError: parts of a joined tensor do not fit together.
         UnsupportedError: a rule computes what cannot be planned.
     """
     from transformers.conversion_mapping import get_model_conversion_mapping
@@ -193,7 +207,7 @@ def fits(model: Any, state: Mapping[str, Expr], config: Mapping[str, Any]) -> bo
         config: the checkpoint's, which says what may be left out.
 
     Raises:
-        UnsupportedError: see `module_state`.
+        PlanError, UnsupportedError: see `module_state`.
     """
     found = module_state(model, state)
     parameters = list(model.named_parameters(remove_duplicate=False))
