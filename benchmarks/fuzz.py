@@ -2,16 +2,16 @@
 
     python benchmarks/fuzz.py --cases 20000
 
-Each case runs in a forked process with all libraries loaded: the checkpoint is opened, inspected,
-planned, and every tensor is read; every twentieth is also converted as a whole.  A finding is an
-exception of another kind, a crash, more than 10 seconds of processor time or two minutes in
-all (machines are busy), more than 1 GB of memory above the
-process's footprint, a file outside of the output, or a payload that ran.
+Each case runs in a forked process with all libraries loaded: `intake.py` opens, inspects, plans and
+reads it; every twentieth is also converted as a whole.  A finding is an exception of another kind,
+a crash, more than 10 seconds of processor time or two minutes in all (machines are busy), more than
+1 GB of memory above the process's footprint, a file outside of the output, or a payload that ran.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import io
 import json
 import multiprocessing
@@ -24,13 +24,15 @@ import tempfile
 import time
 import traceback
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mutations import make_seeds, mutate_case
+from intake import intake, try_checkpoint
+from mutations import FORMATS, format_of, make_seeds, mutate_case
 
-__all__ = ["Outcome", "run_case", "try_checkpoint"]
+__all__ = ["Outcome", "run_case"]
 
 SECONDS = 10  # of processor time
 WALL = 120  # seconds after which a silent process is ended
@@ -62,41 +64,6 @@ class Outcome:
         return self.result.startswith("!")
 
 
-def try_checkpoint(folder: Path, output: Path | None = None) -> str:
-    """Open, inspect, plan and read a checkpoint; with `output`, convert it.
-
-    Returns:
-        "read", or the name of the torch2mlx error.
-
-    Raises:
-        Exception: whatever else comes out.
-    """
-    import torch2mlx
-    from torch2mlx.architectures.bounds import check_counts
-    from torch2mlx.architectures.port import load_port
-    from torch2mlx.errors import Torch2MLXError
-    from torch2mlx.inspection import inspect_checkpoint
-    from torch2mlx.planning.plan import build_plan
-    from torch2mlx.sources import open_checkpoint
-
-    try:
-        if output is not None:
-            torch2mlx.convert(folder, output, verify=False)
-            return "read"
-        checkpoint = open_checkpoint(folder)
-        json.dumps(inspect_checkpoint(checkpoint).to_dict())
-        check_counts(checkpoint.config, checkpoint.state)
-        port = load_port(checkpoint.config)
-        build_plan(checkpoint, port, dtype=None, quantize=None, max_shard_size=1 << 30)
-        for name in checkpoint.source.tensors:
-            checkpoint.source.read(name)
-        checkpoint.source.close()
-    except Torch2MLXError as error:
-        str(error).encode()  # a message that no terminal can show is a finding
-        return type(error).__name__
-    return "read"
-
-
 def _fingerprint(folder: Path) -> set[str]:
     return {str(path) for path in folder.rglob("*")}
 
@@ -114,7 +81,7 @@ def run_case(number: int, seed: int, seeds: Path, room: Path) -> Outcome:
     signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:
         whole = number % CONVERTED == CONVERTED - 1
-        result, detail = try_checkpoint(source, output if whole else None), kind
+        result, detail = intake(name, source, output if whole else None), kind
     except TimeoutError:
         result, detail = "!slow", traceback.format_exc(limit=-3)
     except BaseException as error:
@@ -139,12 +106,26 @@ def _peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+# What single cases would import otherwise, each time anew.
+_LIBRARIES = (
+    *("gguf", "mlx_lm.utils", "sentencepiece", "tiktoken", "tokenizers", "torch"),
+    *("torch2mlx.diagnosis.examination", "torch2mlx.evidence.recheck", "torch2mlx.tuning"),
+    *("torch2mlx.evidence.upload", "torch2mlx.reporting.report", "torch2mlx.selection"),
+    *("torch2mlx.packaging.card", "torch2mlx.packaging.preflight", "torch2mlx.packaging.staging"),
+    *("torch2mlx.packaging.stopping", "torch2mlx.packaging.tokenizer", "torch2mlx.routing"),
+    *("torch2mlx.sources.adapters", "torch2mlx.sources.original", "torch2mlx.sources.packed"),
+    *("transformers.models.auto.tokenization_auto", "transformers.models.llama.modeling_llama"),
+)
+
+
 def _load_libraries(seeds: Path) -> None:
     """Import all that cases need, so that forked processes share it."""
     for kind in ("safetensors", "torch", "gguf", "mlx"):
         found = try_checkpoint(seeds / kind)
         if found != "read":
             raise SystemExit(f"the undamaged {kind} checkpoint is not read: {found}")
+    for name in _LIBRARIES:
+        importlib.import_module(name)
 
 
 def _batch(numbers: list[int], seed: int, seeds: Path, room: Path, pipe: Any) -> None:
@@ -158,14 +139,16 @@ def _batch(numbers: list[int], seed: int, seeds: Path, room: Path, pipe: Any) ->
     os._exit(0)
 
 
-def run(first: int, cases: int, seed: int, seeds: Path, room: Path, batch: int) -> list[Outcome]:
-    """Run cases one after the other, in batches of one process each."""
+def run(
+    numbers_of: Sequence[int], seed: int, seeds: Path, room: Path, batch: int, seconds: float
+) -> list[Outcome]:
+    """Run cases one after the other, in batches of one process each, until the time is up."""
     outcomes: list[Outcome] = []
     context = multiprocessing.get_context("fork")
-    number = first
-    shown = time.monotonic()
-    while number < first + cases:
-        numbers = list(range(number, min(number + batch, first + cases)))
+    done = 0
+    shown = start = time.monotonic()
+    while done < len(numbers_of) and time.monotonic() - start < seconds:
+        numbers = list(numbers_of[done : done + batch])
         receive, send = context.Pipe(duplex=False)
         process = context.Process(target=_batch, args=(numbers, seed, seeds, room, send))
         process.start()
@@ -178,7 +161,7 @@ def run(first: int, cases: int, seed: int, seeds: Path, room: Path, batch: int) 
                     current = value
                 else:
                     outcomes.append(value)
-                    current, number = None, value.number + 1
+                    current, done = None, done + 1
                     if value.finding:  # the process may be in any state
                         print(ascii(value), file=sys.stderr, flush=True)
                         break
@@ -188,8 +171,10 @@ def run(first: int, cases: int, seed: int, seeds: Path, room: Path, batch: int) 
         process.join()
         if current is not None:
             result = f"!exit {process.exitcode}"
-            outcomes.append(Outcome(current, "?", result, "the process hung or crashed", SECONDS))
-            number = current + 1
+            outcomes.append(
+                Outcome(current, format_of(current), result, "the process hung or crashed", SECONDS)
+            )
+            done += 1
         if time.monotonic() - shown > 20:
             shown = time.monotonic()
             found = sum(o.finding for o in outcomes)
@@ -204,8 +189,15 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0, help="number of the first case")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch", type=int, default=50, help="cases a process")
-    parser.add_argument("--json", type=Path, help="write every finding to this file")
+    parser.add_argument("--formats", default="", help="only these, separated by commas")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="start nothing later")
+    parser.add_argument("--json", type=Path, help="write counts and findings to this file")
     options = parser.parse_args()
+    only = set(filter(None, options.formats.split(",")))
+    if only - set(FORMATS):
+        parser.error(f"--formats: of {', '.join(FORMATS)}")
+    numbers = range(options.first, options.first + options.cases)
+    chosen = [n for n in numbers if not only or format_of(n) in only]
     os.environ["HF_HUB_OFFLINE"] = "1"
     with tempfile.TemporaryDirectory() as temporary:
         seeds, room = Path(temporary) / "seeds", Path(temporary) / "room"
@@ -215,7 +207,10 @@ def main() -> int:
         maker.start()
         maker.join()
         _load_libraries(seeds)
-        outcomes = run(options.first, options.cases, options.seed, seeds, room, options.batch)
+        before = _fingerprint(seeds)
+        outcomes = run(chosen, options.seed, seeds, room, options.batch, options.seconds)
+        if _fingerprint(seeds) != before:
+            raise SystemExit("the undamaged inputs were changed")
     table: dict[str, Counter[str]] = {}
     for outcome in outcomes:
         table.setdefault(outcome.format, Counter())[outcome.result] += 1
@@ -229,7 +224,14 @@ def main() -> int:
         shown = ascii(outcome.detail).replace("\\n", "\n")  # names may be half a surrogate
         print(f"\ncase {outcome.number} ({outcome.format}): {outcome.result}\n{shown}")
     if options.json:
-        options.json.write_text(json.dumps([asdict(o) for o in findings], indent=1))
+        summary = {
+            "seed": options.seed,
+            "cases": len(outcomes),
+            "slowest": slowest,
+            "formats": table,
+            "findings": [asdict(outcome) for outcome in findings],
+        }
+        options.json.write_text(json.dumps(summary, indent=1))
     return 1 if findings else 0
 
 

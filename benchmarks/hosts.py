@@ -24,6 +24,8 @@ from pathlib import Path
 
 import fabricate
 from contents import lasting_contents
+from torch2mlx.conversion.journal import read_finished
+from torch2mlx.packaging.lock import work_folder
 
 CASE = ("--no-verify", "-q", "--max-shard-size", "30KB", "--quiet")
 
@@ -86,17 +88,19 @@ def main() -> None:
             if trial:
                 after = rng.uniform(0.3, 1.0) * usual
                 time.sleep(after)
-                ranks = [pid for host in hosts for pid in children(host.pid)]
-                if ranks:
-                    os.kill(rng.choice(ranks), signal.SIGKILL)
-                    killed = f"one process killed after {after:.0f} s, "
+                while not (ranks := [pid for host in hosts for pid in children(host.pid)]):
+                    time.sleep(0.1)  # the launchers are not so far yet
+                os.kill(rng.choice(ranks), signal.SIGKILL)
+                killed = f"one process killed after {time.monotonic() - start:.0f} s, "
             codes = [host.wait() for host in hosts]
             if not trial:
                 usual = time.monotonic() - start
             if killed:
                 left = sorted(p.name for p in place.iterdir())
+                finished = len(read_finished(work_folder(place / "out")))
                 killed += (
-                    f"exit codes {codes}, destination {'there' if 'out' in left else 'absent'}, "
+                    f"exit codes {codes}, {finished} files finished, "
+                    f"destination {'there' if 'out' in left else 'absent'}, "
                 )
                 if "out" not in left:
                     codes = [h.wait() for h in launch(source, place / "out", arguments.processes)]

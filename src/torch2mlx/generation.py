@@ -122,7 +122,9 @@ def _transduce(
 
     model = load_transducer(folder, trust_remote_code=trust_remote_code)
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer: Any = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
     except (OSError, ValueError) as error:
         raise SourceError(f"{folder}: its tokenizer cannot be loaded: {error}") from error
     inputs = model_inputs(model, tokenizer, folder, prompt, sound)

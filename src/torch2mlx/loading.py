@@ -88,14 +88,14 @@ def _generated_port(folder: Path) -> Any:
     folder from elsewhere.
     """
     from torch2mlx.architectures.port import MODEL_FILE, load_port
-    from torch2mlx.sources.local_files import read_json_object
+    from torch2mlx.sources.local_files import read_json_object, read_small
 
     config = read_json_object(folder / "config.json")
     if config.get("model_file") != MODEL_FILE:
         return None
     policy = config.pop(CONFIG_KEY, None) or {}
     port = load_port(config)
-    if not port.is_source((folder / MODEL_FILE).read_text(encoding="utf-8"), policy):
+    if not port.is_source(read_small(folder / MODEL_FILE).decode(errors="replace"), policy):
         raise SourceError(
             f"{folder / MODEL_FILE}: not what this version of torch2mlx and transformers writes "
             "for config.json; read it, and run it with --trust-remote-code if you trust it"

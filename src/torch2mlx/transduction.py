@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import wave
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from torch2mlx.errors import OptionError, SourceError
+from torch2mlx.sources.local_files import read_json_object
 
 __all__ = ["Transducer", "is_transducer", "load_transducer", "model_inputs", "read_sound"]
 
@@ -21,8 +21,8 @@ def is_transducer(folder: str | Path) -> bool:
     """Whether a folder holds a compiled encoder-decoder."""
     config = Path(folder) / "config.json"
     try:
-        return "generation" in json.loads(config.read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError):
+        return "generation" in read_json_object(config)
+    except SourceError:
         return False
 
 
@@ -157,7 +157,7 @@ def load_transducer(folder: str | Path, *, trust_remote_code: bool = False) -> T
         )
     from torch2mlx.compiler.parity.running import import_model
 
-    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))["generation"]
+    settings = read_json_object(folder / "config.json")["generation"]
     try:
         return Transducer(import_model(folder).load(str(folder)), settings)
     except Exception as error:  # whatever a damaged folder provokes
@@ -215,7 +215,7 @@ def read_sound(file: Path, folder: Path) -> Array:
 
     kind: Any = AutoFeatureExtractor
     try:
-        extractor = kind.from_pretrained(folder, local_files_only=True)
+        extractor = kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise SourceError(
             f"{folder}: has no preprocessor_config.json, so a sound cannot be turned into "

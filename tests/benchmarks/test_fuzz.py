@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from fuzz import try_checkpoint
-from mutations import FORMATS, make_seeds, mutate_case
+from intake import intake, try_checkpoint
+from mutations import FORMATS, format_of, make_seeds, mutate_case, packed
+from torch2mlx.selection.plan_file import seal
 
 SEED = 1
-CASES = 20  # a format
+CASES = {"safetensors": 20, "index": 20, "config": 20, "torch": 20, "gguf": 20, "tokenizer": 3}
+OTHERS = 10
 
 
 @pytest.fixture(scope="module")
@@ -22,21 +27,54 @@ def seeds(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.mark.parametrize("kind", ["safetensors", "torch", "gguf", "mlx"])
+WHOLE = ("safetensors", "torch", "gguf", "mlx", "originals/meta", "originals/mistral")
+
+
+@pytest.mark.parametrize("kind", [*WHOLE, *(f"packed/{n}" for n in packed.METHODS)])
 def test_undamaged_inputs_are_read(kind: str, seeds: Path) -> None:
-    assert try_checkpoint(seeds / kind) == "read"
+    assert intake("packed", seeds / kind) == "read"
 
 
-@pytest.mark.parametrize("offset", range(len(FORMATS)), ids=list(FORMATS))
-def test_damage_ends_in_an_error_of_ours(offset: int, seeds: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["adapter", "output", "plan", "recipe"])
+def test_undamaged_documents_are_read(kind: str, seeds: Path, tmp_path: Path) -> None:
+    base = {"adapter": "base", "plan": "base", "output": "made"}.get(kind, ".")
+    source = seeds / ("output" if kind == "output" else "safetensors")
+    shutil.copytree(source, tmp_path / base, dirs_exist_ok=True)
+    if kind == "adapter":
+        shutil.copytree(seeds / "adapters" / "peft", tmp_path, dirs_exist_ok=True)
+    elif kind == "plan":
+        found = json.loads((seeds / "plan.json").read_text())
+        found = seal({**found, "location": str(tmp_path / "base")})
+        (tmp_path / "plan.json").write_text(json.dumps(found))
+    elif kind == "recipe":
+        shutil.copy(seeds / "recipe.toml", tmp_path)
+    assert intake(kind, tmp_path) == "read"
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_damage_ends_in_an_error_of_ours(name: str, seeds: Path, tmp_path: Path) -> None:
     results = []
-    for number in range(offset, CASES * len(FORMATS), len(FORMATS)):
+    for number in _cases(name):
         folder = tmp_path / str(number)
         mutate_case(number, SEED, seeds, folder)
-        results.append(try_checkpoint(folder))  # anything but a Torch2MLXError fails the test
+        results.append(intake(name, folder))  # anything but a Torch2MLXError fails the test
         assert not (folder / "canary").exists()
-    assert len(results) == CASES
     assert any(result != "read" for result in results)
+
+
+def _cases(name: str) -> Iterator[int]:
+    numbers = (number for number in itertools.count() if format_of(number) == name)
+    return itertools.islice(numbers, CASES.get(name, OTHERS))
+
+
+# Found by the fuzzer, as (seed, number).
+FOUND = [(1, 19), (1, 127), (1, 336), (1, 1511), (1, 1944)]
+
+
+@pytest.mark.parametrize(("seed", "number"), FOUND)
+def test_cases_that_were_found(seed: int, number: int, seeds: Path, tmp_path: Path) -> None:
+    mutate_case(number, seed, seeds, tmp_path / "source")
+    intake(format_of(number), tmp_path / "source")
 
 
 # Found by the fuzzer: a value of a kind that some library did not expect.

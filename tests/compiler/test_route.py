@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import torch
 from torch import nn
 
 import torch2mlx
-from torch2mlx.errors import CompileError, OptionError, SourceError
+from torch2mlx.errors import CompileError, OptionError, SourceError, UnsupportedError
 
 MODULE = """
 import torch
@@ -149,7 +150,8 @@ def test_exported_program_and_its_file(tmp_path: Path) -> None:
     fresh = torch.arange(30).reshape(6, 5) % 11
     for source in (program, tmp_path / "net.pt2", str(tmp_path / "net.pt2")):
         out = tmp_path / "out" / str(len(list((tmp_path).glob("out/*"))))
-        made = torch2mlx.convert(source, out)
+        trust = source is not program  # a file can bring code
+        made = torch2mlx.convert(source, out, trust_remote_code=trust)
         assert "class Net(nn.Module):" in (out / "model.py").read_text()
         assert any("=" in case for case in made.cases)  # other sizes were compared
     found = _run_alone(out, tmp_path, x=fresh)
@@ -256,9 +258,10 @@ def test_nothing_to_quantize(tmp_path: Path) -> None:
         ("nets:build", ["--example", "x.pt", "-q", "--keep", "heads"], 2, "heads"),
         ("nets:Sorter", ["--example", "x.pt"], 4, "nets.py"),
         ("none.pt2", [], 3, "no such file"),
-        ("text.pt2", [], 3, "cannot read it as an exported program"),
-        ("newer.pt2", [], 3, "cannot read it as an exported program"),
-        ("net.pt2", ["--example", "x.pt"], 2, "brings its own example"),
+        ("net.pt2", [], 4, "add --trust-remote-code"),
+        ("text.pt2", ["--trust-remote-code"], 3, "cannot read it as an exported program"),
+        ("newer.pt2", ["--trust-remote-code"], 3, "cannot read it as an exported program"),
+        ("net.pt2", ["--example", "x.pt", "--trust-remote-code"], 2, "brings its own example"),
         ("scripted.pt", [], 4, "load_state_dict"),
         (".", ["--example", "x.pt"], 2, "package.module:factory"),
     ],
@@ -282,6 +285,27 @@ def test_one_message_and_nothing_left(
     assert err.startswith("error: ")
     assert "Traceback" not in err
     assert sorted(p for p in place.iterdir() if p.name != "__pycache__") == before
+
+
+def test_the_code_of_an_exported_program_needs_consent(tmp_path: Path) -> None:
+    class Payload:
+        def __reduce__(self) -> Any:
+            return open, (str(tmp_path / "canary"), "w")
+
+    torch.export.save(torch.export.export(nn.Linear(2, 2), (torch.rand(1, 2),)), tmp_path / "a.pt2")
+    with (
+        zipfile.ZipFile(tmp_path / "a.pt2") as old,
+        zipfile.ZipFile(tmp_path / "evil.pt2", "w") as new,
+    ):
+        for name in old.namelist():
+            data = old.read(name)
+            if "sample_inputs" in name:
+                torch.save(Payload(), buffer := io.BytesIO())
+                data = buffer.getvalue()
+            new.writestr(name, data)
+    with pytest.raises(UnsupportedError, match="--trust-remote-code"):
+        torch2mlx.convert(tmp_path / "evil.pt2", tmp_path / "out")
+    assert not (tmp_path / "canary").exists()
 
 
 def _with_schema_of_the_future(source: Path, destination: Path) -> None:

@@ -8,9 +8,11 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,43 @@ def test_without_a_launcher_a_process_is_alone() -> None:
     assert find_team({"WORLD_SIZE": "1", "RANK": "0", "MASTER_ADDR": "x"}) is ALONE
     ALONE.check()
     ALONE.hear_all("anything")
+
+
+def test_a_process_that_was_killed_on_another_host_is_missed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = {"_BEAT": 0.02, "_SILENCE": 0.4, "_ARRIVAL": 0.8, "_POLL": 0.01, "_PATIENCE": 0.1}
+    for name, seconds in settings.items():
+        monkeypatch.setattr(f"torch2mlx.conversion.team.{name}", seconds)
+    store = Memory()
+    first = Team(0, 3, 2, store)
+    start = time.monotonic()
+    with first.stops_together(), Team(1, 3, 2, store).stops_together():
+        Team(2, 3, 1, store).tell("beat/2", 1)  # and nothing more
+        with pytest.raises(DestinationError, match="process 2 of 3 has given no sign of life"):
+            first.hear("written/2")
+        assert 0.4 < time.monotonic() - start < 0.8
+    with pytest.raises(DestinationError, match="process 1 of 2"):  # never came
+        Team(0, 2, 1, Memory()).hear("written/1")
+    store = Memory()
+    store.set("left/1", "true")  # has done its part
+    threading.Timer(1.2, store.set, ("published", '"x"')).start()
+    assert Team(0, 2, 1, store).hear("published") == "x"
+
+
+def test_a_launcher_that_is_gone_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its first host ended before this process began, and its store with it."""
+    monkeypatch.setattr("torch2mlx.conversion.team._STORE_OF_LAUNCHER", timedelta(seconds=0.5))
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        launch = {
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(unused.getsockname()[1]),
+            "RANK": "1", "WORLD_SIZE": "2", "TORCHELASTIC_USE_AGENT_STORE": "True",
+        }  # fmt: skip
+        for name, value in launch.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(DestinationError, match="cannot be reached any more"):
+            find_team()
 
 
 def test_bytes_are_dealt_out_evenly() -> None:

@@ -281,6 +281,13 @@ def _port_classes(config: dict[str, Any]) -> tuple[type, type]:
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or not model_type.replace("-", "_").isidentifier():
         raise UnsupportedError(f"config.json: model_type {model_type!r} is no name of a model type")
+    names = config.get("architectures")
+    if names is not None and not (
+        isinstance(names, list) and all(isinstance(name, str) for name in names)
+    ):
+        raise UnsupportedError(
+            f"config.json: expected architectures to be a list of names, found {str(names)[:80]!a}"
+        )
     try:
         return _get_classes(config=config)  # type: ignore[no-any-return]
     except SystemExit as error:

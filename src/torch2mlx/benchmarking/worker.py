@@ -176,7 +176,7 @@ def _torch_module(request: Mapping[str, Any]) -> dict[str, Any]:
     source = request["model"]
     start = time.perf_counter()
     if source.endswith(".pt2"):
-        module: Any = load_exported(Path(source)).module()
+        module: Any = load_exported(Path(source), request["trust_remote_code"]).module()
     else:
         module = load_factory(source)
     module = module.to(device.name)

@@ -165,7 +165,12 @@ def load_encoder_decoder(folder: Path) -> Any:
     for kind in (AutoModelForSeq2SeqLM, AutoModelForSpeechSeq2Seq):
         try:
             with quiet():
-                return kind.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+                return kind.from_pretrained(
+                    folder,
+                    dtype=torch.float32,
+                    local_files_only=True,
+                    trust_remote_code=False,
+                )
         except (ValueError, OSError, RuntimeError, KeyError, TypeError) as found:
             error = error or found
     raise SourceError(f"{folder}: transformers cannot load it: {error}") from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,6 +26,7 @@ from torch2mlx.errors import OptionError, SourceError, UnsupportedError
 from torch2mlx.options import ConvertOptions
 from torch2mlx.planning.plan import FLOAT_DTYPES
 from torch2mlx.progress import Progress, Silent
+from torch2mlx.sources.local_files import is_there, read_json_object
 
 if TYPE_CHECKING:
     import torch
@@ -137,7 +137,7 @@ def is_program(source: Any) -> bool:
         return True
     if is_pipeline(path):
         return True
-    return _FACTORY.fullmatch(str(source)) is not None and not path.exists()
+    return _FACTORY.fullmatch(str(source)) is not None and not is_there(path)
 
 
 def convert_program(
@@ -168,7 +168,7 @@ def convert_program(
     listener = progress or Silent()
     location = str(source) if isinstance(source, str | Path) else ""
     if isinstance(source, str | Path) and Path(source).suffix == ".pt2":
-        source = load_exported(Path(source))
+        source = load_exported(Path(source), options.trust_remote_code)
     elif isinstance(source, str | Path) and is_torchscript(Path(source)):
         source = load_torchscript(Path(source), options.trust_remote_code)
     elif isinstance(source, str | Path) and is_pipeline(Path(source)):
@@ -239,11 +239,12 @@ def _is_encoder_decoder(source: Any) -> bool:
     if not config.is_file():
         return False
     try:
-        found = json.loads(config.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    names = found.get("architectures") if isinstance(found, dict) else None
-    generates = any(str(n).endswith("ForConditionalGeneration") for n in names or ())
+        found = read_json_object(config)
+    except SourceError:
+        return False  # opening the checkpoint will tell
+    names = found.get("architectures")
+    names = names if isinstance(names, list) else []
+    generates = any(str(n).endswith("ForConditionalGeneration") for n in names)
     # Others with such a name are language models that also take images.
     return generates and found.get("is_encoder_decoder") is True
 
@@ -476,16 +477,25 @@ def load_factory(name: str, on_meta: bool = False) -> Any:
     return found.eval()
 
 
-def load_exported(file: Path) -> Any:
+def load_exported(file: Path, trust_remote_code: bool) -> Any:
     """The program in a `.pt2` file.
 
+    `torch.export.load` unpickles what is not plain, and evaluates its expressions of sizes with
+    SymPy, which is `eval`: whoever made the file can run code here.
+
     Raises:
+        UnsupportedError: without consent to that.
         SourceError: there is none that this version of torch can read, or it has no example.
     """
     import torch
 
     if not file.is_file():
         raise SourceError(f"{file}: no such file")
+    if not trust_remote_code:
+        raise UnsupportedError(
+            f"{file}: an exported program can bring code, which would run here; if you trust it, "
+            "add --trust-remote-code, or convert the module itself"
+        )
     try:
         program = torch.export.load(file)
     except Exception as error:

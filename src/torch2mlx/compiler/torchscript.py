@@ -25,6 +25,8 @@ ADVICE = (
 def is_torchscript(path: Path) -> bool:
     """Whether a file is an archive with code."""
     try:
+        if not path.is_file():  # a device has no end
+            return False
         with zipfile.ZipFile(path) as archive:
             return any("/code/" in name for name in archive.namelist())
     except (OSError, ValueError, zipfile.BadZipFile):

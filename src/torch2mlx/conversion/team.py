@@ -27,6 +27,14 @@ __all__ = ["ALONE", "Store", "Team", "deal_out", "find_team"]
 
 _POLL = 0.1  # seconds
 _PATIENCE = 10.0  # seconds that the leading process waits for the others to leave
+# How long a process looks for the store.  A launcher that keeps it has it before it starts any
+# process; without one, hosts may start minutes apart.
+_STORE_OF_LAUNCHER = timedelta(minutes=1)
+_STORE_OF_PROCESS = timedelta(minutes=30)
+# A process that is killed says nothing, and neither does its launcher to those on other hosts.
+_BEAT = 5.0  # seconds between signs of life
+_SILENCE = 60.0  # seconds without one
+_ARRIVAL = 180.0  # seconds until the first one, which comes after imports
 _FAILED = "failed"
 
 
@@ -79,10 +87,12 @@ class Team:
         """Wait until another process tells something.
 
         Raises:
-            DestinationError: one has failed meanwhile; with its reason.
+            DestinationError: one has failed meanwhile, with its reason; or is gone.
         """
+        others = _SignsOfLife(self)
         while not self._knows(key):
             self.check()
+            others.check()
             time.sleep(_POLL)
         return json.loads(self._ask(key))
 
@@ -100,7 +110,7 @@ class Team:
         are left with SIGTERM when one was killed, which here is a failure like others.
         """
         try:
-            with self._ended_in_words():
+            with self._ended_in_words(), self._beating():
                 yield
         except BaseException as error:
             with suppress(Torch2MLXError):
@@ -135,6 +145,36 @@ class Team:
         finally:
             signal.signal(signal.SIGTERM, before)
 
+    @contextmanager
+    def _beating(self) -> Iterator[None]:
+        """Give signs of life."""
+        if self.size == 1:
+            yield
+            return
+        ended = threading.Event()
+
+        def beat() -> None:
+            number = 0
+            with suppress(Torch2MLXError):  # whoever waits for the store will tell
+                while not ended.wait(_BEAT if number else 0):
+                    number += 1
+                    self.tell(f"beat/{self.rank}", number)
+
+        threading.Thread(target=beat, name="torch2mlx-beat", daemon=True).start()
+        try:
+            yield
+        finally:
+            ended.set()
+
+    def last_sign(self, rank: int) -> bytes:
+        """The last sign of life of a process, empty before the first one."""
+        key = f"beat/{rank}"
+        return self._ask(key) if self._knows(key) else b""
+
+    def has_left(self, rank: int) -> bool:
+        """Whether a process has come to its end."""
+        return self._knows(f"left/{rank}")
+
     def _tell_failure(self, error: BaseException) -> None:
         if self.store is not None:
             reason = str(error) if isinstance(error, Torch2MLXError) else repr(error)
@@ -158,6 +198,33 @@ class Team:
             return self.store.get(key)
 
 
+class _SignsOfLife:
+    """When each of the other processes was last heard of, by the clock of this one."""
+
+    def __init__(self, team: Team) -> None:
+        now = time.monotonic()
+        self._team = team
+        self._last = {rank: (b"", now) for rank in range(team.size) if rank != team.rank}
+        self._next = now + _BEAT
+
+    def check(self) -> None:
+        """Raise DestinationError if one was silent for too long."""
+        now = time.monotonic()
+        if now < self._next:
+            return
+        self._next = now + _BEAT
+        for rank, (last, since) in self._last.items():
+            sign = self._team.last_sign(rank)
+            if sign != last:
+                self._last[rank] = (sign, now)
+            elif now - since > (_SILENCE if sign else _ARRIVAL) and not self._team.has_left(rank):
+                raise DestinationError(
+                    f"process {rank} of {self._team.size} has given no sign of life for "
+                    f"{now - since:.0f} seconds: it was killed, or its host is gone; what is "
+                    "finished is kept: the same launch goes on from there"
+                )
+
+
 @contextmanager
 def _reached() -> Iterator[None]:
     """Torch raises RuntimeErrors where the process that keeps the store is gone."""
@@ -174,15 +241,22 @@ ALONE = Team()
 
 
 def find_team(environment: Mapping[str, str] = os.environ) -> Team:
-    """The team that a launcher's environment variables (RANK, WORLD_SIZE ...) describe."""
+    """The team that a launcher's environment variables (RANK, WORLD_SIZE ...) describe.
+
+    Raises:
+        DestinationError: the store that they name does not answer.
+    """
     size = int(environment.get("WORLD_SIZE") or 1)
     if size == 1 or "RANK" not in environment or "MASTER_ADDR" not in environment:
         return ALONE
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # lost connections are told in words
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # lost connections are told in words
     from torch.distributed.distributed_c10d import PrefixStore
     from torch.distributed.rendezvous import rendezvous
 
-    store, rank, size = next(rendezvous("env://", timeout=timedelta(minutes=30)))
+    kept = environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    timeout = _STORE_OF_LAUNCHER if kept else _STORE_OF_PROCESS
+    with _reached():
+        store, rank, size = next(rendezvous("env://", timeout=timeout))
     # A launcher that starts its processes again keeps its store.
     launch = environment.get("TORCHELASTIC_RESTART_COUNT", "0")
     return Team(

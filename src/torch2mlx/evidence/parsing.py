@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from torch2mlx.errors import SourceError
+from torch2mlx.sources.local_files import read_small
 
 __all__ = ["parse", "parse_file", "plain"]
 
@@ -44,7 +45,7 @@ def parse_file(kind: type[T], path: Path, largest: int) -> T:
         size = path.stat().st_size
         if size > largest:
             raise SourceError(f"{path}: damaged: {size:,} bytes; at most {largest:,} are expected")
-        raw = json.loads(path.read_bytes(), parse_constant=_refuse_constant)
+        raw = json.loads(read_small(path), parse_constant=_refuse_constant)
     except FileNotFoundError:
         raise SourceError(f"{path}: not found") from None
     except OSError as error:

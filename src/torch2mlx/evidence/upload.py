@@ -14,6 +14,7 @@ from torch2mlx.evidence.recheck import check_files
 from torch2mlx.packaging.files import changed_files
 from torch2mlx.packaging.manifest import Manifest, read_manifest
 from torch2mlx.packaging.remote import LEFT_OUT, send_folder
+from torch2mlx.sources.local_files import read_small
 
 __all__ = ["Upload", "plan_upload", "upload_folder"]
 
@@ -132,7 +133,7 @@ def _card(folder: Path) -> dict[str, Any] | None:
     from huggingface_hub import ModelCard
 
     try:
-        text = (folder / "README.md").read_text(encoding="utf-8")
+        text = read_small(folder / "README.md").decode()
         found: dict[str, Any] = ModelCard(text).data.to_dict()  # type: ignore[no-untyped-call]
     except Exception:  # whatever people write there; the hub shows it all the same
         return None

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from torch2mlx.errors import SourceError
 from torch2mlx.planning.plan import is_token_embedding
 from torch2mlx.sources.base import Checkpoint
 from torch2mlx.sources.companions import CARD
 from torch2mlx.sources.gguf.source import GGUFSource
+from torch2mlx.sources.local_files import read_json_object, read_small
 from torch2mlx.sources.remote.snapshot import FetchedFiles
 
 __all__ = [
@@ -21,7 +22,6 @@ __all__ = [
     "too_large_to_fetch",
 ]
 
-_LARGEST = 64 << 20  # bytes of a tokenizer.json; real ones have up to 35 MB
 _FETCHED = 16 << 20  # bytes of a file that is worth fetching to be looked at
 _LOOKED_AT = ("tokenizer_config.json", "tokenizer.json")
 _LICENCE_LINE = re.compile(r"^license:\s*[\"']?([\w.\-+ ]{1,60})", re.MULTILINE)
@@ -41,7 +41,7 @@ def has_template(checkpoint: Checkpoint) -> bool:
         return "tokenizer.chat_template" in checkpoint.source.metadata
     files = checkpoint.tokenizer_files
     return any("chat_template" in n for n in files) or any(
-        "chat_template" in files[n].read_text(encoding="utf-8", errors="replace")
+        "chat_template" in read_small(files[n]).decode(errors="replace")
         for n in files
         if n.endswith("_config.json") and _worth_fetching(checkpoint, n) and files[n].exists()
     )
@@ -103,7 +103,9 @@ def _vocabulary_faults(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> I
     if isinstance(vocabulary, dict):
         numbers = {word: n for word, n in vocabulary.items() if isinstance(n, int)}
     else:  # of unigram models: pairs of piece and score
-        numbers = {str(pair[0]): n for n, pair in enumerate(vocabulary) if pair}
+        numbers = {
+            str(pair[0]): n for n, pair in enumerate(vocabulary) if isinstance(pair, list) and pair
+        }
     for added in found.get("added_tokens") or ():
         if isinstance(added, dict) and isinstance(added.get("id"), int):
             numbers[str(added.get("content"))] = added["id"]
@@ -129,12 +131,9 @@ def _read(checkpoint: Checkpoint, name: str) -> dict[str, Any] | str:
     if not path.exists():
         return {}
     try:
-        if path.stat().st_size > _LARGEST:
-            return f"{name} has {path.stat().st_size:,} bytes: too many to be a tokenizer's"
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        return f"{name} cannot be read: {str(error)[:100]}"
-    return found if isinstance(found, dict) else f"{name} is no JSON object"
+        return read_json_object(path)
+    except SourceError as error:
+        return str(error).replace(str(path), name)
 
 
 def find_licence(checkpoint: Checkpoint) -> str | None:
@@ -144,7 +143,7 @@ def find_licence(checkpoint: Checkpoint) -> str | None:
         return str(named)[:60] if named else None
     card = checkpoint.folder / CARD if checkpoint.card is None else checkpoint.card()
     if card.is_file():
-        text = card.read_text(encoding="utf-8", errors="replace")[:4096]
+        text = read_small(card, stop=4096).decode(errors="replace")
         head = text.split("---", 2)[1] if text.startswith("---") and text.count("---") > 1 else ""
         found = _LICENCE_LINE.search(head)
         if found is not None:

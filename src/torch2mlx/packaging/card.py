@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch2mlx.sources.local_files import read_small, stays_inside
+
 if TYPE_CHECKING:
     from torch2mlx.packaging.manifest import Manifest
     from torch2mlx.sources.base import Checkpoint
@@ -84,7 +86,8 @@ class _Card:
 def copy_documents(source: Path, folder: Path) -> tuple[str, ...]:
     """Keep README.md (as README.source.md), license and notice files of the source.
 
-    Files beyond 4 MB are not kept: no real one is so large.
+    Files beyond 4 MB are not kept: no real one is so large.  Neither are links out of the folder:
+    what is copied may be published.
 
     Returns:
         Names of the files in the output.
@@ -95,7 +98,7 @@ def copy_documents(source: Path, folder: Path) -> tuple[str, ...]:
         license_text = _DOCUMENT.fullmatch(path.name) and path.suffix.lower() not in _CODE
         if not (readme or license_text) or not path.is_file():
             continue
-        if path.stat().st_size > _LARGEST:
+        if path.stat().st_size > _LARGEST or not stays_inside(source, path):
             continue
         name = SOURCE_CARD if readme else path.name
         shutil.copyfile(path, folder / name)
@@ -171,7 +174,7 @@ def _carried(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        content = path.read_text(encoding="utf-8", errors="replace")
+        content = read_small(path).decode(errors="replace")
         found = ModelCard(content, ignore_metadata_errors=True).data.to_dict()  # type: ignore[no-untyped-call]
     except Exception:  # any damage of a text that only decorates: the card does without it
         return {}

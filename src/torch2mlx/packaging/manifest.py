@@ -15,6 +15,7 @@ from torch2mlx import __version__
 from torch2mlx.conversion.records import SHA256, FileRecord, stays_inside
 from torch2mlx.errors import SourceError
 from torch2mlx.packaging.files import MANIFEST, output_records, source_record
+from torch2mlx.sources.local_files import read_small
 
 if TYPE_CHECKING:
     from torch2mlx.packaging.index import WeightSummary
@@ -211,7 +212,7 @@ def read_manifest(folder: Path) -> Manifest:
         size = path.stat().st_size
         if size > _LARGEST:
             raise _damaged(path, f"{size:,} bytes; at most {_LARGEST:,} are expected")
-        raw = json.loads(path.read_bytes(), parse_constant=_refuse_constant)
+        raw = json.loads(read_small(path), parse_constant=_refuse_constant)
     except FileNotFoundError:
         raise SourceError(
             f"{path}: not found; only folders that torch2mlx converted have one"

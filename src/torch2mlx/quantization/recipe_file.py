@@ -57,6 +57,8 @@ def read_recipe(path: Path) -> RecipeFile:
             message names it.
     """
     try:
+        if path.exists() and not path.is_file():
+            raise OptionError(f"--recipe {path}: no regular file; expected a short TOML file")
         if path.stat().st_size > _LARGEST:
             raise OptionError(f"--recipe {path}: larger than 1 MB; expected a short TOML file")
         raw = tomllib.loads(path.read_text(encoding="utf-8"))

@@ -163,6 +163,8 @@ def _require_checkpoint(path: Path, location: str) -> None:
 
 def _object(path: Path) -> dict[str, Any]:
     try:
+        if path.exists() and not path.is_file():
+            raise _refused(path, "is no regular file")
         with path.open("rb") as file:
             data = file.read(_LARGEST + 1)
         found = json.loads(data) if len(data) <= _LARGEST else None

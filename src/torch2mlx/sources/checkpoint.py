@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch2mlx.errors import SourceError
 from torch2mlx.planning.expressions import Expr, Source
 from torch2mlx.sources.base import Checkpoint, Packed, TensorSource
 from torch2mlx.sources.companions import companion_files, read_config, read_generation_config
-from torch2mlx.sources.local_files import read_json_object, stays_inside, unreadable
+from torch2mlx.sources.local_files import is_there, read_json_object, stays_inside, unreadable
 from torch2mlx.sources.remote.snapshot import Snapshot
 from torch2mlx.sources.safetensors import SafetensorsSource
 from torch2mlx.sources.weight_files import WeightFiles, choose_file, choose_weights
@@ -57,9 +58,10 @@ def open_checkpoint(
         UnsupportedError: a GGUF architecture that has no exact mapping.
     """
     path = Path(location).expanduser()
-    if not path.exists():
-        if path.is_symlink():
-            raise SourceError(f"{location}: a link to {path.readlink()}, which does not exist")
+    if not is_there(path):
+        with suppress(OSError, ValueError):  # no name that a file could have
+            if path.is_symlink():
+                raise SourceError(f"{location}: a link to {path.readlink()}, which does not exist")
         return _open_remote(
             str(location), revision, trust_remote_code, accept_config, needs_config, keep_download
         )

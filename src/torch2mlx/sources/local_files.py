@@ -15,14 +15,18 @@ from torch2mlx.sources.remote.files import RemotePath
 
 __all__ = [
     "PositionalFiles",
+    "is_there",
     "page_cache_holds",
     "read_json_object",
+    "read_small",
     "refuse_lfs_pointer",
     "stays_inside",
     "unreadable",
 ]
 
 _LFS_START = b"version https://git-lfs"
+
+_LARGEST = 100_000_000  # bytes of a small file; the largest tokenizers have 40 MB
 
 _MAX_READ = 1 << 30  # bytes a call; macOS refuses reads of 2 GiB and more
 
@@ -31,21 +35,47 @@ _TAGGED_FLOATS = {"Infinity": float("inf"), "-Infinity": float("-inf"), "NaN": f
 
 
 def refuse_lfs_pointer(path: Path) -> None:
-    """Raise if a file is a Git LFS pointer, or cannot be read at all.
+    """Raise if a file is a Git LFS pointer, no regular file, or cannot be read at all.
 
     Raises:
-        SourceError: either of these; names the file and the remedy.
+        SourceError: one of these; names the file and the remedy.
     """
-    try:
-        with path.open("rb") as file:
-            start = file.read(len(_LFS_START))
-    except OSError as error:
-        raise unreadable(path, error) from error
+    start = read_small(path, stop=len(_LFS_START))
     if start == _LFS_START:
         raise SourceError(
             f"{path}: this is a Git LFS pointer, not the file itself; run `git lfs pull` in the "
             "checkpoint's folder or download the file again"
         )
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is such a file or folder; texts that can be no name of one name none."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # too long, or with a zero byte
+        return False
+
+
+def read_small(path: Path, stop: int | None = None) -> bytes:
+    """The content of a small file.
+
+    Args:
+        path: of a regular file; a device or a pipe has no end.
+        stop: read this many bytes at most; None: all, and no more than small files have.
+
+    Raises:
+        SourceError: it is missing, unreadable, something else than a file, or large.
+    """
+    try:
+        if path.exists() and not path.is_file():
+            raise SourceError(f"{path}: cannot be read: no regular file; put the file itself there")
+        with path.open("rb") as file:
+            data = file.read(_LARGEST + 1 if stop is None else stop)
+    except OSError as error:
+        raise unreadable(path, error) from error
+    if len(data) > _LARGEST:
+        raise SourceError(f"{path}: larger than {_LARGEST:,} bytes, which no such file is")
+    return data
 
 
 def stays_inside(folder: Path, path: Path) -> bool:
@@ -78,9 +108,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
     """
     refuse_lfs_pointer(path)
     try:
-        value = json.loads(path.read_text(encoding="utf-8-sig"), object_hook=_untag_float)
-    except OSError as error:
-        raise unreadable(path, error) from error
+        value = json.loads(read_small(path).decode("utf-8-sig"), object_hook=_untag_float)
     except (ValueError, RecursionError) as error:
         raise SourceError(f"{path}: not valid JSON: {error}; download the file again") from None
     if not isinstance(value, dict):

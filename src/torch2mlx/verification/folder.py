@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import is_dataclass, replace
@@ -19,7 +18,7 @@ from torch2mlx.planning.shards import parse_size
 from torch2mlx.precision import CONFIG_KEY
 from torch2mlx.progress import Progress
 from torch2mlx.sources.base import Checkpoint
-from torch2mlx.sources.local_files import read_json_object
+from torch2mlx.sources.local_files import read_json_object, read_small
 from torch2mlx.sources.safetensors import SafetensorsSource
 from torch2mlx.verification.gate import Gate
 from torch2mlx.verification.reference import allow_code
@@ -104,24 +103,13 @@ def _chosen_on_data(folder: Path) -> dict[str, str] | None:
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
-    try:
-        config = json.loads(path.read_bytes())
-    except OSError as error:
-        raise SourceError(
-            f"{path}: cannot be read ({error.strerror}); expected an MLX model folder"
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise SourceError(f"{path}: no valid JSON: {error}") from None
-    if not isinstance(config, dict):
-        raise SourceError(f"{path}: expected a JSON object")
-    return config
+    return read_json_object(folder / "config.json")
 
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        return read_small(path).decode()
+    except UnicodeDecodeError as error:
         raise SourceError(f"{path}: cannot be read ({error}); convert the source again") from error
 
 

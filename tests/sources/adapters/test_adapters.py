@@ -175,3 +175,26 @@ def test_ranks_of_mlx_adapters_are_compared(checkpoint, tmp_path):
     mlx_adapter(tmp_path / "adapter", rank=16)
     with pytest.raises(PlanError, match=r"rank 16 in adapter_config\.json, 4 and 4"):
         with_adapter(open_checkpoint(checkpoint("llama", "float32")), tmp_path / "adapter")
+
+
+def test_mlx_lm_matrices_of_other_shapes(checkpoint, tmp_path):
+    folder, adapter = checkpoint("llama", "float32"), tmp_path / "adapter"
+    adapter.mkdir()
+    settings = {"fine_tune_type": "lora", "lora_parameters": {"rank": 4, "scale": 2.0}}
+    (adapter / "adapter_config.json").write_text(json.dumps(settings))
+    at = "model.layers.0.self_attn.q_proj"
+    for shapes in (((128, 4), (4,)), ((128,), (128,)), ((2, 4, 128), (4, 128))):
+        tensors = {f"{at}.lora_{x}": torch.ones(s) for x, s in zip("ab", shapes, strict=True)}
+        save_file(tensors, adapter / "adapters.safetensors")
+        with pytest.raises(PlanError, match="expected two matrices"):
+            with_adapter(open_checkpoint(folder), adapter)
+
+
+def test_patterns_of_another_kind(checkpoint, tmp_path):
+    folder = checkpoint("llama", "float32")
+    trained(model_of(folder), tmp_path / "adapter")
+    path = tmp_path / "adapter" / "adapter_config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "rank_pattern": "q_proj"}))
+    with pytest.raises(SourceError, match=r"adapter_config\.json: holds a value of a kind"):
+        with_adapter(open_checkpoint(folder), tmp_path / "adapter")

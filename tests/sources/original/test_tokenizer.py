@@ -107,3 +107,29 @@ def test_tekken_layout(tmp_path):
     file.write_text(json.dumps(content))
     with pytest.raises(SourceError, match=r"tekken\.json: cannot be converted"):
         _ = ConvertedTokenizer(file).folder
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"config": {"default_num_special_tokens": 10**12}}, "special tokens"),
+        ({"config": {"pattern": "(a|aa|aaa)+$"}}, "tokenizer.json"),
+        ({"vocab": [{"rank": 7, "token_bytes": "YQ=="}] * 2}, "each once"),
+    ],
+    ids=["count", "pattern", "ranks"],
+)
+def test_tekken_that_would_never_end(tmp_path, change, words):
+    tokens = [
+        {"rank": i, "token_bytes": base64.b64encode(t).decode()} for i, t in enumerate(ranks())
+    ]
+    config = {"pattern": r"\w+|\W+", "default_num_special_tokens": 4, "default_vocab_size": 266}
+    content = {"config": config | change.get("config", {}), "vocab": change.get("vocab", tokens)}
+    (tmp_path / "tekken.json").write_text(json.dumps(content))
+    with pytest.raises(SourceError, match=words):
+        ConvertedTokenizer(tmp_path / "tekken.json").folder  # noqa: B018
+
+
+def test_sentencepiece_that_is_none(tmp_path):
+    (tmp_path / "tokenizer.model").write_bytes(b"\x0a\xff\xff\xff\x7f" + bytes(99))
+    with pytest.raises(SourceError, match="cannot be converted"):
+        ConvertedTokenizer(tmp_path / "tokenizer.model").folder  # noqa: B018

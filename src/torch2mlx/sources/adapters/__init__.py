@@ -14,8 +14,9 @@ from torch2mlx.sources.adapters.mlx_lm import read_mlx_lm
 from torch2mlx.sources.adapters.peft import read_peft
 from torch2mlx.sources.adapters.reading import CONFIG, WEIGHTS, open_tensors
 from torch2mlx.sources.base import Checkpoint
+from torch2mlx.sources.foreign import foreign_values
 from torch2mlx.sources.joined import JoinedSource
-from torch2mlx.sources.local_files import read_json_object
+from torch2mlx.sources.local_files import is_there, read_json_object
 
 __all__ = ["base_of_adapter", "with_adapter"]
 
@@ -40,7 +41,7 @@ def base_of_adapter(folder: Path) -> str | None:
             f"as SRC and --adapter {folder}"
         )
     beside = folder / base
-    return str(beside) if not Path(base).is_absolute() and beside.is_dir() else base
+    return str(beside) if not Path(base).is_absolute() and is_there(beside) else base
 
 
 def _is_model(name: str) -> bool:
@@ -62,7 +63,8 @@ def with_adapter(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
     """
     config, source, tensors = open_tensors(folder)
     read = read_peft if "peft_type" in config else read_mlx_lm
-    changes = read(config, tensors, checkpoint.state)
+    with foreign_values(str(folder / CONFIG), "save the adapter again"):
+        changes = read(config, tensors, checkpoint.state)
     problems = changes.problems
     if problems:
         more = len(problems) - _LISTED

@@ -86,6 +86,12 @@ def _module(
     if a is None or b is None or (kind == "dora") != (magnitude is not None):
         changes.problems.append(f"{module}: not what {kind} consists of: {', '.join(parts)}")
         return
+    if len(a.shape) != len(b.shape) or len(a.shape) not in (2, 3):
+        changes.problems.append(
+            f"{module}: expected two matrices, or two stacks of them, found {list(a.shape)} and "
+            f"{list(b.shape)}"
+        )
+        return
     if len(a.shape) == 3:
         _experts(changes, module, a, b, rank, scale, base)
         return
@@ -100,6 +106,10 @@ def _module(
         close = get_close_matches(name, list(base), n=1, cutoff=0.5)
         hint = f" (the nearest name is {close[0]!r})" if close else ""
         changes.problems.append(f"{name}: the base has no such tensor{hint}")
+    elif magnitude is not None and magnitude.shape != old.shape[:1]:
+        changes.problems.append(
+            f"{module}: magnitudes {list(magnitude.shape)} for a weight of {old.shape[0]} rows"
+        )
     elif old.shape == (b.shape[1], a.shape[0]):
         left, right = Transpose(b, (1, 0)), Transpose(a, (1, 0))
         changes.low_rank[name] = LowRank(left, right, scale, magnitude)
@@ -127,7 +137,8 @@ def _experts(
         names = [f"{block}.experts.{expert}.{n}.weight" for n in _EXPERT_NAMES.get(leaf, ())]
         name = next((n for n in names if n in base), None)
         shape = (b.shape[1], a.shape[2])
-        if name is None or a.shape[1] != rank or base[name].shape != shape:
+        fits = a.shape[1] == b.shape[2] == rank and len(a) == len(b)
+        if name is None or not fits or base[name].shape != shape:
             found = "has no such experts" if name is None else f"has {list(base[name].shape)}"
             changes.problems.append(
                 f"{module}, expert {expert}: rank {a.shape[1]} of {rank} for {list(shape)}, the "

@@ -18,6 +18,7 @@ from torch2mlx.errors import SourceError, UnsupportedError
 from torch2mlx.planning.expressions import Expr, Transpose
 from torch2mlx.sources.adapters.merging import LowRank
 from torch2mlx.sources.adapters.reading import Changes, Stored
+from torch2mlx.sources.foreign import matches
 
 __all__ = ["read_peft"]
 
@@ -174,7 +175,7 @@ def _fits_bias(changes: Changes, module: str, bias: Expr, base: Mapping[str, Exp
 def _by_pattern(patterns: Any, module: str, default: Any) -> Any:
     """The entry whose key, a regular expression, fits the end of a path as PEFT tells it."""
     for key, value in (patterns or {}).items():
-        if re.match(rf"(.*\.)?({key})$", module):
+        if matches(rf"(.*\.)?({key})$", module, "adapter_config.json"):
             return value
     return default
 

@@ -35,7 +35,7 @@ class GGUFTokenizerFiles(Mapping[str, Path]):
 
             try:
                 tokenizer = AutoTokenizer.from_pretrained(
-                    str(self._file.parent), gguf_file=self._file.name
+                    str(self._file.parent), gguf_file=self._file.name, trust_remote_code=False
                 )
                 tokenizer.save_pretrained(folder.name)
             except Exception as error:

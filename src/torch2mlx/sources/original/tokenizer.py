@@ -12,13 +12,14 @@ from __future__ import annotations
 import base64
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch2mlx.errors import SourceError
-from torch2mlx.sources.local_files import read_json_object
+from torch2mlx.packaging.preflight import require_harmless
+from torch2mlx.sources.local_files import read_json_object, read_small
 from torch2mlx.sources.strings import HARD_STRINGS
 
 __all__ = ["ConvertedTokenizer", "find_tokenizer"]
@@ -50,6 +51,10 @@ class _Built:
     settings: dict[str, Any]
 
 
+_MOST_SPECIAL = 100_000
+_LONGEST = 4096  # bytes of a token; real ones have up to 256
+
+
 class ConvertedTokenizer(Mapping[str, Path]):
     """tokenizer.json and tokenizer_config.json, made when they are first asked for.
 
@@ -77,17 +82,18 @@ class ConvertedTokenizer(Mapping[str, Path]):
             folder = tempfile.TemporaryDirectory(prefix="torch2mlx-tokenizer-")
             try:
                 built = _build(self._file, self._newer)
-            except (ValueError, KeyError, TypeError, OSError, RuntimeError) as error:
+            except Exception as error:  # protobuf and tokenizers have kinds of their own
                 raise SourceError(
                     f"{self._file}: cannot be converted to tokenizer.json: {error}; get another "
                     "copy of it, or the tokenizer files of the Hugging Face version"
                 ) from error
-            _require_equal(self._file, built)
             root = Path(folder.name)
             built.tokenizer.save(str(root / "tokenizer.json"))
             (root / "tokenizer_config.json").write_text(
                 json.dumps(built.settings, ensure_ascii=False, indent=2), encoding="utf-8"
             )
+            require_harmless(root)  # a pattern may take forever on the texts that follow
+            _require_equal(self._file, built)
             self._folder = folder
         return Path(self._folder.name)
 
@@ -126,7 +132,7 @@ def _require_equal(file: Path, built: _Built) -> None:
 def _build(file: Path, newer: bool) -> _Built:
     if file.name == _TEKKEN:
         return _from_tekken(read_json_object(file))
-    data = file.read_bytes()
+    data = read_small(file)
     first = data[: data.find(b"\n")].split()
     if len(first) == 2 and first[1].isdigit():
         return _from_ranks(data, newer)
@@ -156,6 +162,8 @@ def _from_tekken(content: Mapping[str, Any]) -> _Built:
     config = content["config"]
     count = int(config["default_num_special_tokens"])
     kept = int(config["default_vocab_size"]) - count
+    if not 0 <= count <= _MOST_SPECIAL or kept < 0:
+        raise ValueError(f"{count:,} special tokens of {kept + count:,}")
     ranks = {
         base64.b64decode(t["token_bytes"], validate=True): int(t["rank"])
         for t in content["vocab"][:kept]
@@ -198,6 +206,9 @@ def _byte_level(
     )
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
+    if sorted(ranks.values()) != list(range(len(ranks))):
+        raise ValueError("its ranks are not 0, 1, 2 ..., each once")
+    _require_short(ranks)
     letters = bytes_to_unicode()  # type: ignore[no-untyped-call]
     spelled = {token: "".join(letters[b] for b in token) for token in ranks}
     merges = sorted(
@@ -235,6 +246,13 @@ def _byte_level(
     return _Built(tokenizer, lambda text: [i + offset for i in _encoded(original, text)], settings)
 
 
+def _require_short(tokens: Iterable[bytes | str]) -> None:
+    """Every place of a token is tried as the border of a merge."""
+    longest = max(map(len, tokens), default=0)
+    if longest > _LONGEST:
+        raise ValueError(f"a token of {longest:,} bytes; at most {_LONGEST:,} are expected")
+
+
 def _encoded(encoding: Any, text: str) -> list[int]:
     text.encode()  # half of a surrogate pair: tiktoken would put another character there
     ids: list[int] = encoding.encode_ordinary(text)
@@ -246,13 +264,14 @@ def _from_sentencepiece(file: Path) -> _Built:
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
     from transformers.convert_slow_tokenizer import import_protobuf
 
-    proto = import_protobuf().ModelProto.FromString(file.read_bytes())  # type: ignore[no-untyped-call]
+    proto = import_protobuf().ModelProto.FromString(read_small(file))  # type: ignore[no-untyped-call]
     spec = proto.normalizer_spec
     if proto.trainer_spec.model_type != 2 or spec.precompiled_charsmap:
         raise ValueError("expected a SentencePiece model of kind BPE that does not normalise text")
     if spec.remove_extra_whitespaces or not spec.escape_whitespaces:
         raise ValueError("expected a SentencePiece model that keeps white space")
     pieces = [piece.piece for piece in proto.pieces]
+    _require_short(pieces)
     vocabulary = {piece: i for i, piece in enumerate(pieces)}
     normal = {p.piece for p in proto.pieces if p.type == 1}
     scores = {piece: proto.pieces[i].score for piece, i in vocabulary.items()}

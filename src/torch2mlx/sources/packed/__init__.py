@@ -14,6 +14,7 @@ from typing import Any
 from torch2mlx.errors import SourceError, UnsupportedError
 from torch2mlx.planning.expressions import Expr, Reader
 from torch2mlx.sources.base import Packed
+from torch2mlx.sources.foreign import foreign_values
 from torch2mlx.sources.packed.awq import unpack_awq
 from torch2mlx.sources.packed.bitsandbytes import unpack_bitsandbytes
 from torch2mlx.sources.packed.compressed_tensors import unpack_compressed_tensors
@@ -109,7 +110,8 @@ def unpacked_state(
             f"known here (known: {', '.join(METHODS)}); dequantize them with the library that "
             "packed them and convert the result"
         )
-    found = METHODS[method](state, settings, reader)
+    with foreign_values(f"{where}: quantization_config ({method})", "get the original config.json"):
+        found = METHODS[method](state, settings, reader)
     rest = {name: expr for name, expr in state.items() if name not in found.consumed}
     ignored = [name for name in rest if _OF_ACTIVATIONS.fullmatch(name)]
     problems = [

@@ -31,6 +31,7 @@ _STATES = {
     "weight.quant_state.bitsandbytes__nf4": "NF4",
     "weight.quant_state.bitsandbytes__fp4": "FP4",
 }
+_LARGEST = 1 << 20  # bytes of a description, which has some 200
 _PARTS = ("absmax", "quant_map", "nested_absmax", "nested_quant_map")
 _PER_CODE = np.float32(1 / 127)
 
@@ -75,17 +76,26 @@ def _four_bits(
     found.consumed.update((name, described))
     parts = {p: state.get(f"{name}.{p}") for p in _PARTS}
     found.consumed.update(f"{name}.{p}" for p, expr in parts.items() if expr is not None)
+    if text.nbytes > _LARGEST:
+        return f"{described} has {text.nbytes:,} bytes; at most {_LARGEST:,} are expected"
     try:
         settings = json.loads(text.read(full(text.shape), reader).tobytes())
         shape, block = tuple(map(int, settings["shape"])), int(settings["blocksize"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         return f"{described} is no description of it: {error!r}"
+    if min(shape, default=0) < 1 or block < 1:
+        return f"{described}: shape {list(shape)} in blocks of {block}"
     codes, absmax, table = state.get(name), parts["absmax"], parts["quant_map"]
     if codes is None or absmax is None or table is None:
         return "its codes, absmax or quant_map are missing"
     count = prod(shape)
     if codes.size * 2 != count + count % 2 or absmax.size != -(-count // block):
         return f"{codes.size} bytes and {absmax.size} blocks for {list(shape)} in blocks of {block}"
+    if codes.dtype.name != "U8" or not _is_flat(codes) or not _is_flat(absmax) or table.size != 16:
+        return (
+            f"{codes.dtype} {list(codes.shape)}, absmax {list(absmax.shape)} and quant_map "
+            f"{list(table.shape)}: expected U8 [bytes, 1], [blocks] and [16]"
+        )
     nested = None
     if parts["nested_absmax"] is not None and parts["nested_quant_map"] is not None:
         nested = _Nested(
@@ -94,6 +104,13 @@ def _four_bits(
             int(settings.get("nested_blocksize", 256)),
             float(settings.get("nested_offset", 0.0)),
         )
+        count = -(-absmax.size // max(1, nested.block))
+        if (absmax.dtype.name, nested.table.size, nested.absmax.size) != ("U8", 256, count):
+            return (
+                f"absmax {absmax.dtype} {list(absmax.shape)} with nested_quant_map "
+                f"{list(nested.table.shape)} and nested_absmax {list(nested.absmax.shape)}: "
+                f"expected U8, [256] and [{count}] in blocks of {nested.block}"
+            )
     elif not absmax.dtype.floating:
         return "absmax is quantized, and nested_absmax or nested_quant_map is missing"
     function = _FourBits(codes, absmax, table, shape, block, nested)
@@ -147,6 +164,10 @@ class _FourBits:
         return _numbers(self.nested.table, reader)[found] * scales + np.float32(self.nested.offset)
 
 
+def _is_flat(expr: Expr) -> bool:
+    return expr.shape[:1] == (expr.size,)
+
+
 def _flat(expr: Expr, start: int, stop: int, reader: Reader) -> Array:
     """Elements of a tensor with one axis longer than 1, which is the first."""
     rest = tuple(range(n) for n in expr.shape[1:])
@@ -161,8 +182,10 @@ def _eight_bits(found: Unpacked, module: str, largest: Expr, state: Mapping[str,
     name = f"{module}.weight"
     codes = state.get(name)
     found.consumed.update((name, f"{module}.SCB", f"{module}.weight_format"))
-    if codes is None or codes.dtype.name != "I8" or codes.shape[:1] != (largest.size,):
-        return "expected an I8 weight with as many rows"
+    if codes is None or codes.dtype.name != "I8" or len(codes.shape) != 2:
+        return "expected an I8 weight"
+    if largest.shape != codes.shape[:1]:
+        return f"{list(largest.shape)} for a weight of {codes.shape[0]} rows"
 
     def function(region: Region, reader: Reader) -> Array:
         values = codes.read(region, reader).astype(np.float32)

@@ -28,6 +28,7 @@ from torch2mlx.planning.computed import Computed
 from torch2mlx.planning.expressions import Bits, Expr, Reader, Reshape
 from torch2mlx.planning.regions import Region, full
 from torch2mlx.quantization.kernel import unpack_codes
+from torch2mlx.sources.foreign import matches
 from torch2mlx.sources.packed.floats import SmallFloats, float_weight
 from torch2mlx.sources.packed.integers import Integers, integer_weight
 from torch2mlx.sources.packed.scaled_floats import scale_grid
@@ -108,7 +109,7 @@ def _group_of(module: str, groups: list[dict[str, Any]]) -> dict[str, Any] | Non
         for target in group["targets"]:
             if target == module or module.endswith(f".{target}"):
                 return group
-            if target.startswith("re:") and re.match(target[3:], module):
+            if target.startswith("re:") and matches(target[3:], module, "config_groups"):
                 return group
     return next(
         (g for g in groups if any(re.fullmatch(r"[A-Z]\w*", t) for t in g["targets"])), None

@@ -50,6 +50,10 @@ class SmallFloats:
     factor: Expr | None = None
     divide: bool = False
 
+    def __post_init__(self) -> None:
+        if self.factor is not None and self.factor.size != 1:
+            raise ValueError(f"{self.name}: a factor {list(self.factor.shape)} for all weights")
+
     @property
     def fp4(self) -> bool:
         """Two elements to a byte."""

@@ -53,6 +53,16 @@ class Integers:
     zeros: Expr | int
     order: Expr | None = None
 
+    def __post_init__(self) -> None:
+        zeros = self.zeros if isinstance(self.zeros, Expr) else self.scales
+        if min(self.bits, self.group, self.width) < 1 or zeros.shape != self.scales.shape:
+            raise ValueError(
+                f"{self.name}: {self.bits} bits in groups of {self.group}, rows of {self.width}, "
+                f"zero points {list(zeros.shape)} for scales {list(self.scales.shape)}"
+            )
+        if self.order is not None and self.order.dtype.name not in ("I32", "I64"):
+            raise ValueError(f"{self.name}: g_idx of {self.order.dtype} instead of I32")
+
     def __call__(self, region: Region, reader: Reader) -> Array:
         """float32 values of a region."""
         rows, columns = region
