@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -155,7 +156,10 @@ def test_a_repository_takes_one_commit(
         ("s3://k:secret@bucket/out", r"pip install 'torch2mlx\[s3\]'"),
     ],
 )
-def test_urls_that_cannot_be_written(memory: MemoryFileSystem, url: str, words: str) -> None:
+def test_urls_that_cannot_be_written(
+    memory: MemoryFileSystem, monkeypatch: pytest.MonkeyPatch, url: str, words: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "s3fs", None)  # as where it is not installed
     with pytest.raises(DestinationError, match=words) as caught:
         RemoteDestination(url)
     assert "secret" not in str(caught.value)
