@@ -352,3 +352,15 @@ def test_a_fault_of_our_own_is_not_taken_for_the_hubs(
     hub(TypeError("a programming error"))
     with pytest.raises(TypeError):
         send_folder(tmp_path, "me/model")
+
+
+@pytest.mark.parametrize(("max_context", "generated"), [(None, True), (32, False)])
+def test_without_a_proof_no_port_is_taken_that_is_known_to_differ(
+    copied: Checkpoint, tmp_path: Path, max_context: int | None, generated: bool
+) -> None:
+    source = copied("llama")
+    config = json.loads((source / "config.json").read_text())
+    changes = {"model_type": "mistral", "sliding_window": 32}
+    (source / "config.json").write_text(json.dumps({**config, **changes}))
+    torch2mlx.convert(source, tmp_path / "out", verify=False, max_context=max_context)
+    assert (tmp_path / "out" / "model.py").exists() == generated

@@ -267,3 +267,18 @@ def test_a_reader_that_stops_is_no_error(checkpoint: Checkpoint) -> None:
         process.stdout.close()
         assert process.stderr.read() == b""
         assert process.wait() in (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [(("convert", "a", "b", "--nope"), "--nope"), (("verify", "a", "--expert-layout", "x"), "x")],
+)
+def test_a_mistyped_option_is_json_too(
+    run_cli: Callable[..., Any], arguments: tuple[str, ...], named: str
+) -> None:
+    run = run_cli(*arguments, "--json")
+    assert run.code == 2
+    assert run.err == ""
+    error = json.loads(run.out)["error"]
+    assert error["type"] == "OptionError"
+    assert named in error["message"]

@@ -22,6 +22,7 @@ from torch2mlx.errors import (
     PlanError,
     SourceError,
     Torch2MLXError,
+    UnsupportedError,
 )
 from torch2mlx.options import ConvertOptions
 from torch2mlx.progress import Progress, Silent
@@ -178,14 +179,23 @@ class CheckpointConversion:
         return choose_precision(ranges, self.port.module_paths)
 
     def _prove(self, checkpoint: Checkpoint) -> Comparison | None:
-        """Plan, and prove the port on a twin."""
+        """Plan, and prove the port on a twin; without a proof, take none that is known to differ."""
         self._prepare(checkpoint)
         self.gate = self.new_gate()
         if self.gate is None:
+            self._refuse_known_limits(checkpoint)
             return None
         with self.timed("verify"):
             twin: Comparison = self.gate.prove_port()
         return twin
+
+    def _refuse_known_limits(self, checkpoint: Checkpoint) -> None:
+        from torch2mlx.architectures.limits import stated_limits
+
+        if checkpoint.kind == "mlx" or "model_file" in checkpoint.config:
+            return
+        if limits := stated_limits(checkpoint.config, self.options.max_context):
+            raise UnsupportedError("; ".join(limits))
 
     def _prepare(self, checkpoint: Checkpoint) -> None:
         from torch2mlx.architectures.bounds import check_counts

@@ -131,7 +131,7 @@ class ConvertOptions:
         given = [f for f, v in needs_q.items() if v is not None and v is not False and v != ()]
         if given and not self.quantize:
             raise OptionError(
-                f"{', '.join(given)} say how to quantize, but quantization is off; add -q"
+                f"{', '.join(given)}: how to quantize, but quantization is off; add -q"
             )
         texts = _patterns("--calibration-text", self.calibration_text)
         if self.distill and not self.calibrate:
@@ -186,7 +186,7 @@ class ConvertOptions:
     def _check_bounds(self) -> None:
         given = [flag for flag, value in self._bound_flags().items() if value is not None]
         if given and not self.verify:
-            raise OptionError(f"{', '.join(given)}: need the verification; leave out --no-verify")
+            raise OptionError(f"{', '.join(given)}: measured in the verification; leave out --no-verify")
         if self.auto and not given:
             raise OptionError(
                 "--auto tries cures until bounds hold; name one, such as --max-kl 0.1"

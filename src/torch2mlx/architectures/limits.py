@@ -51,13 +51,20 @@ def known_limits(config: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(sentence for sentence in found if sentence)
 
 
-def stated_limits(config: Mapping[str, Any]) -> tuple[str, ...]:
+def stated_limits(config: Mapping[str, Any], max_context: int | None = None) -> tuple[str, ...]:
     """Those of `known_limits` that config.json itself shows.
 
     Loads no library, so it is quick, but sees no value that the config leaves to a default.
+
+    Args:
+        config: as the checkpoint has it.
+        max_context: tokens of the longest text that counts; as many as the config allows if None.
     """
     nested = config.get("text_config")
-    stated = _Stated({**config, **nested} if isinstance(nested, Mapping) else config)
+    values = {**config, **nested} if isinstance(nested, Mapping) else {**config}
+    if max_context is not None:
+        values["max_position_embeddings"] = max_context
+    stated = _Stated(values)
     port = port_name(config)
     if port is None:
         return ()

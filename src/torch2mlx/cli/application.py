@@ -17,12 +17,15 @@ from torch2mlx.cli.generation import generate
 from torch2mlx.cli.guidance import doctor, inspect, plan
 from torch2mlx.cli.leftovers import clean
 from torch2mlx.cli.verification import verify
+from torch2mlx.errors import OptionError
 
 __all__ = ["app"]
 
+_UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # of the parser that typer carries
+
 
 class _Commands(TyperGroup):
-    """Ends quietly where the user or the reader of a pipe wants no more."""
+    """Ends quietly where the user or the reader of a pipe wants no more; usage errors as JSON."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -31,6 +34,11 @@ class _Commands(TyperGroup):
         except KeyboardInterrupt as stop:
             typer.echo(str(stop) or "interrupted; nothing was left behind", err=True)
             raise typer.Exit(130) from None
+        except _UsageError as error:
+            if "--json" not in sys.argv[1:]:
+                raise
+            message = getattr(error, "format_message", error.__str__)()
+            raise OptionError(message) from None
         except BrokenPipeError:
             # Python flushes once more when it ends.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
