@@ -179,7 +179,7 @@ class CheckpointConversion:
         return choose_precision(ranges, self.port.module_paths)
 
     def _prove(self, checkpoint: Checkpoint) -> Comparison | None:
-        """Plan, and prove the port on a twin; without a proof, take none that is known to differ."""
+        """Plan, and prove the port on a twin; without a proof, none that is known to differ."""
         self._prepare(checkpoint)
         self.gate = self.new_gate()
         if self.gate is None:

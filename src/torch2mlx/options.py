@@ -186,7 +186,9 @@ class ConvertOptions:
     def _check_bounds(self) -> None:
         given = [flag for flag, value in self._bound_flags().items() if value is not None]
         if given and not self.verify:
-            raise OptionError(f"{', '.join(given)}: measured in the verification; leave out --no-verify")
+            raise OptionError(
+                f"{', '.join(given)}: verification measures it; leave out --no-verify"
+            )
         if self.auto and not given:
             raise OptionError(
                 "--auto tries cures until bounds hold; name one, such as --max-kl 0.1"
