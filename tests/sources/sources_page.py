@@ -79,6 +79,9 @@ GATED = {
     "gptq asymmetric, `-q`": "packed/test_packed.py::test_conversions_pass_the_gate",
     "awq, `-q`": "packed/test_packed.py::test_conversions_pass_the_gate",
     "fp8 blocks": "packed/test_packed.py::test_conversions_pass_the_gate",
+    "DeepSeek-V3 with fp8 experts in blocks that are cut short, `-q`": (
+        "packed/test_packed.py::test_fp8_experts_of_odd_sizes_pass_the_gate"
+    ),
     "gpt-oss in MXFP4, `-q`": "packed/test_packed.py::test_gpt_oss_experts_keep_their_blocks",
     "LoRA of PEFT, `-q`": (
         "adapters/test_adapters.py::test_an_adapters_folder_converts_with_its_base"
@@ -118,8 +121,9 @@ _PACKED = """## Packed checkpoints
 `quant_method` in config.json names the method; `quantize_config.json`, `quant_config.json` and
 `hf_quant_config.json` beside it are read as well. With `-q` alone, codes stay as they are where the
 last column names a format of MLX, which has exactly these values; scales and zero points decide
-that. Otherwise, and without `-q`, weights are dequantized. Scales of activations are left out, with
-a note.
+that. Otherwise, and without `-q`, weights are dequantized; so are those of GPTQ whose groups are
+made in the order of activations (`desc_act`), with a note, as MLX groups neighbours. Scales of
+activations are left out, with a note.
 
 | layout | equal to | values in | kept as |
 |---|---|---|---|
@@ -140,7 +144,9 @@ def _packed() -> Iterator[str]:
     from test_packed import FORMATS
 
     libraries = {
-        "gptq": "AutoGPTQ's formula", "awq": "AutoAWQ's formula", "modelopt": "ModelOpt's formula",
+        "gptq": "AutoGPTQ's formula", "awq": "AutoAWQ's formula", "modelopt nvfp4": "ModelOpt",
+        "modelopt": "ModelOpt's formula", "fbgemm": "FBGEMM's formula",
+        "fp8 blocks, the last": "DeepSeek's formula",
         "fp8": "transformers", "bitsandbytes": "bitsandbytes, on a CPU",
     }  # fmt: skip
     for name, (_, dtype, scheme) in FORMATS.items():

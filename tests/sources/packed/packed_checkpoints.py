@@ -170,16 +170,26 @@ def _blocks(weight, structure):
 
 
 def fp8(block=(64, 32), powers=False):
-    """DeepSeek's layout; values by transformers' own dequantization."""
+    """DeepSeek's layout; values by transformers' own dequantization where that takes the blocks.
+
+    It wants whole blocks.  Where the last ones are cut short, as DeepSeek's own kernel allows,
+    each code is multiplied by the scale of its block.
+    """
     from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 
     def pack(module, weight):
-        scales = _blocks(weight, block).abs().amax(-1) / 448
+        out, width = weight.shape
+        padded = torch.nn.functional.pad(weight, (0, -width % block[1], 0, -out % block[0]))
+        scales = _blocks(padded, block).abs().amax(-1) / 448
         if powers:
             scales = torch.exp2(torch.ceil(torch.log2(scales)))
         spread = scales.repeat_interleave(block[0], 0).repeat_interleave(block[1], 1)
+        spread = spread[:out, :width]
         codes = (weight / spread).to(torch.float8_e4m3fn)
-        value = Fp8Dequantize(None)._dequantize_one(codes, scales, torch.float32)
+        if out % block[0] or width % block[1]:
+            value = codes.float() * spread
+        else:
+            value = Fp8Dequantize(None)._dequantize_one(codes, scales, torch.float32)
         return {"weight": codes, "weight_scale_inv": scales}, value
 
     return {"quant_method": "fp8", "weight_block_size": list(block)}, pack
@@ -210,6 +220,29 @@ def bitsandbytes(kind, nested=False):
         "load_in_8bit": kind == "int8", "bnb_4bit_quant_type": kind,
     }  # fmt: skip
     return settings, eight_bits if kind == "int8" else four_bits
+
+
+def fbgemm():
+    """FBGEMM's layout as transformers writes it: a scale for each output."""
+
+    def pack(module, weight):
+        scales = weight.abs().amax(1, keepdim=True) / 448
+        codes = (weight / scales).to(torch.float8_e4m3fn)
+        return {"weight": codes, "weight_scale": scales}, codes.float() * scales
+
+    return {"quant_method": "fbgemm_fp8", "activation_scale_ub": 1200.0}, pack
+
+
+def modelopt_fp8():
+    """ModelOpt's FP8: a scale for the tensor, and one of activations that is left out."""
+
+    def pack(module, weight):
+        scale = weight.abs().max() / 448
+        codes = (weight / scale).to(torch.float8_e4m3fn)
+        parts = {"weight": codes, "weight_scale": scale, "input_scale": torch.tensor(0.5)}
+        return parts, codes.float() * scale
+
+    return {"quant_method": "modelopt", "quant_algo": "FP8"}, pack
 
 
 def modelopt():

@@ -12,9 +12,11 @@ from packed_checkpoints import (
     bitsandbytes,
     compressed,
     describe,
+    fbgemm,
     fp8,
     gptq,
     modelopt,
+    modelopt_fp8,
     repacked,
 )
 from safetensors.torch import load_file, save_file
@@ -88,11 +90,14 @@ FORMATS = {
         Scheme(4, 32, "mxfp4"),
     ),
     "modelopt nvfp4": (modelopt, torch.float32, None),
+    "modelopt fp8": (modelopt_fp8, torch.float32, None),
+    "fbgemm_fp8": (fbgemm, torch.float32, None),
     "bitsandbytes nf4": (lambda: bitsandbytes("nf4"), torch.float32, None),
     "bitsandbytes nf4 nested": (lambda: bitsandbytes("nf4", nested=True), torch.float32, None),
     "bitsandbytes fp4": (lambda: bitsandbytes("fp4"), torch.float32, None),
     "bitsandbytes int8": (lambda: bitsandbytes("int8"), torch.float32, None),
     "fp8 blocks": (fp8, torch.float32, None),
+    "fp8 blocks, the last cut short": (lambda: fp8((48, 80)), torch.float32, None),
     "fp8 blocks, powers of two": (
         lambda: fp8(powers=True),
         torch.float32,
@@ -126,6 +131,48 @@ def test_values_and_grids_are_exact(checkpoint, tmp_path, name):
     part = (range(5, 77, 3), range(33, 250))
     whole = expr.read(full(expr.shape), opened.source)
     assert np.array_equal(expr.read(part, opened.source), whole[5:77:3, 33:250])
+
+
+def test_modelopts_own_dequantization(checkpoint, tmp_path):
+    qtensor = pytest.importorskip("modelopt.torch.quantization.qtensor")
+
+    def pack(module, weight):
+        packed, scales, factor = qtensor.NVFP4QTensor.quantize(weight, 16)
+        value = packed.dequantize(
+            torch.float32, scale=scales, double_scale=factor, block_sizes={-1: 16}
+        )
+        codes = packed._quantized_data
+        return {"weight": codes, "weight_scale": scales, "weight_scale_2": factor}, value
+
+    settings = {"quantization": {"quant_algo": "NVFP4"}, "quant_method": "modelopt"}
+    folder = tmp_path / "packed"
+    values = repacked(checkpoint("llama", "float32"), folder, settings, pack)
+    opened = open_checkpoint(folder)
+    found = read_state(opened.state, opened.source)
+    assert all(torch.equal(found[n], t) for n, t in values.items())
+
+
+def test_fbgemms_experts(tmp_path):
+    """[experts, in, out] with scales in the two shapes that transformers writes."""
+    config = {"quantization_config": {"quant_method": "fbgemm_fp8"}, "model_type": "llama4_text"}
+    folder = tmp_path / "experts"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    block = "model.layers.0.feed_forward.experts"
+    shapes = {"gate_up_proj": ((4, 6, 10), (4, 1, 10)), "down_proj": ((4, 6, 6), (4, 6, 1))}
+    tensors, values = {}, {}
+    for name, (shape, grid) in shapes.items():
+        codes = torch.randn(shape).to(torch.float8_e4m3fn)
+        scales = torch.rand(grid)
+        tensors |= {f"{block}.{name}": codes, f"{block}.{name}_scale": scales}
+        values[f"{block}.{name}"] = codes.float() * scales.reshape(4, 1, -1)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    opened = open_checkpoint(folder)
+    found = read_state(opened.state, opened.source)
+    assert all(torch.equal(found[n], t) for n, t in values.items())
+    edited(folder, lambda t: t.update({f"{block}.down_proj_scale": torch.ones(4, 5)}))
+    with pytest.raises(SourceError, match=r"down_proj: F8_E4M3 \[4, 6, 6\] with scales \[4, 5\]"):
+        open_checkpoint(folder)
 
 
 def gpt_oss(folder):
@@ -174,6 +221,17 @@ def test_gpt_oss_experts_keep_their_blocks(tmp_path):
     assert written["lm_head.weight"].dtype == torch.bfloat16
 
 
+@pytest.mark.slow
+def test_fp8_experts_of_odd_sizes_pass_the_gate(checkpoint, tmp_path):
+    settings, pack = fp8((48, 80))
+    folder = tmp_path / "packed"
+    values = repacked(checkpoint("deepseek_v3", "float32"), folder, settings, pack)
+    assert sum(".experts." in name for name in values) == 24
+    result = torch2mlx.convert(folder, tmp_path / "out", quantize=True, dtype="float32")
+    assert result.manifest.verification["audit"]["passed"]
+    assert torch2mlx.verify(folder, tmp_path / "out").passed
+
+
 @pytest.mark.parametrize(
     ("name", "count"),  # tensors that are repacked: all of the layers, or none
     [
@@ -208,13 +266,36 @@ def test_malformed_checkpoints_end_in_one_message(checkpoint, tmp_path):
         ({**settings, "group_size": 32}, SourceError, r"q_proj: .* groups of 32: qzeros \[2, 16\]"),
         ({**settings, "bits": 8}, SourceError, r"21 problems, method gptq"),
         ({**settings, "bits": 5}, UnsupportedError, "GPTQ with bits 5"),
-        ({**settings, "quant_method": "aqlm"}, UnsupportedError, "packed by 'aqlm', which is not"),
+        *(
+            (
+                {**settings, "quant_method": method},
+                UnsupportedError,
+                rf"packed by '{method}', which is not known.*dequantize them with the library",
+            )
+            for method in ("aqlm", "hqq", "vptq", "quanto", "torchao")
+        ),
+        (
+            {
+                "quant_method": "compressed-tensors",
+                "sparsity_config": {"format": "sparse-24-bitmask"},
+                "config_groups": {},
+            },
+            UnsupportedError,
+            r"sparse weights \(sparse-24-bitmask\) .*decompress it with compressed-tensors",
+        ),
+        (
+            {"quant_method": "modelopt", "quant_algo": "W4A8_AWQ"},
+            UnsupportedError,
+            "quant_algo 'W4A8_AWQ'.*dequantize the weights with ModelOpt",
+        ),
         (None, SourceError, "is part of a packed weight, but config.json has no"),
     ]
     for changed, error, message in cases:
         describe(folder, changed)
         with pytest.raises(error, match=message):
             open_checkpoint(folder)
+    describe(folder, {**settings, "desc_act": True})
+    assert any("activations (g_idx)" in note for note in open_checkpoint(folder).notes)
     describe(folder, settings)
     edited(folder, lambda t: t[f"{Q}.g_idx"].__setitem__(5, 7))
     opened = open_checkpoint(folder)

@@ -59,6 +59,11 @@ def unpack_gptq(state: Mapping[str, Expr], settings: Mapping[str, Any]) -> Unpac
         f"GPTQ, {bits} bits in groups of {group if group > 0 else 'a whole row'}: "
         f"{len(found.weights)} weights"
     )
+    if settings.get("desc_act") and group > 0:
+        found.notes.append(
+            "desc_act: groups are made of inputs in the order of their activations (g_idx), which "
+            "no format of MLX expresses; such weights are dequantized, and -q rounds them anew"
+        )
     return found
 
 

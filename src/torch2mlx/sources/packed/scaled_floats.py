@@ -3,7 +3,7 @@
 | method | weight | scales, which multiply |
 |---|---|---|
 | fp8 | `weight` fp8 (or fp4 in I8) | `weight_scale_inv`, a grid of blocks; or `weight_scale` |
-| fbgemm_fp8 | `weight` fp8 | `weight_scale` [out, 1] |
+| fbgemm_fp8 | `weight` fp8; experts fp8 [experts, in, out] | `*_scale` [out, 1]; by output |
 | modelopt FP8 | `weight` fp8 | `weight_scale`, one number |
 | modelopt NVFP4 | `weight` U8 [out, in / 2] | `weight_scale` fp8 by 16, `weight_scale_2` |
 | mxfp4 (gpt-oss) | `*_blocks` U8 [experts, out, groups, 16] | `*_scales` U8, exponents |
@@ -33,10 +33,15 @@ def unpack_fp8(state: Mapping[str, Expr], settings: Mapping[str, Any]) -> Unpack
     sizes = settings.get("weight_block_size")
     block = (int(sizes[0]), int(sizes[1])) if isinstance(sizes, list) and len(sizes) == 2 else None
     found = Unpacked()
+    by_output = settings.get("quant_method") == "fbgemm_fp8"
     for name, scales in state.items():
         for suffix in ("_scale_inv", "_scale"):
             weight = name.removesuffix(suffix)
             if weight != name and weight in state:
+                if by_output and len(state[weight].shape) == 3:
+                    _stacked_by_output(found, weight, state[weight], scales)
+                    found.consumed.add(name)
+                    continue
                 _pair(found, weight, state[weight], scales, block)
                 found.consumed.add(name)
     found.notes.append(
@@ -63,7 +68,8 @@ def unpack_modelopt(state: Mapping[str, Expr], settings: Mapping[str, Any]) -> U
         return unpack_fp8(state, {})
     if algorithm != "NVFP4":
         raise UnsupportedError(
-            f"config.json: ModelOpt with quant_algo {algorithm!r}; expected FP8 or NVFP4"
+            f"config.json: ModelOpt with quant_algo {algorithm!r}; expected FP8 or NVFP4; "
+            "dequantize the weights with ModelOpt and convert the result"
         )
     found = Unpacked()
     for name, factor in state.items():
@@ -139,6 +145,24 @@ def _pair(
         return
     found.consumed.add(name)
     found.weights[name] = float_weight(SmallFloats(name, weight, grid[0], grid[1]))
+
+
+def _stacked_by_output(found: Unpacked, name: str, weight: Expr, scales: Expr) -> None:
+    """FBGEMM's experts [experts, in, out], whose scales are [experts, 1, out] or [experts, out, 1].
+
+    Transformers writes the first for gate_up_proj and the second for down_proj.
+    """
+    experts, width, out = weight.shape
+    grids = ((experts, 1, out), (experts, out, 1))
+    if weight.dtype.name != "F8_E4M3" or scales.shape not in grids:
+        found.problems.append(
+            f"{name}: {weight.dtype} {list(weight.shape)} with scales {list(scales.shape)}; "
+            f"expected F8_E4M3 and {list(grids[0])} or {list(grids[1])}"
+        )
+        return
+    found.consumed.add(name)
+    grid = Reshape(scales, grids[0])
+    found.weights[name] = float_weight(SmallFloats(name, weight, grid, (width, 1)))
 
 
 def scale_grid(
