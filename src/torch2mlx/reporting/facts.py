@@ -221,7 +221,8 @@ class Facts:
             f"MLX computes what PyTorch computes: relative L2 difference {scientific(worst)}, "
             f"limit {scientific(limit)}."
         )
-        return Verdict("good", "Equal to PyTorch", f"{equal} {self._rounding()}".strip())
+        headline = "Equal to PyTorch before rounding" if self.scheme else "Equal to PyTorch"
+        return Verdict("good", headline, f"{equal} {self._rounding()}".strip())
 
     def _rounding(self) -> str:
         """What quantization changed, beside the conversion."""
@@ -229,6 +230,8 @@ class Facts:
         if not self.scheme:
             return ""
         start = f"Rounding to {self.scheme} then changes the predictions"
+        if self.compiled:
+            return f"Rounding to {self.scheme} then changes the outputs; the errors are below."
         if "mean_kl" not in cost:
             return f"{start}; by how much was not measured on text."
         return (

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from torch2mlx.benchmarking.rows import Row, Spread
-from torch2mlx.evidence.record import ModuleRecord
+from torch2mlx.evidence.record import ModuleRecord, OutputRecord
 from torch2mlx.reporting.charts import (
     Bar,
     Picture,
@@ -28,6 +28,7 @@ __all__ = ["Tile", "cost_pictures", "error_pictures", "parity_pictures", "speed_
 
 _LAYER = re.compile(r"layer (\d{1,5})")
 _MOST_BARS = 24
+_MOST_OUTPUTS = 8
 
 
 @dataclass(frozen=True)
@@ -61,19 +62,37 @@ def tiles(facts: Facts) -> Iterator[Tile]:
 
 def parity_pictures(facts: Facts) -> list[Picture]:
     """Layer by layer for a checkpoint, output by output for a module."""
-    found = [draw_parity(_series(facts.verified.comparisons))]
-    outputs = facts.evidence.outputs
-    if outputs:
-        bars = [
-            Bar(f"{cut(o.case, 32)}: {cut(o.name, 20)}", o.relative,
-                f"{scientific(o.relative)} of {scientific(o.limit)}")
-            for o in outputs[:_MOST_BARS]
-        ]  # fmt: skip
-        caption = "Relative L2 error of every output on every input, PyTorch's as the reference."
-        found.append(
-            draw_bars("outputs", "Outputs compared", caption, bars, ("output", "error and limit"))
-        )
+    found = [draw_parity(_series(facts.verified.comparisons)), _outputs(facts.evidence.outputs)]
     return [picture for picture in found if picture is not None]
+
+
+def _outputs(outputs: Sequence[OutputRecord]) -> Picture | None:
+    """A bar for each output, or for the worst of each input where there are many."""
+    shown = list(outputs)
+    caption = "Relative L2 error of every output on every input, PyTorch's as the reference."
+    if len(shown) > _MOST_OUTPUTS:
+        worst: dict[str, OutputRecord] = {}
+        for output in shown:
+            known = worst.get(output.case)
+            if known is None or output.relative > known.relative:
+                worst[output.case] = output
+        shown = list(worst.values())
+        caption = (
+            "Relative L2 error of the worst output on every input, PyTorch's as the reference; "
+            "the table has all outputs."
+        )
+    rows = [
+        (f"{cut(o.case, 120)}: {cut(o.name, 20)}", f"{scientific(o.relative)} of "
+         f"{scientific(o.limit)}")
+        for o in outputs
+    ]  # fmt: skip
+    bars = [
+        Bar(cut(f"{o.case}: {o.name}", 52), o.relative,
+            f"{scientific(o.relative)} of {scientific(o.limit)}")
+        for o in shown[:_MOST_BARS]
+    ]  # fmt: skip
+    picture = draw_bars("outputs", "Outputs compared", caption, bars, ("output", "error and limit"))
+    return None if picture is None else replace(picture, rows=tuple(rows))
 
 
 def error_pictures(facts: Facts) -> list[Picture]:

@@ -28,6 +28,7 @@ from torch2mlx.verification.details import Sample
 __all__ = ["build_comparison", "build_page"]
 
 _MOST_ROWS = 1500  # of a table
+_MOST_CASES = 3  # named in a sentence
 _LONGEST_TEXT = 4000  # characters of a sample
 
 Table = tuple[tuple[str, ...], Sequence[tuple[str, ...]]]
@@ -153,7 +154,7 @@ def _parity(facts: Facts) -> Section:
         )
         for part in verified.comparisons
     ]
-    header = ("comparison", "tokens", "logits", "through the cache", "limit", "same token", "")
+    header = ("comparison", "tokens", "logits", "through the cache", "limit", "same token", "result")
     tables: list[Table] = [(header, rows)] if rows else []
     text = (
         "Both sides compute in float32 on the same inputs, so that only the conversion counts: a "
@@ -161,7 +162,9 @@ def _parity(facts: Facts) -> Section:
     )
     if facts.compiled:
         cases = "; ".join(verified.cases)
-        text = f"The generated code beside the module, on: {cut(cases)}."
+        many = len(verified.cases) > _MOST_CASES
+        shown = f"{len(verified.cases)} inputs, listed below" if many else cut(cases)
+        text = f"The generated code beside the module, on: {shown}."
     if verified.audit is not None:
         state = "holds what its source says" if verified.audit.passed else "was compared"
         text += (

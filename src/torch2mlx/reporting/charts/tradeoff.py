@@ -12,6 +12,7 @@ from torch2mlx.reporting.terminal import format_bytes
 __all__ = ["Point", "draw_tradeoff", "pareto"]
 
 _LEFT, _RIGHT, _TOP, _BOTTOM, _HEIGHT = 48, 22, 20, 42, 320
+_ROOM = 1.55  # of the largest size, for a name of 24 letters beside it
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ def draw_tradeoff(points: Sequence[Point]) -> Picture | None:
         return None
     unit, name = (1e9, "GB") if max(p.nbytes for p in points) >= 1e9 else (1e6, "MB")
     high = max(p.nbytes for p in points) / unit
-    x = Scale(0.0, high * 1.08, _LEFT, WIDTH - _RIGHT)
+    # Names stand to the right of their points: the front comes from the upper left.
+    x = Scale(0.0, high * _ROOM, _LEFT, WIDTH - _RIGHT)
     y = Scale(0.0, max(p.divergence for p in points) * 1.08 or 1.0, _HEIGHT - _BOTTOM, _TOP)
     canvas = Canvas(_HEIGHT)
     for tick in y.ticks(5):
@@ -67,13 +69,11 @@ def draw_tradeoff(points: Sequence[Point]) -> Picture | None:
             canvas.circle(*place, 5.0, kind, tip)
         else:
             canvas.rect(place[0] - 4, place[1] - 4, 8, 8, kind, tip)
-        side = "end" if place[0] > WIDTH * 0.62 else "start"
-        below = place[1] - (18 if side == "end" else 10)
+        below = place[1] - 8
         while any(abs(below - b) < 13 and abs(place[0] - a) < 150 for a, b in taken):
             below += 13
         taken.append((place[0], below))
-        shift = -8 if side == "end" else 8
-        canvas.text(place[0] + shift, below + 4, cut(point.label, 24), "label", side)
+        canvas.text(place[0] + 9, below + 4, cut(point.label, 24), "label")
     caption = (
         "Mean KL divergence from the original in nats a token, against the size of the weights: "
         "down and to the left is better. The line joins the conversions that no other one beats "
