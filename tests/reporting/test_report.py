@@ -244,7 +244,8 @@ def test_command_line(make_folder: Folder, run_cli: Callable[..., Any], bench_fi
     done = run_cli("report", folder, "--json", "--bench", bench_file)
     assert json.loads(done.out)["benchmark"]["rows"][0]["decode_tps"]["median"] == 41.0
     done = run_cli("report", folder, "--markdown", "--out", folder.parent / "x.md")
-    assert (folder.parent / "x.md").read_text().startswith("# llama\n\n**Equal to PyTorch before rounding.**")
+    card = (folder.parent / "x.md").read_text()
+    assert card.startswith("# llama\n\n**Equal to PyTorch before rounding.**")
     assert run_cli("report", folder, "--markdown", "--json").code == 2
     assert run_cli("report", folder, "--out", folder / "no/x.html").code == 7
     assert run_cli("report", folder, "--bench", folder / "config.json").code == 3
