@@ -154,7 +154,9 @@ def _parity(facts: Facts) -> Section:
         )
         for part in verified.comparisons
     ]
-    header = ("comparison", "tokens", "logits", "through the cache", "limit", "same token", "result")
+    header = (
+        "comparison", "tokens", "logits", "through the cache", "limit", "same token", "result"
+    )  # fmt: skip
     tables: list[Table] = [(header, rows)] if rows else []
     text = (
         "Both sides compute in float32 on the same inputs, so that only the conversion counts: a "
