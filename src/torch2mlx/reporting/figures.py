@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from math import inf
 
 from torch2mlx.benchmarking.rows import Row, Spread
 from torch2mlx.evidence.record import ModuleRecord, OutputRecord
@@ -73,9 +74,8 @@ def _outputs(outputs: Sequence[OutputRecord]) -> Picture | None:
     if len(shown) > _MOST_OUTPUTS:
         worst: dict[str, OutputRecord] = {}
         for output in shown:
-            known = worst.get(output.case)
-            if known is None or output.relative > known.relative:
-                worst[output.case] = output
+            known = worst.setdefault(output.case, output)
+            worst[output.case] = max(known, output, key=_error)
         shown = list(worst.values())
         caption = (
             "Relative L2 error of the worst output on every input, PyTorch's as the reference; "
@@ -93,6 +93,11 @@ def _outputs(outputs: Sequence[OutputRecord]) -> Picture | None:
     ]  # fmt: skip
     picture = draw_bars("outputs", "Outputs compared", caption, bars, ("output", "error and limit"))
     return None if picture is None else replace(picture, rows=tuple(rows))
+
+
+def _error(output: OutputRecord) -> float:
+    """None, which is no number, is the worst."""
+    return inf if output.relative is None else output.relative
 
 
 def error_pictures(facts: Facts) -> list[Picture]:
