@@ -64,8 +64,11 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
     reference = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32)
     reference = reference.eval().to(device)
     texts = {path.stem: path.read_text(encoding="utf-8") for path in args.test}
-    first = next(iter(texts.values()))
-    prompts = _prompts(tokenizer, first, args.prompts)
+    samples = {
+        name: windows(tokenizer, text, args.windows, args.length) for name, text in texts.items()
+    }
+    first = next(iter(texts))
+    prompts = _prompts(tokenizer, texts[first], args.prompts)
     if args.folder == args.model:
         return {"loops": tail_loop_rate(continuations(reference, prompts, args.generate))}
     tensors = dequantized(args.folder)
@@ -78,20 +81,21 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
         "bits_per_weight": measure_bits_per_weight(args.folder).bits_per_weight,
         "device": device.type,
         "texts": {
-            name: asdict(
-                measure_quality(
-                    reference, quantized, windows(tokenizer, text, args.windows, args.length)
-                )
-            )
-            for name, text in texts.items()
+            name: _figures(measure_quality(reference, quantized, found))
+            for name, found in samples.items()
         },
     }
     if args.prompts and args.embedding is None:
         result["loops"] = tail_loop_rate(continuations(quantized, prompts, args.generate))
         result["prompts"] = len(prompts)
     if args.mlx and args.embedding is None:
-        result["mlx_difference"] = mlx_difference(args.folder, quantized.cpu(), prompts[0])
+        result["mlx_difference"] = mlx_difference(args.folder, quantized.cpu(), samples[first][0])
     return result
+
+
+def _figures(quality: Any) -> dict[str, Any]:
+    """The figures of a `Quality`, without those of each token."""
+    return {name: value for name, value in asdict(quality).items() if name != "divergences"}
 
 
 def windows(tokenizer: Any, text: str, count: int, length: int) -> list[Array]:
