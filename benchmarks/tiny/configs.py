@@ -361,6 +361,8 @@ _TABLE: tuple[tuple[str, Any], ...] = (
     ("qwen4_exp_text", {"token_budget": 16, "compress_ratio": 4}),
     ("gemma3n_text", {"num_kv_shared_layers": 0}),
     ("gemma3n", {"text_config": {"num_kv_shared_layers": 0}}),
+    ("glm5_next_text", {"index_topk": 16, "index_kpool": 4}),
+    ("glm5_next", {"text_config": {"index_topk": 16, "index_kpool": 4}}),
     ("bailing_hybrid", {"n_group": 1, "topk_group": 1}),
     ("step3p7", {"text_config": {"sliding_window": 9}}),
     ("blip-2 instructblip instructblipvideo", {"image_token_index": 250}),

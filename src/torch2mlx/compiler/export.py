@@ -84,7 +84,7 @@ def export_or_guess(
     """
     import torch
 
-    from torch2mlx.compiler.specialization import KnownValues, grouped_experts
+    from torch2mlx.compiler.specialization import KnownValues, all_pools, grouped_experts
 
     example = (tuple(args), dict(kwargs or {}))
     given, arguments = fake_inputs(example)
@@ -94,6 +94,7 @@ def export_or_guess(
         fake_weights(module, dtype),
         without_needless_moves(),
         grouped_experts(module),
+        all_pools(module),
         _as_forward(module, method),
     ):
         with nullcontext() if known is None else known.answering(module):

@@ -12,11 +12,13 @@ from torch2mlx.compiler.specialization.experts import grouped_experts
 from torch2mlx.compiler.specialization.frozen import frozen, holds, input_values
 from torch2mlx.compiler.specialization.known_values import KnownValues, Question
 from torch2mlx.compiler.specialization.masked_writes import with_masked_writes
+from torch2mlx.compiler.specialization.pools import all_pools
 from torch2mlx.compiler.specialization.static_sizes import has_unknown_sizes, with_static_sizes
 
 __all__ = [
     "KnownValues",
     "Question",
+    "all_pools",
     "frozen",
     "grouped_experts",
     "has_unknown_sizes",
