@@ -338,6 +338,11 @@ def _with(**values: Any) -> Callable[[Any], Any]:
 _NARROW = {"width_coefficient": 0.25, "depth_coefficient": 0.5, "hidden_dim": 320}
 """Of EfficientNets: 1280 channels by the width coefficient are the last ones."""
 
+_POOLED = {
+    "index_topk": 16, "index_kpool": 4, "hc_sinkhorn_iters": 4,
+    "linear_head_dim": 16, "linear_num_heads": 4,
+}
+
 # What rules do not find: values over the cut config, or a function from the class to its defaults.
 _TABLE: tuple[tuple[str, Any], ...] = (
     ("encoder-decoder", _pair("bert", "bert")),
@@ -361,8 +366,8 @@ _TABLE: tuple[tuple[str, Any], ...] = (
     ("qwen4_exp_text", {"token_budget": 16, "compress_ratio": 4}),
     ("gemma3n_text", {"num_kv_shared_layers": 0}),
     ("gemma3n", {"text_config": {"num_kv_shared_layers": 0}}),
-    ("glm5_next_text", {"index_topk": 16, "index_kpool": 4}),
-    ("glm5_next", {"text_config": {"index_topk": 16, "index_kpool": 4}}),
+    ("glm5_next_text", _POOLED),
+    ("glm5_next", {"text_config": _POOLED}),
     ("bailing_hybrid", {"n_group": 1, "topk_group": 1}),
     ("step3p7", {"text_config": {"sliding_window": 9}}),
     ("blip-2 instructblip instructblipvideo", {"image_token_index": 250}),

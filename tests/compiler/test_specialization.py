@@ -207,3 +207,32 @@ def test_numbers_written_under_a_mask_need_no_count(tmp_path: Path) -> None:
     made = torch2mlx.convert(module, tmp_path / "out", example_inputs=(x,))
     assert made.error == 0
     assert "nonzero" not in (tmp_path / "out" / "model.py").read_text()
+
+
+def test_indexers_choose_the_same_tokens_with_all_pools() -> None:
+    from transformers.models.glm5_next import modeling_glm5_next as glm
+    from transformers.models.glm5_next.configuration_glm5_next import Glm5NextTextConfig
+
+    from torch2mlx.compiler.specialization import all_pools
+
+    torch.manual_seed(0)  # many heads: with few, scores are tied at zero
+    config = Glm5NextTextConfig(
+        hidden_size=32,
+        q_lora_rank=16,
+        index_n_heads=32,
+        index_head_dim=8,
+        index_topk=8,
+        index_kpool=4,
+    )
+    indexer: Any = glm.Glm5NextTextIndexer(config, 0)
+    for parameter in indexer.parameters():
+        torch.nn.init.normal_(parameter)
+    hidden, queries = torch.randn(2, 22, 32), torch.randn(2, 22, 16)
+    mask = torch.ones(2, 22, dtype=torch.bool)
+    mask[1, :5] = False
+    want = indexer(hidden, queries, mask, None)
+    with all_pools(indexer):
+        found = indexer(hidden, queries, mask, None)
+    pooled = indexer.get_pooled_states(torch.cat([torch.randn(2, 22, 16), mask[..., None]], -1))
+    assert pooled[0].shape[1] == 5  # the sixth is incomplete
+    assert torch.equal(want.sort(-1).values, found.sort(-1).values)
