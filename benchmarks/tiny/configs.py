@@ -339,8 +339,11 @@ _NARROW = {"width_coefficient": 0.25, "depth_coefficient": 0.5, "hidden_dim": 32
 """Of EfficientNets: 1280 channels by the width coefficient are the last ones."""
 
 _POOLED = {
-    "index_topk": 16, "index_kpool": 4, "hc_sinkhorn_iters": 4,
-    "linear_head_dim": 16, "linear_num_heads": 4,
+    "index_topk": 16,
+    "index_kpool": 4,
+    "hc_sinkhorn_iters": 4,
+    "linear_head_dim": 16,
+    "linear_num_heads": 4,
 }
 
 # What rules do not find: values over the cut config, or a function from the class to its defaults.
