@@ -477,6 +477,7 @@ class CheckpointConversion:
             has_tokenizer,
             load_tokenizer,
         )
+        from torch2mlx.packaging.tokenizer_json import write_tokenizer_json
         from torch2mlx.precision import CONFIG_KEY, with_precision
 
         checkpoint, options, plan, port = self.checkpoint, self.options, self.plan, self.port
@@ -488,6 +489,9 @@ class CheckpointConversion:
                     tokenizer = load_tokenizer(folder, options.trust_remote_code)
                 except SourceError:  # the tokenizer's own check reports it
                     tokenizer = None
+                else:
+                    told = write_tokenizer_json(tokenizer, folder, options.trust_remote_code)
+                    notes.extend([told] if told else [])
             stops = find_stop_ids(
                 checkpoint.config,
                 checkpoint.generation_config,

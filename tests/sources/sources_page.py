@@ -36,6 +36,9 @@ ROWS = {
         ("GGUF", "its metadata", "gguf's dequantization", "test_gguf.py::test_block_types_by_rows"),
         ("quantized MLX folders", "config.json", "mx.dequantize",
          "test_quantized.py::test_values_are_what_mlx_dequantizes"),
+        ("tokenizer.model (SentencePiece) or vocab.json with merges.txt, without tokenizer.json",
+         "tokenizer_config.json", "transformers: ids, text, chat templates",
+         "../packaging/test_tokenizer_json.py::test_it_is_built_and_tokenizes_alike"),
     ],
     "Original releases": [
         ("Llama, `consolidated.*.pth` of 1, 2 and 8 ranks", "params.json",
