@@ -325,7 +325,7 @@ def main() -> None:
             start, wrong = time.monotonic(), []
             trials = getattr(arguments, name)
             for number in range(trials):
-                case = cases[number % len(cases)]
+                case = cases[(number + arguments.seed) % len(cases)]
                 wrong += trial(lab, case, draw, rng)
             results[name] = {"trials": trials, "wrong": len(wrong), **EVENTS}
             print(

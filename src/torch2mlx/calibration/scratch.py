@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from torch2mlx.conversion.journal import sync
 from torch2mlx.sources.base import TensorInfo, TensorSource
 from torch2mlx.sources.safetensors import SafetensorsSource
 
@@ -62,7 +65,10 @@ class Scratch:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         yield partial
+        for path in (*partial.iterdir(), partial):  # a name that power cannot part from its content
+            sync(path)
         partial.rename(self.folder / step)
+        sync(self.folder)
 
     def forget_stream(self, step: str) -> None:
         """Delete the activations of a step that the next one has consumed."""
@@ -92,10 +98,18 @@ class Scratch:
 
 def save_step(folder: Path, tensors: Mapping[str, torch.Tensor], report: Mapping[str, Any]) -> None:
     """Write the tensors and notes of one step."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     if tensors:
-        save_file(dict(tensors), folder / "weights.safetensors")
+        try:
+            save_file(dict(tensors), folder / "weights.safetensors")
+        except SafetensorError as error:
+            number = re.search(r"os error (\d+)", str(error))
+            if number is None:
+                raise
+            reason = os.strerror(int(number[1]))
+            raise OSError(int(number[1]), reason, str(folder)) from error
     (folder / "report.json").write_text(json.dumps(report), encoding="utf-8")
 
 
