@@ -3,57 +3,45 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
+from safetensors import safe_open
 
 import torch2mlx
+from predictions import MODELS, hold, make_source, predict
 from torch2mlx.architectures.port import load_port
-from torch2mlx.selection.memory import cache_bytes, prompt_bytes
+from torch2mlx.selection.memory import share_of_weights
 
-_SHAPE = {
-    "hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 3,
-    "num_attention_heads": 8, "num_key_value_heads": 4, "vocab_size": 1000,
-    "max_position_embeddings": 1024, "bos_token_id": None, "eos_token_id": 0, "pad_token_id": 0,
-}  # fmt: skip
-_MODELS: dict[str, tuple[str, dict[str, Any], int]] = {
-    "llama": ("llama", {}, 600),
-    "phi3": ("phi3", {"intermediate_size": 1024}, 300),
-    "mixtral": ("mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}, 256),
-}
+_SLOW = ("direct", "8-bit", "mixed 4/6-bit")
 
 
-@pytest.mark.parametrize("name", list(_MODELS))
-@pytest.mark.parametrize("strategy", [pytest.param("direct", marks=pytest.mark.slow), "4-bit"])
+@pytest.mark.parametrize("name", ["llama", "phi3", "mixtral"])
+@pytest.mark.parametrize(
+    "strategy", ["4-bit", *(pytest.param(one, marks=pytest.mark.slow) for one in _SLOW)]
+)
 def test_size_and_memory_are_as_predicted(name: str, strategy: str, tmp_path: Path) -> None:
-    import mlx.core as mx
-    import torch
-    import transformers
-    from mlx_lm.generate import generate_step
-
-    from torch2mlx.loading import load_language_model
-
-    kind, options, context = _MODELS[name]
-    config = transformers.models.auto.CONFIG_MAPPING[kind](**{**_SHAPE, **options})
-    torch.manual_seed(0)
-    source = tmp_path / "source"
-    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(source)
-    planned = {s.name: s for s in torch2mlx.plan(source, context=context).strategies}[strategy]
-    torch2mlx.convert(source, tmp_path / "out", verify=False, **planned.options)
-
+    make_source(name, tmp_path / "source")
+    context = MODELS[name][2]
+    found = torch2mlx.plan(tmp_path / "source", context=context).strategies
+    planned = {one.name: one for one in found}[strategy]
+    torch2mlx.convert(tmp_path / "source", tmp_path / "out", verify=False, **planned.options)
     written = sum(path.stat().st_size for path in (tmp_path / "out").glob("*.safetensors"))
     assert planned.nbytes == pytest.approx(written, rel=0.03)
+    held = hold(tmp_path / "out", context)
+    assert predict(tmp_path / "source", planned, context) == pytest.approx(held, rel=0.10)
 
-    port = load_port(json.loads((source / "config.json").read_text()))
-    # This runs in float32 on a CPU: numbers of four bytes, and attention without a fused kernel.
-    caches = cache_bytes(port, context)
-    assert caches is not None
-    predicted = planned.nbytes + 2 * caches
-    predicted += prompt_bytes(port.config, context, device="cpu", width=4)
-    model, _ = load_language_model(tmp_path / "out", tokenizer=False)
-    mx.clear_cache()
-    mx.reset_peak_memory()
-    for _ in generate_step(mx.zeros((context - 2,), mx.int32), model, max_tokens=2):
-        pass
-    assert predicted == pytest.approx(mx.get_peak_memory(), rel=0.10)
+
+def test_each_machine_holds_whole_embeddings_and_its_part_of_layers(
+    checkpoint: Callable[..., Path],
+) -> None:
+    folder = checkpoint("llama")
+    port = load_port(json.loads((folder / "config.json").read_text()))
+    split = whole = 0
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        for name in file.keys():  # noqa: SIM118
+            size = file.get_tensor(name).numel()
+            split, whole = (split + size, whole) if "_proj" in name else (split, whole + size)
+    assert share_of_weights(port, 2) == pytest.approx((whole + split / 2) / (whole + split))
+    assert share_of_weights(port, 4) is None  # of two heads of keys and values

@@ -16,6 +16,7 @@ from torch2mlx.planning.shards import parse_size
 from torch2mlx.quantization.recipe import QuantOptions
 from torch2mlx.selection.fitting import Running, running_memory
 from torch2mlx.selection.machines import smallest_mac
+from torch2mlx.selection.memory import OVERHEAD, prompt_bytes, share_of_weights
 from torch2mlx.selection.plan_file import fingerprint
 from torch2mlx.sources.base import Checkpoint
 
@@ -220,7 +221,12 @@ def select_strategies(
     if quality:
         found.sort(key=lambda s: s.kl or 0.0 if s.predicted is None else s.predicted)
     if runs_sharded(port.module.rpartition(".")[2]):
-        found[1:1] = [_split(found[0], name, count, running) for name, count in _SHARDED.items()]
+        shares = {name: share_of_weights(port, count) for name, count in _SHARDED.items()}
+        found[1:1] = [
+            _split(found[0], name, _SHARDED[name], share, running, port)
+            for name, share in shares.items()
+            if share is not None
+        ]
     parameters = sum(expr.size for expr in mapping.outputs.values())
     recommended, reason = _recommend(found, parameters, budget)
     ordered = strategy or (recommended.name if recommended else None)
@@ -253,10 +259,12 @@ def select_strategies(
     )
 
 
-def _split(whole: Strategy, name: str, machines: int, running: Running) -> Strategy:
+def _split(
+    whole: Strategy, name: str, machines: int, share: float, running: Running, port: Port
+) -> Strategy:
     """A strategy of which each of several machines holds a part of every layer."""
-    parts = whole.nbytes + (running.caches or 0)
-    need = parts // machines + running.beside - (running.caches or 0)
+    prompt = prompt_bytes(port.config, running.context, machines=machines)
+    need = int(share * whole.nbytes) + (running.caches or 0) // machines + prompt + OVERHEAD
     limit = running.limit
     return replace(
         whole,
