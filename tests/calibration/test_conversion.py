@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -213,6 +214,33 @@ def test_tokens_drawn_from_the_model_are_the_same_each_time(
     assert (first[:4, 0] == 0).all()
     assert len({tuple(row) for row in first[:4].tolist()}) == 4
     assert read_weights(tmp_path / "one") == read_weights(tmp_path / "two")
+
+
+def test_the_model_answers_questions_in_its_chat_template(checkpoint) -> None:
+    """Against the tokenizer's own rendering; the same in every run, and a share of the default."""
+    from transformers import AutoTokenizer
+
+    from torch2mlx.calibration.conversion import _answers
+    from torch2mlx.calibration.sampling import answer_ids
+    from torch2mlx.progress import Silent
+    from torch2mlx.sources import open_checkpoint
+
+    source = checkpoint("llama_tied")
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    opened = open_checkpoint(source)
+    first, again = (answer_ids(opened, tokenizer, 512, 128) for _ in range(2))
+    assert first.shape == (4, 128)
+    np.testing.assert_array_equal(first, again)
+    shown = tokenizer.decode(first[0])
+    assert shown.startswith("<|im_start|>user\nWhat causes the tides")
+    assert "<|im_end|>\n<|im_start|>assistant\n" in tokenizer.decode(first.flatten())
+    roomy = replace(opened, config={**opened.config, "max_position_embeddings": 1024})
+    found = _answers(roomy, 256, 128, 10**9, False, Silent())
+    assert found is not None
+    np.testing.assert_array_equal(found, first[:2])
+    assert _answers(roomy, 256, 128, 1000, False, Silent()) is None  # too little memory
+    assert _answers(opened, 256, 128, 10**9, False, Silent()) is None  # too short a context
+    opened.source.close()
 
 
 def test_chats_and_lines_of_json_give_their_texts(checkpoint, tmp_path: Path) -> None:

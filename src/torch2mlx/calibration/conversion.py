@@ -31,6 +31,7 @@ DEFAULT_TOKENS = 16384
 _WINDOW = 512
 _HELD_OUT = 4096  # tokens of another text, which decide what of the distillation is kept
 _DISTILLED = 4  # times as many tokens as calibration
+_ANSWERED = 4  # one in so many tokens of the default text is of a chat with the model
 
 
 def calibration_folder(destination: Path) -> Path:
@@ -64,7 +65,8 @@ def calibrate_outputs(
         checkpoint: the source.
         outputs: of the plan.
         destination: of the conversion.
-        texts: files; none: the texts of the Python installation.
+        texts: files; none: the texts of the Python installation and, where there is a chat
+            template, a quarter of chats with the model.
         tokens: to calibrate with.
         samples: how many of them are drawn from the model, in place of text.
         memory_limit: bytes that the whole model may take while it writes them.
@@ -89,11 +91,19 @@ def calibrate_outputs(
                 memory_limit=memory_limit, trust_remote_code=trust_remote_code,
             )  # fmt: skip
 
+    elif not texts:
+        own = _answers(
+            checkpoint, count * (_DISTILLED if distill else 1) // _ANSWERED, length, memory_limit,
+            trust_remote_code, progress,
+        )  # fmt: skip
+
     def data(tokens: int) -> Array:
-        taken = 0 if own is None else own.size
-        parts = [own] if own is not None else []
-        if own is None or tokens - taken >= length:
-            parts.append(text_ids(checkpoint, texts, tokens - taken, length, trust_remote_code))
+        parts = []
+        if own is not None:
+            parts.append(own if samples else own[: max(1, tokens // _ANSWERED // length)])
+        left = tokens - sum(part.size for part in parts)
+        if not parts or left >= length:
+            parts.append(text_ids(checkpoint, texts, left, length, trust_remote_code))
         return np.concatenate(parts)
 
     ids = data(count)
@@ -140,6 +150,32 @@ class _Stages(ExitStack):
             begun[0](count)
 
         return advance
+
+
+def _answers(
+    checkpoint: Checkpoint,
+    tokens: int,
+    length: int,
+    memory_limit: int,
+    trust: bool,
+    progress: Progress,
+) -> Array | None:
+    """Chats with the original model; None without a template, or the context or memory for it."""
+    from torch2mlx.calibration.sampling import answer_ids, fits
+    from torch2mlx.packaging.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(checkpoint.tokenizer_source, trust)
+    context = longest_sequence(checkpoint.config)
+    if not getattr(tokenizer, "chat_template", None) or context < _WINDOW:
+        return None
+    if not fits(checkpoint, memory_limit):
+        progress.note(
+            "the calibration text has no chats with the model, which in float32 exceeds "
+            f"--memory-limit ({memory_limit / 1e9:.1f} GB)"
+        )
+        return None
+    with progress.stage(f"Drawing {tokens:,} tokens of chats with the model"):
+        return answer_ids(checkpoint, tokenizer, tokens, length, trust_remote_code=trust)
 
 
 def _held_out(checkpoint: Checkpoint, length: int, trust: bool) -> Array:
