@@ -48,7 +48,8 @@ class ConvertOptions:
         context: tokens of the longest text that `fit` counts caches for.
         calibrate: choose codes, scales and biases by what the model computes with them.
         distill: tune scales and biases afterwards, so that predictions stay the original's.
-        calibration_text: files to calibrate with; None: texts of the Python installation.
+        calibration_text: files to calibrate with; None: texts of the Python installation and chats
+            with the model.
         calibration_tokens: how many tokens to use.
         calibration_samples: how many of them to draw from the model itself, in place of text.
         max_kl, min_top1, max_perplexity, max_loops: publish only within these bounds on the
