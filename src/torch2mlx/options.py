@@ -278,7 +278,7 @@ class ConvertOptions:
             ),
             embedding=_bits("--embedding", self.embedding),
             head=_bits("--head", self.head),
-            router=self.router or "8bit",
+            router=self.router,
             strict=self.strict,
         )
 

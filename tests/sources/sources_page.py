@@ -67,6 +67,14 @@ ROWS = {
          "configs beside the file; built in for 1.x, 2.x, XL", "the state that diffusers has",
          "../compiler/diffusion/test_single_file.py::test_every_model_has_its_weights"),
     ],
+    "The way back": [
+        ("written files of: AWQ, packed experts, fp8 experts, nf4, Llama of 4 ranks, fused Mixtral",
+         "the plan of the conversion",
+         "every tensor of the source, from the written files (of a release: of each rank's file)",
+         "test_way_back.py::test_every_tensor_comes_back_from_the_written_files"),
+        ("experts that GPTQ packed", "the plan of the conversion", "the values packed",
+         "packed/test_way_back.py::test_every_tensor_of_stacked_packed_experts_comes_back"),
+    ],
     "Experts": [
         ("fused, as concatenated or in turns, transposed or not", "shapes, `--expert-layout`",
          "the state that transformers saves",

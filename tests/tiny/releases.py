@@ -58,6 +58,29 @@ def meta_release(folder, state, ranks, embedding_axis=1):
     return folder
 
 
+def mixtral_release(folder, state):
+    """Layers dealt out to files, experts below each other, w2 as [inner, width]."""
+    folder.mkdir()
+    params = {**PARAMS, "moe": {"num_experts": 4, "num_experts_per_tok": 2}}
+    (folder / "params.json").write_text(json.dumps(params))
+    renamed = original_names(state)
+    files = [{}, {}]
+    experts = {}
+    for name, tensor in renamed.items():
+        layer = int(name.split(".")[1]) if name.startswith("layers.") else 0
+        if ".experts." in name:
+            stem, _, leaf = name.removesuffix(".weight").replace("mlp.", "").rpartition(".")
+            block = stem.split(".experts.")[0].replace("block_sparse_moe", "")
+            experts.setdefault((layer, leaf, block), []).append(tensor)
+            continue
+        files[layer % 2][name.replace("mlp.gate.", "block_sparse_moe.gate.")] = tensor.clone()
+    for (layer, leaf, _), parts in experts.items():
+        fused = torch.cat([p.T if leaf == "w2" else p for p in parts]).contiguous()
+        files[layer % 2][f"layers.{layer}.block_sparse_moe.{leaf}"] = fused
+    for i, part in enumerate(files):
+        torch.save(part, folder / f"consolidated.{i:02d}.pt")
+
+
 def mistral_release(folder, state):
     folder.mkdir()
     params = {**PARAMS, "vocab_size": 288, "head_dim": 32, "hidden_dim": 256}

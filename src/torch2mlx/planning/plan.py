@@ -17,7 +17,13 @@ from torch2mlx.errors import OptionError
 from torch2mlx.planning.expressions import Expr, cast, sources_of, whole_bytes
 from torch2mlx.planning.grids import StoredGrids
 from torch2mlx.planning.shards import ShardPlan, TensorSpec, plan_shards
-from torch2mlx.quantization.recipe import Assignment, QuantOptions, QuantTarget, assign_schemes
+from torch2mlx.quantization.recipe import (
+    ROUTER_BY_DEFAULT,
+    Assignment,
+    QuantOptions,
+    QuantTarget,
+    assign_schemes,
+)
 from torch2mlx.quantization.scheme import Scheme
 from torch2mlx.sources.base import Checkpoint, Packed
 
@@ -265,11 +271,12 @@ def _keep_grids(
     if not counts:
         return assignment
     base = counts.most_common(1)[0][0]
+    by_default = {p for p, why in assignment.reasons.items() if why == ROUTER_BY_DEFAULT}
     left = {
         target.module
         for target in port.targets.values()
         if target.quantizable
-        and target.module in stored
+        and (target.module in stored or target.module in by_default)
         and all(id(leaf) in plain for leaf in sources_of(outputs[target.name]))
     }
     schemes = {

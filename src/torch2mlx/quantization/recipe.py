@@ -35,6 +35,7 @@ from torch2mlx.quantization.targets import (
 
 __all__ = [
     "RECIPES",
+    "ROUTER_BY_DEFAULT",
     "ROUTER_SCHEME",
     "Assignment",
     "QuantOptions",
@@ -55,6 +56,9 @@ RECIPES: dict[str, tuple[int, int]] = {
 ROUTER_SCHEME = Scheme(8, 64)
 """Format of routers by default: a wrong expert costs more than these few rows save."""
 
+ROUTER_BY_DEFAULT = "router: kept at 8 bits by default"
+"""The reason that an assignment gives for it."""
+
 
 @dataclass(frozen=True)
 class QuantOptions:
@@ -67,7 +71,8 @@ class QuantOptions:
         overrides: (pattern, bits or format, or None for unquantized); bits alone mean affine with
             the base's groups.
         embedding, head: None for no special treatment, "keep" for unquantized, or bits.
-        router: "8bit", "keep" (unquantized) or "same" (as mlx-lm treats it).
+        router: "8bit", "keep" (unquantized) or "same" (as mlx-lm treats it); None: 8 bits, but
+            as the source has it where that is packed and its codes are kept.
         strict: a module that its group size does not divide is an error, not a listed skip.
 
     Raises:
@@ -81,7 +86,7 @@ class QuantOptions:
     overrides: tuple[tuple[str, int | Scheme | None], ...] = ()
     embedding: int | str | None = None
     head: int | str | None = None
-    router: str = "8bit"
+    router: str | None = None
     strict: bool = False
 
     def __post_init__(self) -> None:
@@ -92,7 +97,7 @@ class QuantOptions:
                 f"recipe {self.recipe} mixes affine bit widths and cannot be combined with mode "
                 f"'{self.scheme.mode}'; leave out one of them."
             )
-        if self.router not in ("8bit", "keep", "same"):
+        if self.router not in (None, "8bit", "keep", "same"):
             raise OptionError(f"router must be 8bit, keep or same, not '{self.router}'.")
         for name, value in (("embedding", self.embedding), ("head", self.head)):
             if isinstance(value, str) and value != "keep":
@@ -265,7 +270,7 @@ def _decide_router(target: QuantTarget, options: QuantOptions) -> tuple[Scheme |
         return scheme, reason, 1
     if scheme.affine and scheme.bits == ROUTER_SCHEME.bits:
         return scheme, "", 1
-    return ROUTER_SCHEME, "router: kept at 8 bits by default", 1
+    return ROUTER_SCHEME, ROUTER_BY_DEFAULT if options.router is None else "router: as asked", 1
 
 
 def _port_choice(target: QuantTarget, base: Scheme) -> tuple[Scheme | None, str]:

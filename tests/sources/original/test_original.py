@@ -13,7 +13,7 @@ from releases import (
     interleaved,
     meta_release,
     mistral_release,
-    original_names,
+    mixtral_release,
     small_sentencepiece,
 )
 from safetensors.torch import load_file
@@ -63,29 +63,6 @@ def test_interleaved_rotation_of_the_original_is_that_of_transformers(llama, tmp
     expected = q * angles.cos()[:, None] + rotate_half(q) * angles.sin()[:, None]
     scores = torch.einsum("hd,hd->h", *rotated), torch.einsum("hd,hd->h", *expected)
     torch.testing.assert_close(*scores, rtol=1e-5, atol=1e-5)
-
-
-def mixtral_release(folder, state):
-    """Layers dealt out to files, experts below each other, w2 as [inner, width]."""
-    folder.mkdir()
-    params = {**PARAMS, "moe": {"num_experts": 4, "num_experts_per_tok": 2}}
-    (folder / "params.json").write_text(json.dumps(params))
-    renamed = original_names(state)
-    files = [{}, {}]
-    experts = {}
-    for name, tensor in renamed.items():
-        layer = int(name.split(".")[1]) if name.startswith("layers.") else 0
-        if ".experts." in name:
-            stem, _, leaf = name.removesuffix(".weight").replace("mlp.", "").rpartition(".")
-            block = stem.split(".experts.")[0].replace("block_sparse_moe", "")
-            experts.setdefault((layer, leaf, block), []).append(tensor)
-            continue
-        files[layer % 2][name.replace("mlp.gate.", "block_sparse_moe.gate.")] = tensor.clone()
-    for (layer, leaf, _), parts in experts.items():
-        fused = torch.cat([p.T if leaf == "w2" else p for p in parts]).contiguous()
-        files[layer % 2][f"layers.{layer}.block_sparse_moe.{leaf}"] = fused
-    for i, part in enumerate(files):
-        torch.save(part, folder / f"consolidated.{i:02d}.pt")
 
 
 def test_mixtral_of_fused_experts(checkpoint, tmp_path):
