@@ -136,6 +136,9 @@ that. Otherwise, and without `-q`, weights are dequantized; so are those of GPTQ
 made in the order of activations (`desc_act`), with a note, as MLX groups neighbours. Scales of
 activations are left out, with a note.
 
+Of every layout, scales that are missing or of another shape are refused with the name of the weight
+(`tests/sources/packed/test_malformed.py`).
+
 | layout | equal to | values in | kept as |
 |---|---|---|---|
 """

@@ -46,6 +46,7 @@ METHODS: dict[str, Method] = {
 _LEFT_TO_PORTS = ("bitnet",)  # mlx-lm's ports of these read the packed tensors
 _KEYS = ("quantization_config", "compression_config")
 _LISTED = 12
+_SMALL = ("F8", "I8", "U8")  # dtypes of codes
 # Scales of activations and caches, which MLX keeps in floating point.
 _OF_ACTIVATIONS = re.compile(
     r".*(input_scale(_ub)?|input_global_scale|output_scale|k_scale|v_scale|"
@@ -119,7 +120,7 @@ def unpacked_state(
         *(
             f"{name}: {rest[name].dtype} without scales"
             for name in rest
-            if rest[name].dtype.name.startswith("F8") and name not in ignored
+            if rest[name].dtype.name.startswith(_SMALL) and name not in ignored
         ),
         *(f"{name}: belongs to no weight" for name in rest if _TELLTALE.fullmatch(name)),
     ]
