@@ -209,6 +209,10 @@ FAULTS: dict[str, tuple[str, dict[str, Any], Callable[[Path], None]]] = {
     "NaN": ("not-finite", {}, lambda f: _set(f, f"{_QUERY}.weight", lambda w: w * mx.nan)),
     "Inf in scales": ("not-finite", _FOUR, lambda f: _set(f, f"{_QUERY}.scales", lambda s: s / 0)),
     "zeros": ("zero-tensors", {}, lambda f: _set(f, f"{_QUERY}.weight", mx.zeros_like)),
+    "packing left": (
+        "packing-left", {},
+        lambda f: _edit(f, "config.json", quantization_config={"quant_method": "gptq"}),
+    ),
     "changed after the proof": (
         "changed-files", {}, lambda f: _set(f, _NORM, lambda w: w * 1.5)
     ),
@@ -286,10 +290,6 @@ def _ends_elsewhere(folder: Path) -> None:
 
 # fault → (its name, kind of source, what does it)
 OTHER_FAULTS: dict[str, tuple[str, str, Callable[[Path], None]]] = {
-    "packing left": (
-        "packing-left", "packed",
-        lambda f: _edit(f, "config.json", quantization_config={"quant_method": "gptq"}),
-    ),
     "packed matrix of another width": (
         "quantization-mismatch", "packed", lambda f: _set(f, f"{_QUERY}.scales", lambda s: s[:, :1])
     ),

@@ -14,7 +14,7 @@ from torch2mlx.precision import CONFIG_KEY
 
 __all__ = ["CHECKS"]
 
-_PACKED = ("qweight", "weight_packed", "_blocks", "weight_scale", "weight_scale_inv", "absmax")
+_PACKED = ("scales", "qweight", "weight_packed", "_blocks", "weight_scale", "weight_scale_inv", "absmax")
 _ADAPTERS = ("adapters.safetensors", "adapter_model.safetensors", "adapter_model.bin")
 _PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 _NORM_AT = 0.75  # a stored Gemma norm is the weight less 1, so that its mean is far below this
@@ -135,8 +135,11 @@ def _code(patient: Patient) -> Iterator[Finding]:
 
 def _packing(patient: Patient) -> Iterator[Finding]:
     """Settings of packed weights that the conversion unpacked, or another tool forgot."""
-    left = (patient.config or {}).get("quantization_config")
+    config = patient.config or {}
+    left = config.get("quantization_config")
     if not isinstance(left, dict) or "quant_method" not in left or patient.tensors is None:
+        return
+    if isinstance(config.get("quantization"), dict):  # which mlx-lm reads in its place
         return
     if not any(name.endswith(_PACKED) for name in patient.tensors):
         yield Finding(
