@@ -35,7 +35,7 @@ MODELS: dict[str, tuple[str, dict[str, Any], int]] = {
     "llama": ("llama", {}, 600),
     "phi3": ("phi3", {"intermediate_size": 1024}, 300),
     "mixtral": ("mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}, 256),
-    "smollm2": ("", {}, 256),
+    "smollm2": ("", {}, 64),
 }
 STRATEGIES = ("direct", "direct on 2 Macs", "8-bit", "4-bit", "mixed 4/6-bit", "mxfp4")
 

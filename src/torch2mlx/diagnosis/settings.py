@@ -14,7 +14,7 @@ from torch2mlx.precision import CONFIG_KEY
 
 __all__ = ["CHECKS"]
 
-_PACKED = ("scales", "qweight", "weight_packed", "_blocks", "weight_scale", "weight_scale_inv", "absmax")
+_PACKED = ("scales", "qweight", "weight_packed", "_blocks", "weight_scale", "scale_inv", "absmax")
 _ADAPTERS = ("adapters.safetensors", "adapter_model.safetensors", "adapter_model.bin")
 _PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 _NORM_AT = 0.75  # a stored Gemma norm is the weight less 1, so that its mean is far below this
