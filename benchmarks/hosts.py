@@ -89,7 +89,9 @@ def main() -> None:
                 after = rng.uniform(0.3, 1.0) * usual
                 time.sleep(after)
                 while not (ranks := [pid for host in hosts for pid in children(host.pid)]):
-                    time.sleep(0.1)  # the launchers are not so far yet
+                    if all(host.poll() is not None for host in hosts):
+                        sys.exit("the launchers ended before they started anything")
+                    time.sleep(0.1)  # they are not so far yet
                 os.kill(rng.choice(ranks), signal.SIGKILL)
                 killed = f"one process killed after {time.monotonic() - start:.0f} s, "
             codes = [host.wait() for host in hosts]

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["CONFIG", "LAYERS", "ROWS", "WIDTH", "tensors", "weight_seeds"]
+__all__ = ["CONFIG", "LAYERS", "ROWS", "WIDTH", "tensors", "weight_seeds", "write_gguf"]
 
 WIDTH, ROWS, LAYERS = 32, 48, 2
 
@@ -81,12 +81,13 @@ def weight_seeds(root: Path) -> None:
     (seeds["sharded"] / "model.safetensors.index.json").write_text(json.dumps(index))
     state = {name: torch.from_numpy(array) for name, array in arrays.items()}
     torch.save({"model": state, "epoch": 3}, seeds["torch"] / "pytorch_model.bin")
-    _write_gguf(seeds["gguf"] / "model.gguf", arrays)
+    write_gguf(seeds["gguf"] / "model.gguf", arrays)
     (seeds["gguf"] / "config.json").unlink()
     _write_mlx(seeds["mlx"], arrays)
 
 
-def _write_gguf(path: Path, arrays: dict[str, np.ndarray[Any, Any]]) -> None:
+def write_gguf(path: Path, arrays: dict[str, np.ndarray[Any, Any]]) -> None:
+    """Write the Llama, with a small tokenizer, as a GGUF file."""
     import gguf
 
     writer = gguf.GGUFWriter(path, "llama")

@@ -1,6 +1,6 @@
-"""Hub ids: small files as a local snapshot, safetensors weights where they are.
+"""Hub ids: small files as a local snapshot, weights where they are.
 
-What lies in the local cache already is used from there.  Weights in other formats are downloaded.
+What lies in the local cache already is used from there.  GGUF files are downloaded.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ def _find(
             f"missing: {', '.join(missing[:8])}"
         )
     # The hub's file system takes no ids without an owner.
-    if keep_download or not absent or chosen.kind != "safetensors" or "/" not in repo:
+    if keep_download or not absent or chosen.kind == "gguf" or "/" not in repo:
         wanted = [_literal(name) for name in _wanted(names, chosen, trust_remote_code)]
         return Snapshot(Path(api.snapshot_download(repo, revision=commit, allow_patterns=wanted)))
     folder = local("config.json").parent

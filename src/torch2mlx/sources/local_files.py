@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -152,8 +152,15 @@ class PositionalFiles:
 
     def __init__(self, files: Sequence[Path] = ()) -> None:
         self._handles: dict[Path, int] = {}
+        self._remote: list[RemotePath] = []
         total = sum(path.stat().st_size for path in files if path.exists())
         self._drop = not page_cache_holds(total) and hasattr(os, "posix_fadvise")
+
+    def learn(self, path: Path, spans: Iterable[tuple[int, int]]) -> None:
+        """Take note of where the data of a remote file begin and end; local ones need no notes."""
+        if isinstance(path, RemotePath) and path.remote is not None:
+            path.ahead.learn(path.remote, spans)
+            self._remote.append(path)
 
     def _handle(self, path: Path) -> int:
         if path not in self._handles:
@@ -193,6 +200,8 @@ class PositionalFiles:
             os.posix_fadvise(handle, offset, len(view), os.POSIX_FADV_DONTNEED)
 
     def close(self) -> None:
-        """Release the handles."""
+        """Release the handles, and what is held of remote files."""
+        for path in self._remote:
+            path.ahead.close()
         while self._handles:
             os.close(self._handles.popitem()[1])

@@ -19,7 +19,6 @@ from torch2mlx.dtypes import DTYPES
 from torch2mlx.errors import SourceError
 from torch2mlx.sources.base import TensorInfo, TensorSource
 from torch2mlx.sources.local_files import PositionalFiles, refuse_lfs_pointer, unreadable
-from torch2mlx.sources.remote.files import RemotePath
 
 __all__ = ["SafetensorsSource", "read_header"]
 
@@ -158,9 +157,7 @@ class SafetensorsSource(TensorSource):
         self._entries: dict[str, tuple[TensorInfo, int]] = {}
         for path in self._files:
             entries = _entries(path)
-            if isinstance(path, RemotePath) and path.remote is not None:
-                spans = [(offset, offset + info.nbytes) for info, offset in entries.values()]
-                path.ahead.learn(path.remote, spans)
+            self._reads.learn(path, ((at, at + info.nbytes) for info, at in entries.values()))
             for name, entry in entries.items():
                 if name in self._entries:
                     raise SourceError(
@@ -198,9 +195,6 @@ class SafetensorsSource(TensorSource):
 
     def close(self) -> None:
         self._reads.close()
-        for path in self._files:
-            if isinstance(path, RemotePath) and path.remote is not None:
-                path.ahead.close()
 
 
 def check_weight_map(infos: Mapping[str, TensorInfo], weight_map: Mapping[str, str]) -> None:

@@ -57,7 +57,8 @@ class TorchZipSource(TensorSource):
         self._entries: dict[str, tuple[TensorInfo, StoredTensor, int]] = {}
         notes: list[str] = []
         for path in self._files:
-            entries, file_notes = _entries(path)
+            entries, spans, file_notes = _entries(path)
+            self._reads.learn(path, spans)
             notes += file_notes
             for name, entry in entries.items():
                 if name in self._entries:
@@ -217,7 +218,7 @@ def _opened(
     refuse_lfs_pointer(path)
     _refuse_large_directory(path)
     try:
-        with zipfile.ZipFile(path) as archive:
+        with path.open("rb") as file, zipfile.ZipFile(file) as archive:
             records = _records(path, archive)
             root = _root(path, records)
             _refuse_byte_order(path, archive, records.get(f"{root}/byteorder"))
@@ -230,31 +231,37 @@ def _opened(
         raise _not_a_zip(path, error) from None
 
 
-def _entries(path: Path) -> tuple[dict[str, tuple[TensorInfo, StoredTensor, int]], list[str]]:
-    """(info, view, file offset of its storage) of each tensor of a file, bounds checked."""
+def _entries(
+    path: Path,
+) -> tuple[dict[str, tuple[TensorInfo, StoredTensor, int]], list[tuple[int, int]], list[str]]:
+    """(info, view, file offset of its storage) of each tensor of a file, bounds checked.
+
+    Also where each storage begins and ends, and notes.
+    """
     with _opened(path) as (archive, records, root), path.open("rb") as file:
         tensors, notes = unwrap_state_dict(
             path, read_pickle(path, archive.read(records[f"{root}/data.pkl"]))
         )
-        offsets: dict[str, int] = {}
+        spans: dict[str, tuple[int, int]] = {}
         found: dict[str, tuple[TensorInfo, StoredTensor, int]] = {}
         for name, tensor in tensors.items():
             record = records.get(f"{root}/data/{tensor.key}")
             info = TensorInfo(name, tensor.dtype, tensor.shape, path)
             _check_bounds(info, tensor, record)
             assert record is not None
-            if tensor.key not in offsets:
+            if tensor.key not in spans:
                 file.seek(record.header_offset)
                 header = file.read(_LOCAL_HEADER)
                 name_length, extra_length = header[26:28], header[28:30]
-                offsets[tensor.key] = (
+                start = (
                     record.header_offset
                     + _LOCAL_HEADER
                     + int.from_bytes(name_length, "little")
                     + int.from_bytes(extra_length, "little")
                 )
-            found[name] = (info, tensor, offsets[tensor.key])
-    return found, notes
+                spans[tensor.key] = (start, start + record.file_size)
+            found[name] = (info, tensor, spans[tensor.key][0])
+    return found, list(spans.values()), notes
 
 
 def _records(path: Path, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:

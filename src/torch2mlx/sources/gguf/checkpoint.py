@@ -92,7 +92,7 @@ def open_gguf(
         state=state,
         generation_config=_generation_config(source.metadata),
         packed=packed,
-        tokenizer_files=GGUFTokenizerFiles(files[0]) if has_tokenizer else {},
+        tokenizer_files=GGUFTokenizerFiles(files[0], source.header_bytes) if has_tokenizer else {},
         notes=(*notes, _types_note(source), *([] if has_tokenizer else ["holds no tokenizer"])),
     )
 

@@ -62,6 +62,11 @@ class BlockTensor:
     offset: int
     row_bytes: int
 
+    @property
+    def span(self) -> tuple[int, int]:
+        """Where its data begin and end in the file."""
+        return self.offset, self.offset + prod(self.shape[:-1]) * self.row_bytes
+
 
 @dataclass(frozen=True)
 class GGUFHeader:

@@ -49,6 +49,7 @@ class GGUFSource(TensorSource):
         self.metadata: dict[str, Any] = {}
         for path in self._files:
             header = read_gguf_header(path, sizes)
+            self._reads.learn(path, (tensor.span for tensor in header.tensors.values()))
             self.metadata = header.metadata | self.metadata
             for name, tensor in header.tensors.items():
                 if name in self._stored:
@@ -93,6 +94,12 @@ class GGUFSource(TensorSource):
     @property
     def files(self) -> tuple[Path, ...]:
         return self._files
+
+    @property
+    def header_bytes(self) -> int:
+        """Bytes of the first file before its first tensor."""
+        first = self._files[0]
+        return min((t.offset for t in self._stored.values() if t.file == first), default=0)
 
     def stored_type(self, name: str) -> str:
         """The ggml type of a tensor ("Q4_K")."""

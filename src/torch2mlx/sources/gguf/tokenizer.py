@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from torch2mlx.errors import SourceError
+from torch2mlx.sources.remote.files import RemotePath
 
 __all__ = ["GGUFTokenizerFiles"]
+
+_PIECE = 4 << 20
 
 
 class GGUFTokenizerFiles(Mapping[str, Path]):
@@ -18,13 +22,15 @@ class GGUFTokenizerFiles(Mapping[str, Path]):
 
     Args:
         file: the GGUF file (the first part of a split one).
+        header: bytes of it before the first tensor.
 
     Raises:
         SourceError: on first use, where transformers cannot convert the tokenizer.
     """
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, header: int) -> None:
         self._file = file
+        self._header = header
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._found: dict[str, Path] = {}
 
@@ -34,9 +40,10 @@ class GGUFTokenizerFiles(Mapping[str, Path]):
             from transformers import AutoTokenizer
 
             try:
-                tokenizer = AutoTokenizer.from_pretrained(
-                    str(self._file.parent), gguf_file=self._file.name, trust_remote_code=False
-                )
+                with _local(self._file, self._header) as file:
+                    tokenizer = AutoTokenizer.from_pretrained(
+                        str(file.parent), gguf_file=file.name, trust_remote_code=False
+                    )
                 tokenizer.save_pretrained(folder.name)
             except Exception as error:
                 # transformers raises whatever the missing or unknown piece leads to.
@@ -63,3 +70,18 @@ class GGUFTokenizerFiles(Mapping[str, Path]):
 
     def __len__(self) -> int:
         return len(self._files())
+
+
+@contextmanager
+def _local(file: Path, header: int) -> Iterator[Path]:
+    """A GGUF file on this machine; of a remote one, its header and a hole for its tensors."""
+    if not isinstance(file, RemotePath) or file.remote is None:
+        yield file
+        return
+    with tempfile.TemporaryDirectory(prefix="torch2mlx-header-") as folder:
+        place = Path(folder) / file.name
+        with place.open("wb") as copy, file.open("rb") as there:
+            for start in range(0, header, _PIECE):
+                copy.write(there.read(min(_PIECE, header - start)))
+            copy.truncate(file.remote.size)
+        yield place

@@ -27,7 +27,7 @@ def cut(spans: Iterable[tuple[int, int]], segment: int = SEGMENT) -> list[tuple[
     """(start, stop, end) of each segment of a file, in order.
 
     Args:
-        spans: first byte and end of each tensor, in order, without gaps.
+        spans: first byte and end of each tensor, in order, none over another.
         segment: most bytes of one.
 
     Returns:
@@ -52,6 +52,17 @@ def cut(spans: Iterable[tuple[int, int]], segment: int = SEGMENT) -> list[tuple[
     return found
 
 
+def _apart(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Spans in order, those that overlap as one; formats other than safetensors allow them."""
+    found: list[tuple[int, int]] = []
+    for start, end in sorted(spans):
+        if found and start < found[-1][1]:
+            found[-1] = (found[-1][0], max(end, found[-1][1]))
+        elif end > start:
+            found.append((start, end))
+    return found
+
+
 class ReadAhead:
     """Segments of the files of one checkpoint, safe to use from several threads."""
 
@@ -63,7 +74,7 @@ class ReadAhead:
 
     def learn(self, remote: RemoteFile, spans: Iterable[tuple[int, int]]) -> None:
         """Take note of where the tensors of a file begin and end."""
-        self._segments[remote.path] = cut(sorted(spans))
+        self._segments[remote.path] = cut(_apart(spans))
 
     def read_into(self, view: memoryview, remote: RemoteFile, offset: int) -> None:
         """Fill a view with the bytes of tensors of a file from `offset` on.

@@ -108,12 +108,12 @@ def open_folder(
     """The checkpoint that a URL names, and the name of the weight file if it names one.
 
     Args:
-        url: of a folder, a safetensors file or an index.
+        url: of a folder, a weight file or an index.
         trust_remote_code: also take Python files.
         accept_config: called with the config before anything else is read; may raise to refuse.
 
     Raises:
-        SourceError: not found, not readable, or no safetensors checkpoint.
+        SourceError: not found, not readable, or no checkpoint.
     """
     head, mark, query = url.partition("?")
     last = head.rstrip("/").rpartition("/")[2]
@@ -144,11 +144,6 @@ def _snapshot(
         chosen = choose_weights(folder.url, folder.names, read_json)
     else:
         chosen = choose_file(folder.url, file, folder.names, read_json)
-    if chosen.kind != "safetensors":
-        raise SourceError(
-            f"{folder.url}: holds {chosen.kind} weights; only safetensors are read over a network: "
-            "download the folder and give its path"
-        )
     for name in folder.names:  # what PyTorch may run, and what says where a text ends
         code = trust_remote_code and name.endswith(".py")
         if name == "generation_config.json" or code:
