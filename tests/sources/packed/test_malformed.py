@@ -37,7 +37,18 @@ def opened_and_read(folder: Any) -> None:
     read_state(opened.state, opened.source)
 
 
-@pytest.mark.parametrize("name", FORMATS)
+# One of each method; the others are as they.
+QUICK = (
+    "gptq 4 bits", "awq", "pack-quantized", "int-quantized", "float-quantized channel",
+    "nvfp4-pack-quantized", "mxfp4-pack-quantized", "modelopt nvfp4", "modelopt fp8", "fbgemm_fp8",
+    "bitsandbytes nf4", "bitsandbytes int8", "fp8 blocks",
+)  # fmt: skip
+PARAMETERS = [
+    pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in FORMATS
+]
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
 def test_scales_that_are_missing_or_of_another_shape(
     name: str, checkpoint: Any, tmp_path: Any
 ) -> None:

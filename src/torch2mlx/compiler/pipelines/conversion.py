@@ -118,7 +118,8 @@ def _compile(
 ) -> CompiledModule | None:
     """One model; None where an earlier run finished it."""
     folder = staging.folder / component
-    if staging.journal is None or staging.journal.knows(folder / _MANIFEST):
+    assert staging.journal is not None
+    if staging.journal.knows(folder / _MANIFEST):
         progress.note(f"going on: {component} is finished")
         return None
     progress.note(f"{component}: {pipeline.models[component][1]}")
