@@ -100,7 +100,7 @@ class Compiled:
         limit: that it had to keep, by the coarsest dtype.
         total_size: bytes of the weights.
         bits_per_weight: measured on the files.
-        quantization: the entry of config.json, or None.
+        quantization: the entry of config.json, or None; of a pipeline by component.
         drift: relative L2 distance that quantization added on the example, or None.
         notes: what a user should know.
         parts: of a pipeline: component → largest error there, or None; each has a model.py.
@@ -325,6 +325,7 @@ def _convert_pipeline(
         max((p["limit"] for p in compared), default=None),
         size,
         size / sum(int(w["total_size"]) / w["bits_per_weight"] for w in weights),
+        made.quantization or None,
         notes=made.notes,
         parts=errors,
     )

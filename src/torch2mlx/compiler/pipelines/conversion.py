@@ -22,6 +22,8 @@ from torch2mlx.packaging.manifest import Manifest, library_versions, read_manife
 from torch2mlx.packaging.staging import Staging, check_destination
 from torch2mlx.progress import Progress
 from torch2mlx.sources.companions import check_companion
+from torch2mlx.sources.local_files import read_json_object
+from torch2mlx.verification.reference import quiet
 
 __all__ = ["ConvertedPipeline", "convert_pipeline"]
 
@@ -38,6 +40,7 @@ class ConvertedPipeline:
         name: class of the pipeline.
         manifests: component → what its torch2mlx.json says.
         operators: number of ATen calls of the models that this run compiled.
+        quantization: component → the entry of its config.json, of those that are quantized.
         notes: what a user should know.
     """
 
@@ -45,6 +48,7 @@ class ConvertedPipeline:
     name: str
     manifests: Mapping[str, Manifest]
     operators: int
+    quantization: Mapping[str, Any]
     notes: tuple[str, ...]
 
 
@@ -86,8 +90,11 @@ def convert_pipeline(
             _copy_others(pipeline, staging.folder)
             _describe(pipeline, staging.folder, manifests)
             state.check(thorough=True)
-            folder = staging.publish()
-            return ConvertedPipeline(folder, pipeline.name, manifests, operators, pipeline.notes)
+            configs = {n: read_json_object(staging.folder / n / "config.json") for n in manifests}
+            formats = {n: c["quantization"] for n, c in configs.items() if "quantization" in c}
+            return ConvertedPipeline(
+                staging.publish(), pipeline.name, manifests, operators, formats, pipeline.notes
+            )
 
 
 @contextmanager
@@ -123,7 +130,9 @@ def _compile(
         progress.note(f"going on: {component} is finished")
         return None
     progress.note(f"{component}: {pipeline.models[component][1]}")
-    part = PARTS[pipeline.models[component][1]](pipeline.load(component))
+    with quiet():
+        model = pipeline.load(component)
+    part = PARTS[pipeline.models[component][1]](model)
     try:
         made = compile_module(
             part.module.eval(),
