@@ -44,6 +44,26 @@ def test_rows_end_by_themselves_and_suppressed_tokens_are_not_said() -> None:
     assert rows == [[5, 6, 7], [5], [0, 7]]
 
 
+def test_a_language_and_a_task_begin_the_answer() -> None:
+    spoken = {"languages": {"de": 20, "en": 21}, "language": None, "tasks": {"translate": 30}}
+    more = {**SETTINGS, **spoken, "task": "translate", "no_timestamps": 40}
+    model = Transducer(Echo(), more)
+    assert model._start("german", None) == model._start("<|de|>", "translate") == [0, 20, 30, 40]
+    assert model._start(None, None) is None
+    assert Transducer(Echo(), {**more, "language": "en"})._start(None, None) == [0, 21, 30, 40]
+    with pytest.raises(torch2mlx.Torch2MLXError, match="knows de, en"):
+        model.generate(np.array([[5]]), language="latin")
+    with pytest.raises(torch2mlx.Torch2MLXError, match="--task sing"):
+        model.generate(np.array([[5]]), task="sing")
+    with pytest.raises(torch2mlx.Torch2MLXError, match="no choice of languages"):
+        Transducer(Echo(), SETTINGS).generate(np.array([[5]]), language="de")
+
+
+def test_a_forced_first_token_is_said() -> None:
+    model = Transducer(Echo(), {**SETTINGS, "forced_first": 8})
+    assert model.generate(np.array([[5, 6, 2]]), max_tokens=5) == [[8, 6]]
+
+
 def test_a_folder_runs_only_with_permission_and_sound_has_the_right_form(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"generation": SETTINGS}))
     with pytest.raises(torch2mlx.Torch2MLXError, match="trust-remote-code"):
@@ -93,3 +113,35 @@ def test_sound_goes_in_and_the_tokens_of_transformers_come_out(tmp_path: Path) -
     found = load_transducer(tmp_path / "mlx", trust_remote_code=True)
     rows = found.generate(features.numpy(), max_tokens=64)
     assert rows == expected.tolist()  # which leaves the first token out
+
+
+@pytest.mark.slow
+def test_the_language_and_task_of_transformers_give_its_tokens(tmp_path: Path) -> None:
+    model = whisper()
+    given = model.generation_config
+    given.is_multilingual, given.no_timestamps_token_id = True, WORDS - 1
+    given.lang_to_id = {"<|de|>": 20, "<|en|>": 21}
+    given.task_to_id = {"transcribe": 30, "translate": 31}
+    torch2mlx.convert(model, tmp_path / "mlx")
+    found = load_transducer(tmp_path / "mlx", trust_remote_code=True)
+    features = torch.randn(2, 8, 40)
+    for choice in ({"language": "de", "task": "translate"}, {"task": "translate"}):
+        with torch.no_grad():
+            expected = model.generate(
+                input_features=features, max_new_tokens=12, do_sample=False, num_beams=1, **choice
+            )
+        rows = found.generate(features.numpy(), max_tokens=12, **choice)
+        assert rows == expected.tolist()
+
+
+@pytest.mark.slow
+def test_a_half_checkpoint_stays_half(tmp_path: Path) -> None:
+    model = t5().to(torch.bfloat16)
+    model.save_pretrained(tmp_path / "t5")
+    torch2mlx.convert(tmp_path / "t5", tmp_path / "mlx")
+    weights: Any = mx.load(str(tmp_path / "mlx" / "model.safetensors"))
+    assert {w.dtype for w in weights.values() if mx.issubdtype(w.dtype, mx.floating)} == {
+        mx.bfloat16
+    }
+    loaded = load_transducer(tmp_path / "mlx", trust_remote_code=True)
+    assert len(loaded.generate(np.array([[5, 6, 7]]), max_tokens=6)[0]) == 6

@@ -437,6 +437,8 @@ def generate(
     prompt: str = "",
     *,
     sound: str | Path | None = None,
+    language: str | None = None,
+    task: str | None = None,
     max_tokens: int = 100,
     temperature: float = 0.0,
     seed: int = 0,
@@ -450,6 +452,8 @@ def generate(
         folder: an MLX folder.
         prompt: the user's message; with `raw`, the text itself.
         sound: in place of a prompt, for a model that takes sound: .wav, or features in .npy.
+        language: that is spoken in the sound, as "de" or "german"; None: the model listens.
+        task: "transcribe" or "translate" (to English); None: the model's own choice.
         max_tokens: longest answer.
         temperature: 0 takes the most likely token.
         seed: of the sampling.
@@ -459,14 +463,16 @@ def generate(
         on_text: called with each piece of text as it comes.
 
     Raises:
-        OptionError: the prompt is empty, no token is allowed, a negative temperature, or a text
-            that is too long for the model.
+        OptionError: the prompt is empty, no token is allowed, a negative temperature, a text
+            that is too long for the model, or a language or task that it does not know.
         SourceError: the folder is no MLX language model with a tokenizer.
     """
     return generate_text(
         Path(folder),
         prompt,
         sound=None if sound is None else Path(sound),
+        language=language,
+        task=task,
         max_tokens=max_tokens,
         temperature=temperature,
         seed=seed,

@@ -44,6 +44,8 @@ def generate_text(
     prompt: str,
     *,
     sound: Path | None,
+    language: str | None,
+    task: str | None,
     max_tokens: int,
     temperature: float,
     seed: int,
@@ -60,10 +62,13 @@ def generate_text(
 
     if is_transducer(folder):
         return _transduce(
-            folder, prompt, sound, max_tokens, temperature, seed, trust_remote_code, on_text
+            *(folder, prompt, sound, language, task, max_tokens, temperature, seed),
+            *(trust_remote_code, on_text),
         )
     if sound is not None:
         raise OptionError(f"--sound: {folder} takes text; give --prompt")
+    if language or task:
+        raise OptionError(f"--language, --task: {folder} is no model of speech; leave them out")
     model, tokenizer = load_language_model(folder, trust_remote_code=trust_remote_code)
     import mlx.core as mx
     from mlx_lm import stream_generate
@@ -108,6 +113,8 @@ def _transduce(
     folder: Path,
     prompt: str,
     sound: Path | None,
+    language: str | None,
+    task: str | None,
     max_tokens: int,
     temperature: float,
     seed: int,
@@ -129,7 +136,14 @@ def _transduce(
         raise SourceError(f"{folder}: its tokenizer cannot be loaded: {error}") from error
     inputs = model_inputs(model, tokenizer, folder, prompt, sound)
     begun = time.perf_counter()
-    tokens = model.generate(inputs, max_tokens=max_tokens, temperature=temperature, seed=seed)[0]
+    tokens = model.generate(
+        inputs,
+        language=language,
+        task=task,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        seed=seed,
+    )[0]
     seconds = time.perf_counter() - begun
     text = tokenizer.decode(tokens, skip_special_tokens=True)
     if on_text is not None:

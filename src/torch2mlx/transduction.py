@@ -48,6 +48,8 @@ class Transducer:
         mask: Array | None = None,
         *,
         start: Sequence[int] | None = None,
+        language: str | None = None,
+        task: str | None = None,
         max_tokens: int = 100,
         temperature: float = 0.0,
         seed: int = 0,
@@ -58,14 +60,21 @@ class Transducer:
             inputs: token ids [batch, length], or features [batch, bins, frames].
             mask: 1 where a token is no padding [batch, length]; None: nowhere.
             start: of every answer; None: as the model was trained.
+            language: that is spoken, as "de" or "german"; None: the likeliest of each row.
+            task: "transcribe" or "translate"; None: the model's own choice.
             max_tokens: longest answer.
             temperature: 0 takes the most likely token.
             seed: of the sampling.
+
+        Raises:
+            OptionError: a language or task that the model does not know.
         """
+        if start is None:
+            start = self._start(language, task)
         rows: list[list[int]] = [[] for _ in inputs]
         ends = set(self.settings["ends"])
         open_rows = set(range(len(rows)))
-        for tokens in self._tokens(inputs, mask, start, max_tokens, temperature, seed):
+        for tokens in self._tokens(inputs, mask, start, task, max_tokens, temperature, seed):
             for row in sorted(open_rows):
                 if tokens[row] in ends:
                     open_rows.remove(row)
@@ -80,6 +89,7 @@ class Transducer:
         inputs: Array,
         mask: Array | None,
         start: Sequence[int] | None,
+        task: str | None,
         max_tokens: int,
         temperature: float,
         seed: int,
@@ -87,6 +97,7 @@ class Transducer:
         import mlx.core as mx
 
         layers, heads, width = self.settings["cache"]
+        kind = getattr(mx, self.settings.get("dtype", "float32"))
         batch = len(inputs)
         given: dict[str, Any] = {}
         if self.takes_text:
@@ -94,7 +105,7 @@ class Transducer:
             given["mask"] = mx.array(shown.astype(np.int64))
             encoded = self.model.encode(mx.array(inputs.astype(np.int64)), given["mask"])
         else:
-            encoded = self.model.encode(mx.array(inputs.astype(np.float32)))
+            encoded = self.model.encode(mx.array(inputs.astype(np.float32)).astype(kind))
         mx.eval(encoded)
 
         def step(ids: mx.array, keys: Any, values: Any) -> tuple[mx.array, Any, Any]:
@@ -102,13 +113,19 @@ class Transducer:
             mx.eval(logits, keys, values)
             return logits[:, -1].astype(mx.float32), keys, values
 
-        empty = [mx.zeros((batch, heads, 0, width)) for _ in range(layers)]
-        prompt = self._prompt(batch, step, empty) if start is None else np.tile(start, (batch, 1))
+        empty = [mx.zeros((batch, heads, 0, width), kind) for _ in range(layers)]
+        if start is None:
+            prompt = self._prompt(batch, step, empty, task)
+        else:
+            prompt = np.tile(start, (batch, 1))
         random = mx.random.key(seed)
         keys, values, ids = empty, empty, mx.array(prompt.astype(np.int64))
         for number in range(max_tokens):
             logits, keys, values = step(ids, keys, values)
             first = [] if number else self.settings["suppressed_first"]
+            forced = None if number else self.settings.get("forced_first")
+            if forced is not None:
+                logits = mx.where(mx.arange(logits.shape[-1]) == forced, logits, -mx.inf)
             hidden = [*self.settings["suppressed"], *first]
             if hidden:
                 logits[:, mx.array(hidden)] = -mx.inf
@@ -120,7 +137,29 @@ class Transducer:
             ids = chosen.astype(mx.int64)[:, None]
             yield np.array(chosen)
 
-    def _prompt(self, batch: int, step: Any, empty: Any) -> Array:
+    def _start(self, language: str | None, task: str | None) -> list[int] | None:
+        """What answers start with; None where each row's language is yet to be heard."""
+        settings = self.settings
+        known, tasks = settings.get("languages"), settings.get("tasks")
+        if not known or not tasks:
+            if language or task:
+                raise OptionError("this model has no choice of languages and tasks; leave it out")
+            return None
+        if task is not None and task not in tasks:
+            raise OptionError(f"--task {task}: this model's are {', '.join(tasks)}")
+        language = language or settings["language"]
+        if language is None:
+            return None
+        from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
+
+        name = language.lower().strip("<|>")
+        code = name if name in known else TO_LANGUAGE_CODE.get(name)
+        if code not in known:
+            raise OptionError(f"--language {language}: this model knows {', '.join(known)}")
+        found = [settings["start"], known[code], tasks[task or settings["task"]]]
+        return [*found, *([settings["no_timestamps"]] if "no_timestamps" in settings else [])]
+
+    def _prompt(self, batch: int, step: Any, empty: Any, task: str | None) -> Array:
         """What every answer starts with; the language is the likeliest after the first token."""
         import mlx.core as mx
 
@@ -128,9 +167,10 @@ class Transducer:
         parts = [np.full((batch, 1), settings["start"])]
         if "languages" in settings:
             logits, _, _ = step(mx.array(parts[0].astype(np.int64)), empty, empty)
-            languages = np.array(settings["languages"])
+            languages = np.array(list(settings["languages"].values()))
             best = np.array(logits)[:, languages].argmax(axis=-1)
-            parts += [languages[best][:, None], np.full((batch, 1), settings["task"])]
+            number = settings["tasks"][task or settings["task"]]
+            parts += [languages[best][:, None], np.full((batch, 1), number)]
         if "no_timestamps" in settings:
             parts.append(np.full((batch, 1), settings["no_timestamps"]))
         return np.concatenate(parts, axis=1)

@@ -20,6 +20,10 @@ def generate(
         str | None,
         typer.Option(help="For a model of speech: a .wav file, or features in .npy."),
     ] = None,
+    language: Annotated[
+        str | None, typer.Option(help="Spoken in the sound: de, german ... Default: it listens.")
+    ] = None,
+    task: Annotated[str | None, typer.Option(help="transcribe, or translate to English.")] = None,
     max_tokens: Annotated[int, typer.Option("-m", "--max-tokens", help="Longest answer.")] = 100,
     temperature: Annotated[float, typer.Option("--temp", help="0 is greedy.")] = 0.0,
     seed: Annotated[int, typer.Option(help="For sampling.")] = 0,
@@ -35,6 +39,8 @@ def generate(
         folder,
         text,
         sound=sound,
+        language=language,
+        task=task,
         max_tokens=max_tokens,
         temperature=temperature,
         seed=seed,

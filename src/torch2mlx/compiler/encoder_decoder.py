@@ -270,9 +270,13 @@ def _settings(model: Any, layers: int, heads: int, width: int) -> dict[str, Any]
         "suppressed": list(given.suppress_tokens or []),
         "suppressed_first": list(getattr(given, "begin_suppress_tokens", None) or []),
     }
+    if getattr(given, "forced_bos_token_id", None) is not None:
+        settings["forced_first"] = given.forced_bos_token_id
     if getattr(given, "lang_to_id", None):
-        settings["languages"] = sorted(given.lang_to_id.values())
-        settings["task"] = given.task_to_id["transcribe"]
+        settings["languages"] = {k.strip("<|>"): i for k, i in sorted(given.lang_to_id.items())}
+        settings["language"] = getattr(given, "language", None)
+        settings["tasks"] = dict(given.task_to_id)
+        settings["task"] = getattr(given, "task", None) or "transcribe"
     if getattr(given, "no_timestamps_token_id", None):
         settings["no_timestamps"] = given.no_timestamps_token_id
     return settings

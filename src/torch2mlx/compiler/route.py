@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -259,7 +259,17 @@ def _compile_encoder_decoder(
         model, files = load_original(path), {}
     else:
         model, files = load_encoder_decoder(path), companion_files(path)
+        options = replace(options, dtype=options.dtype or _own_dtype(path, model))
     return _compile_methods(model, destination, options, progress, str(path), files)
+
+
+def _own_dtype(path: Path, model: Any) -> str | None:
+    """The half type of a checkpoint, where transformers itself computes in it all through."""
+    found = read_json_object(path / "config.json")
+    name = str(found.get("dtype") or found.get("torch_dtype"))
+    exact = getattr(model, "_keep_in_fp32_modules", None)  # such as T5's, which overflow
+    halves = ("bfloat16",) if exact else ("bfloat16", "float16")
+    return name if name in halves else None
 
 
 def _compile_methods(
@@ -290,7 +300,9 @@ def _compile_methods(
             options=options,
             progress=progress,
             location=location or f"{type(model).__module__}.{type(model).__qualname__}",
-            extras=Extras({"generation": dict(made.settings)}, files or {}),
+            extras=Extras(
+                {"generation": {**made.settings, "dtype": options.dtype or "float32"}}, files or {}
+            ),
         )
     )
 
