@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -280,15 +281,18 @@ class _Publication:
         weights = {w.name: w for entry in self.entries for w in entry.graph.weights}
         stored = self.generated.weights
         quantize = self.options.quant_options()
+        expressions = weight_expressions(self.generated, weights, self.weights.tensors)
         assignment = None
         if quantize is not None:
             with TemporaryDirectory() as scratch:
                 _write(Path(scratch) / "model.py", self.generated.source)
                 classes = import_model(Path(scratch))
-            assignment = assign(getattr(classes, self.generated.class_name)(), quantize)
+            model = getattr(classes, self.generated.class_name)()
+            dtypes = Counter(e.dtype for e in expressions.values() if e.dtype.floating)
+            assignment = assign(model, quantize, *(dtype for dtype, _ in dtypes.most_common(1)))
         kinds = {name: weights[s.source].kind for name, s in stored.items()}
         return plan_weights(
-            weight_expressions(self.generated, weights, self.weights.tensors),
+            expressions,
             assignment=assignment,
             unchecked={name for name, kind in kinds.items() if kind != "parameter"},
             max_shard_size=parse_size(self.options.max_shard_size),

@@ -13,6 +13,7 @@ from typing import Any
 
 from torch2mlx.compiler.loading import stored_weights
 from torch2mlx.compiler.parity import import_model
+from torch2mlx.dtypes import DTYPES, DType
 from torch2mlx.errors import OptionError, ParityError
 from torch2mlx.quantization.recipe import Assignment, QuantOptions, assign_schemes
 from torch2mlx.quantization.targets import QuantTarget
@@ -39,12 +40,13 @@ class Quantized:
     exact: tuple[Any, ...] = ()
 
 
-def assign(model: Any, options: QuantOptions) -> Assignment:
+def assign(model: Any, options: QuantOptions, dtype: DType = DTYPES["F32"]) -> Assignment:
     """The format of every layer that MLX can quantize.
 
     Args:
         model: an instance of the generated class; its weights are not evaluated.
         options: as for checkpoints.
+        dtype: of what is not quantized.
 
     Raises:
         OptionError: nothing can be quantized, or an option that does not fit the layers.
@@ -59,7 +61,7 @@ def assign(model: Any, options: QuantOptions) -> Assignment:
             f"{type(model).__name__}: -q: no layer can be quantized (MLX quantizes Linear and "
             "Embedding); leave out -q"
         )
-    return assign_schemes(targets, options, layers=_repeated(targets))
+    return assign_schemes(targets, options, layers=_repeated(targets), dtype=dtype)
 
 
 def _repeated(targets: Sequence[QuantTarget]) -> int:
