@@ -107,7 +107,9 @@ def _llama_release(path: Path, checkpoint: Checkpoint) -> None:
 
 def _mistral_release(path: Path, checkpoint: Checkpoint) -> None:
     mistral_release(path, load_file(checkpoint("llama") / "model.safetensors"))
-    small_sentencepiece(path / "tokenizer.model.v3")
+    tokenizer = path.with_name("tokenizer.model.v3")
+    small_sentencepiece(tokenizer)  # which leaves a list of words beside it
+    tokenizer.rename(path / tokenizer.name)
 
 
 def _llava(path: Path, checkpoint: Checkpoint) -> None:
