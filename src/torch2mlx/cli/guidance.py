@@ -22,6 +22,8 @@ def inspect(
     """Say what a checkpoint is and what could go wrong, from headers alone."""
     from torch2mlx import api
 
+    if not trust_remote_code:
+        without_torch.leave_out()
     show(
         api.inspect(source, revision=revision, trust_remote_code=trust_remote_code), as_json=as_json
     )

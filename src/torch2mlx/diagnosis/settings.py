@@ -71,8 +71,8 @@ def _norm_shift(patient: Patient) -> Iterator[Finding]:
     if patient.config is None or patient.source is None:
         return
     text = patient.config.get("text_config")
-    kinds = {patient.config.get("model_type"), (text or {}).get("model_type") if text else None}
-    if not any(str(kind).startswith("gemma") for kind in kinds if kind):
+    parts = [patient.config, *([text] if isinstance(text, dict) else [])]
+    if not any(str(part.get("model_type")).startswith("gemma") for part in parts):
         return
     names = [
         name

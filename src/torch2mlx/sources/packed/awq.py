@@ -62,6 +62,9 @@ def _module(found: Unpacked, module: str, state: Mapping[str, Expr], group: int)
         missing = [s for s in _SUFFIXES if f"{module}.{s}" not in state]
         found.problems.append(f"{module}: {' and '.join(missing)} missing beside qweight")
         return
+    if len(qweight.shape) != 2:
+        found.problems.append(f"{module}: qweight {list(qweight.shape)} is no matrix")
+        return
     width, out = qweight.shape[0], qweight.shape[1] * 8
     size = group if group > 0 else width
     groups = -(-width // size)

@@ -78,6 +78,9 @@ def _module(
         missing = [s for s in ("qzeros", "scales") if parts[s] is None]
         found.problems.append(f"{module}: {' and '.join(missing)} missing beside qweight")
         return
+    if len(qweight.shape) != 2:
+        found.problems.append(f"{module}: qweight {list(qweight.shape)} is no matrix")
+        return
     width, out = qweight.shape[0] * 32 // bits, qweight.shape[1]
     size = group if group > 0 else width
     groups = -(-width // size)

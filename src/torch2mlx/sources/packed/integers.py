@@ -54,6 +54,12 @@ class Integers:
     order: Expr | None = None
 
     def __post_init__(self) -> None:
+        expected = (*self.scales.shape[:1], -(-self.width * self.bits // 32))
+        if self.words.shape != expected or len(self.scales.shape) != 2:
+            raise ValueError(
+                f"{self.name}: codes {list(self.words.shape)} with scales "
+                f"{list(self.scales.shape)}, expected {list(expected)}"
+            )
         zeros = self.zeros if isinstance(self.zeros, Expr) else self.scales
         if min(self.bits, self.group, self.width) < 1 or zeros.shape != self.scales.shape:
             raise ValueError(
