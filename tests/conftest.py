@@ -39,7 +39,10 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama_tied": ("llama", {"tie_word_embeddings": True}),
     "llama_wide": ("llama", {"tie_word_embeddings": False, "intermediate_size": 272}),
     "phi3": ("phi3", {"tie_word_embeddings": False}),
-    "gpt_neox": ("gpt_neox", {"tie_word_embeddings": False, "intermediate_size": 512}),
+    "gpt_neox": (
+        "gpt_neox",  # with the GELU that its port computes
+        {"tie_word_embeddings": False, "intermediate_size": 512, "hidden_act": "gelu_new"},
+    ),
     "mixtral": ("mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
     "qwen3_moe": (
         "qwen3_moe",
