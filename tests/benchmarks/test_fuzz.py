@@ -68,7 +68,7 @@ def _cases(name: str) -> Iterator[int]:
 
 
 # Found by the fuzzer, as (seed, number).
-FOUND = [(31, 1413), (31, 1737)]
+FOUND = [(31, 1413), (31, 1737), (41, 435)]
 
 
 @pytest.mark.parametrize(("seed", "number"), FOUND)

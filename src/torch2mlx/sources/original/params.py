@@ -46,6 +46,9 @@ class Geometry:
     experts: int
 
 
+_LARGEST = 1 << 24  # of a width, or of any count of parts
+
+
 def read_geometry(path: Path, params: Mapping[str, Any]) -> Geometry:
     """The sizes that params.json names.
 
@@ -53,7 +56,9 @@ def read_geometry(path: Path, params: Mapping[str, Any]) -> Geometry:
         SourceError: sizes are missing.
         UnsupportedError: keys whose meaning is not known here.
     """
-    missing = [k for k in ("dim", "n_layers", "n_heads") if not isinstance(params.get(k), int)]
+    missing = [k for k in ("dim", "n_layers", "n_heads") if not _is_size(params.get(k))]
+    given = [k for k in ("n_kv_heads", "head_dim") if params.get(k)]
+    missing += [k for k in given if not _is_size(params[k])]
     if missing:
         raise SourceError(f"{path}: expected numbers {', '.join(missing)}; it is damaged")
     unknown = sorted(set(params) - _KNOWN) + [
@@ -73,8 +78,19 @@ def read_geometry(path: Path, params: Mapping[str, Any]) -> Geometry:
         params["n_heads"],
         params.get("n_kv_heads") or params["n_heads"],
         params.get("head_dim") or params["dim"] // params["n_heads"],
-        int(moe["num_experts"]) if isinstance(moe, Mapping) else 0,
+        _experts(path, moe) if isinstance(moe, Mapping) else 0,
     )
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and 0 < value < _LARGEST
+
+
+def _experts(path: Path, moe: Mapping[Any, Any]) -> int:
+    count = moe.get("num_experts")
+    if not _is_size(count):
+        raise SourceError(f"{path}: expected a number moe.num_experts; it is damaged")
+    return int(count)  # type: ignore[arg-type]
 
 
 def to_config(
