@@ -20,7 +20,8 @@ RunCli = Callable[..., Any]
 _HEAVY = ("torch", "mlx", "mlx_lm", "transformers", "numpy")
 _REPORT_MODULES = (
     "import sys, atexit, runpy; "
-    f"atexit.register(lambda: print([m for m in {_HEAVY} if m in sys.modules], file=sys.stderr)); "
+    f"loaded = lambda: [m for m in {_HEAVY} if sys.modules.get(m)]; "
+    "atexit.register(lambda: print(loaded(), file=sys.stderr)); "
     "runpy.run_module('torch2mlx', run_name='__main__', alter_sys=True)"
 )
 
