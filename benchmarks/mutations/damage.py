@@ -93,10 +93,10 @@ def damage_json(rng: random.Random, value: Any) -> Any:
 
 def rewrite_json(rng: random.Random, path: Path) -> None:
     """The same in a JSON file."""
-    value = json.loads(path.read_text())
-    for _ in range(rng.choice((1, 1, 2, 4))):
-        value = damage_json(rng, value)
     try:
+        value = json.loads(path.read_text())
+        for _ in range(rng.choice((1, 1, 2, 4))):
+            value = damage_json(rng, value)
         text = json.dumps(value)
     except (RecursionError, ValueError):
         text = "[" * 5000

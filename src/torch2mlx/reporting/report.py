@@ -27,13 +27,12 @@ class Report:
 
     def html(self) -> str:
         """One self-contained page."""
-        if len(self.folders) == 1:
-            return build_page(self.folders[0])
-        return build_comparison(self.folders)
+        single = len(self.folders) == 1
+        return _printable(build_page(self.folders[0]) if single else build_comparison(self.folders))
 
     def markdown(self) -> str:
         """The same in short."""
-        return "\n".join(build_markdown(facts) for facts in self.folders)
+        return _printable("\n".join(build_markdown(facts) for facts in self.folders))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -55,6 +54,11 @@ class Report:
                 f"{path}: cannot be written: {error.strerror or error}; choose another --out"
             ) from error
         return path
+
+
+def _printable(text: str) -> str:
+    """Names come from files: half a surrogate cannot be written anywhere."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def make_report(folders: Sequence[str | Path], benchmark: str | Path | None = None) -> Report:

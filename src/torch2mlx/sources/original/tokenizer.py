@@ -119,9 +119,15 @@ def _require_equal(file: Path, built: _Built) -> None:
     for text in HARD_STRINGS:
         try:
             expected = built.encode(text)
+            found = built.tokenizer.encode(text, add_special_tokens=False).ids
         except UnicodeEncodeError:  # half of a surrogate pair
             continue
-        found = built.tokenizer.encode(text, add_special_tokens=False).ids
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # a panic of Rust is no Exception
+            raise SourceError(
+                f"{file}: fails on {text[:40]!r}: {error}; get another copy of it"
+            ) from error
         if found != expected:
             raise SourceError(
                 f"{file}: as tokenizer.json it gives {found[:12]} for {text[:40]!r}, the original "
