@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -364,3 +365,14 @@ def test_without_a_proof_no_port_is_taken_that_is_known_to_differ(
     (source / "config.json").write_text(json.dumps({**config, **changes}))
     torch2mlx.convert(source, tmp_path / "out", verify=False, max_context=max_context)
     assert (tmp_path / "out" / "model.py").exists() == generated
+
+
+def test_a_port_that_ends_the_program_is_told(copied: Checkpoint, tmp_path: Path) -> None:
+    if find_spec("hf_olmo") is not None:
+        pytest.skip("the package that mlx-lm's port of olmo wants is installed")
+    source = copied("llama")
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**config, "model_type": "olmo"}))
+    with pytest.raises(torch2mlx.Torch2MLXError, match="ends the program"):
+        torch2mlx.convert(source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

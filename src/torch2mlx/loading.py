@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from torch2mlx.architectures.catalog import ENDS_PROGRAM
 from torch2mlx.errors import SourceError, Torch2MLXError
 from torch2mlx.precision import CONFIG_KEY, check_patterns, parse_precision
 
@@ -59,6 +60,8 @@ def load_language_model(
             )
     except Torch2MLXError:
         raise
+    except SystemExit as error:
+        raise SourceError(f"{folder}: {ENDS_PROGRAM}") from error
     except Exception as error:  # whatever a damaged folder provokes in two libraries
         raise SourceError(f"{folder}: mlx-lm cannot load it: {error}") from error
     if as_stored or mx.default_device() != mx.cpu:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 __all__ = [
+    "ENDS_PROGRAM",
     "available_ports",
     "port_name",
     "port_settings",
@@ -22,6 +23,12 @@ __all__ = [
     "sharded_ports",
     "similar_ports",
 ]
+
+ENDS_PROGRAM = (
+    "mlx-lm's port of this model type ends the program where a package of its own is not installed "
+    "(olmo: ai2-olmo); install that package"
+)
+"""What a SystemExit from mlx-lm means."""
 
 # Modules of mlx_lm.models that define no model.
 _SHARED = frozenset(

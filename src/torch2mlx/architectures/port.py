@@ -14,7 +14,7 @@ from importlib.metadata import version
 from typing import Any
 
 from torch2mlx.architectures.bounds import check_sizes
-from torch2mlx.architectures.catalog import available_ports, similar_ports
+from torch2mlx.architectures.catalog import ENDS_PROGRAM, available_ports, similar_ports
 from torch2mlx.architectures.drops import drop_reason
 from torch2mlx.architectures.tracing import trace_call
 from torch2mlx.errors import PlanError, UnsupportedError
@@ -291,10 +291,7 @@ def _port_classes(config: dict[str, Any]) -> tuple[type, type]:
     try:
         return _get_classes(config=config)  # type: ignore[no-any-return]
     except SystemExit as error:
-        raise UnsupportedError(
-            f"mlx-lm's port of {model_type!r} ends the program where a package of its own is not "
-            "installed (olmo: ai2-olmo); install that package"
-        ) from error
+        raise UnsupportedError(f"{model_type!r}: {ENDS_PROGRAM}") from error
     except ValueError as error:
         close = similar_ports(model_type)
         hint = f"; similar: {', '.join(close)}" if close else ""

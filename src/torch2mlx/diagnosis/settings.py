@@ -115,7 +115,11 @@ def _code(patient: Patient) -> Iterator[Finding]:
     if not file:
         return
     path = patient.folder / str(file)
-    if not path.is_file():
+    try:
+        there = path.is_file()
+    except OSError:  # a name that is too long
+        there = False
+    if not there:
         yield Finding(
             "model-file-missing",
             "the model cannot be imported",

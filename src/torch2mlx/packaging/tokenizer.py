@@ -10,6 +10,7 @@ from operator import methodcaller
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from torch2mlx.architectures.catalog import ENDS_PROGRAM
 from torch2mlx.errors import ParityError, SourceError
 from torch2mlx.packaging.preflight import require_harmless
 from torch2mlx.sources.strings import HARD_STRINGS
@@ -346,6 +347,9 @@ class _Check:
                 {"trust_remote_code": trust_remote_code},
                 eos_token_ids=mlx_lm.load_config(folder).get("eos_token_id"),
             )
+        except SystemExit:
+            self.errors.append(f"mlx-lm cannot load the tokenizer: {ENDS_PROGRAM}")
+            return ()
         except Exception as error:  # whatever the files provoke in mlx-lm
             self.errors.append(f"mlx-lm cannot load the tokenizer: {str(error)[:300]}")
             return ()
