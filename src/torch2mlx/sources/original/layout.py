@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from math import prod
 
 from torch2mlx.errors import SourceError
 from torch2mlx.planning.expressions import Concat, Expr, Reshape, Slice, Transpose
@@ -151,7 +150,8 @@ def _rotated(leaf: str, expr: Expr, geometry: Geometry) -> Expr:
     shape = (count * geometry.head_width, geometry.width)
     if expr.shape != shape:
         raise ValueError(f"{list(expr.shape)}, params.json says {list(shape)}")
+    if geometry.head_width % 2:
+        raise ValueError(f"heads of {geometry.head_width} numbers, which cannot turn in pairs")
     pairs = (count, geometry.head_width // 2, 2, geometry.width)
-    assert prod(pairs) == expr.size
     apart = Transpose(Reshape(expr, pairs), (0, 2, 1, 3))
     return Reshape(apart, shape)
