@@ -61,8 +61,10 @@ def open_original(location: str, folder: Path) -> Checkpoint:
         (e.shape[0] for n, e in state.items() if n.endswith(("gate_proj.weight", ".w1.weight"))),
         None,
     )
-    if embedding is None or inner is None:
-        raise SourceError(f"{folder}: no tok_embeddings or feed_forward.w1: not a whole release")
+    if embedding is None or not embedding.shape[0] or not inner:
+        raise SourceError(
+            f"{folder}: no tok_embeddings or feed_forward.w1, or an empty one: not a whole release"
+        )
     types = Counter(e.dtype.torch_name for e in state.values() if e.dtype.floating)
     family = "mistral" if "hidden_dim" in params else "llama"  # Meta's derives it
     config = to_config(
