@@ -36,6 +36,7 @@ _SHARED: dict[str, Any] = {
 # name → (model type, options on top of _SHARED)
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {"tie_word_embeddings": False}),
+    "llama_short": ("llama", {"tie_word_embeddings": False, "num_hidden_layers": 1}),
     "llama_tied": ("llama", {"tie_word_embeddings": True}),
     "llama_wide": ("llama", {"tie_word_embeddings": False, "intermediate_size": 272}),
     "phi3": ("phi3", {"tie_word_embeddings": False}),

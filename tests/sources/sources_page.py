@@ -17,13 +17,17 @@ HERE = Path(__file__).parent
 PAGE = HERE.parents[1] / "docs" / "sources.md"
 
 
-def _expert_families() -> str:
-    """Names in the table of families that the tests run over."""
-    tree = ast.parse((HERE / "test_expert_families.py").read_text())
-    table = next(
-        n.value for n in tree.body if isinstance(n, ast.AnnAssign) and n.target.id == "FUSED"
-    )
-    return ", ".join(key.value for key in table.keys)
+def _names(file: str, table: str) -> list[str]:
+    """Names in a table that the tests run over."""
+    for node in ast.parse((HERE / file).read_text()).body:
+        target = node.target if isinstance(node, ast.AnnAssign) else None
+        target = node.targets[0] if isinstance(node, ast.Assign) else target
+        if isinstance(target, ast.Name) and target.id == table:
+            return [key.value for key in node.value.keys]
+    raise LookupError(f"{file} has no {table}")
+
+
+_CONVERSIONS = "test_conversions.py::test_a_kind_passes_the_gate"
 
 
 # what, read from, compared with, file and name of the test
@@ -79,7 +83,8 @@ ROWS = {
         ("fused, as concatenated or in turns, transposed or not", "shapes, `--expert-layout`",
          "the state that transformers saves",
          "test_experts.py::test_fused_experts_become_those_of_the_family"),
-        (f"each of {_expert_families()}", "config.json, `--expert-layout`",
+        (f"each of {', '.join(_names('test_expert_families.py', 'FUSED'))}",
+         "config.json, `--expert-layout`",
          "the state that transformers saves, and the checkpoint again by the inverse mapping",
          "test_expert_families.py::test_a_family_is_drawn_split_and_carried_back"),
         ("gpt-oss with experts of other layouts", "`--expert-layout`", "torch",
@@ -87,9 +92,8 @@ ROWS = {
     ],
 }  # fmt: skip
 GATED = {
-    "gptq asymmetric, `-q`": "packed/test_packed.py::test_conversions_pass_the_gate",
-    "awq, `-q`": "packed/test_packed.py::test_conversions_pass_the_gate",
-    "fp8 blocks": "packed/test_packed.py::test_conversions_pass_the_gate",
+    "every layout of the table of packed checkpoints, with `-q` where codes are kept": _CONVERSIONS,
+    **dict.fromkeys(_names("test_conversions.py", "OTHERS"), _CONVERSIONS),
     "DeepSeek-V3 with fp8 experts in blocks that are cut short, `-q`": (
         "packed/test_packed.py::test_fp8_experts_of_odd_sizes_pass_the_gate"
     ),
@@ -124,7 +128,9 @@ of the tensors concerned; what is not in these tables is refused as unknown.
 """
 _GATE = """## Converted and compared with PyTorch
 
-These fabricated checkpoints go through `convert` with all of its proofs:
+These fabricated checkpoints go through `convert` with all of its proofs; of the kinds of
+`tests/sources/test_conversions.py`, the logits of what was written, loaded by mlx-lm, are compared
+with those of the library that made the source as well:
 
 """
 _PACKED = """## Packed checkpoints
@@ -174,7 +180,7 @@ def _packed() -> Iterator[str]:
 
 
 def _adapters() -> Iterator[str]:
-    sys.path.insert(0, str(HERE / "adapters"))
+    sys.path[:0] = [str(HERE / "adapters"), str(HERE.parent / "tiny")]
     from test_adapters import VARIANTS
 
     for name, options in VARIANTS.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import shutil
 
@@ -99,3 +100,30 @@ def small_sentencepiece(path):
         hard_vocab_limit=False, minloglevel=2, user_defined_symbols=["[INST]"],
     )  # fmt: skip
     shutil.move(path.with_suffix("").with_suffix(path.with_suffix("").suffix + ".model"), path)
+
+
+def byte_ranks():
+    """256 bytes and a few longer tokens, by rank."""
+    longer = [b"th", b"the", b" the", b"in", b"ing", "你".encode()]
+    return [bytes([i]) for i in range(256)] + longer
+
+
+def tiktoken_file(path):
+    """Llama 3's: a token and its rank a line."""
+    lines = [f"{base64.b64encode(t).decode()} {i}" for i, t in enumerate(byte_ranks())]
+    path.write_text("\n".join(lines) + "\n")
+
+
+def tekken_content():
+    """Mistral's tekken.json with 20 control tokens."""
+    ranks = byte_ranks()
+    return {
+        "config": {
+            "pattern": r"\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+", "default_num_special_tokens": 20,
+            "default_vocab_size": 20 + 260,
+        },
+        "vocab": [
+            {"rank": i, "token_bytes": base64.b64encode(t).decode(), "token_str": None}
+            for i, t in enumerate(ranks)
+        ],
+    }  # fmt: skip

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from releases import byte_ranks, tekken_content, tiktoken_file
 
 from torch2mlx.errors import SourceError
 from torch2mlx.sources.original.tokenizer import ConvertedTokenizer
@@ -55,26 +56,19 @@ def test_tekken(tmp_path):
         assert tokenizer.decode(ids) == original.decode(ids)
 
 
-def ranks(extra=()):
-    """256 bytes and a few longer tokens, by rank."""
-    longer = [b"th", b"the", b" the", b"in", b"ing", "你".encode(), *extra]
-    return [bytes([i]) for i in range(256)] + longer
-
-
 def test_tiktoken_of_llama_3(tmp_path):
     import tiktoken
 
     from torch2mlx.sources.original import tokenizer as module
 
     file = tmp_path / "tokenizer.model"
-    lines = [f"{base64.b64encode(t).decode()} {i}" for i, t in enumerate(ranks())]
-    file.write_text("\n".join(lines) + "\n")
+    tiktoken_file(file)
     tokenizer = loaded(ConvertedTokenizer(file, newer=True))
     original = tiktoken.Encoding(
         "x", pat_str=module._LLAMA3_PATTERN,
-        mergeable_ranks={t: i for i, t in enumerate(ranks())}, special_tokens={},
+        mergeable_ranks={t: i for i, t in enumerate(byte_ranks())}, special_tokens={},
     )  # fmt: skip
-    count = len(ranks())
+    count = len(byte_ranks())
     assert len(tokenizer) == count + 256
     for text in HARD_STRINGS[:-1]:
         ids = original.encode_ordinary(text)
@@ -87,16 +81,7 @@ def test_tiktoken_of_llama_3(tmp_path):
 
 
 def test_tekken_layout(tmp_path):
-    content = {
-        "config": {
-            "pattern": r"\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+", "default_num_special_tokens": 20,
-            "default_vocab_size": 20 + 260,
-        },
-        "vocab": [
-            {"rank": i, "token_bytes": base64.b64encode(t).decode(), "token_str": None}
-            for i, t in enumerate(ranks())
-        ],
-    }  # fmt: skip
+    content = tekken_content()
     file = tmp_path / "tekken.json"
     file.write_text(json.dumps(content))
     tokenizer = loaded(ConvertedTokenizer(file))
@@ -120,7 +105,7 @@ def test_tekken_layout(tmp_path):
 )
 def test_tekken_that_would_never_end(tmp_path, change, words):
     tokens = [
-        {"rank": i, "token_bytes": base64.b64encode(t).decode()} for i, t in enumerate(ranks())
+        {"rank": i, "token_bytes": base64.b64encode(t).decode()} for i, t in enumerate(byte_ranks())
     ]
     config = {"pattern": r"\w+|\W+", "default_num_special_tokens": 4, "default_vocab_size": 266}
     content = {"config": config | change.get("config", {}), "vocab": change.get("vocab", tokens)}

@@ -232,23 +232,6 @@ def test_fp8_experts_of_odd_sizes_pass_the_gate(checkpoint, tmp_path):
     assert torch2mlx.verify(folder, tmp_path / "out").passed
 
 
-@pytest.mark.parametrize(
-    ("name", "count"),  # tensors that are repacked: all of the layers, or none
-    [
-        ("gptq asymmetric", 21),
-        pytest.param("awq", 21, marks=pytest.mark.slow),
-        pytest.param("fp8 blocks", 0, marks=pytest.mark.slow),
-    ],
-)
-def test_conversions_pass_the_gate(checkpoint, tmp_path, name, count):
-    settings, pack = FORMATS[name][0]()
-    repacked(checkpoint("llama", "float16"), tmp_path / "packed", settings, pack)
-    result = torch2mlx.convert(tmp_path / "packed", tmp_path / "out", quantize=count > 0)
-    counts = result.manifest.verification["audit"]["counts"]
-    assert counts.get("repacked", 0) == count
-    assert torch2mlx.verify(tmp_path / "packed", tmp_path / "out").passed
-
-
 def edited(folder, change):
     tensors = load_file(folder / "model.safetensors")
     change(tensors)
