@@ -28,6 +28,7 @@ _RATES = {"5e-5": "5e-5", "2e-5": "2e-5", "default": "1e-6"}  # of dwq
 _TUNED = ("2e-5", "5e-5")
 _MIXED = {3.0: (2, 4), 4.0: (3, 5), 5.0: (4, 6), 6.0: (5, 8)}  # low and high bits by target
 _CHARACTERS = 8  # of text a token at most
+_DISTILLED = 4  # times as many tokens, as by default
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,8 @@ class Settings:
     Attributes:
         model: the checkpoint.
         texts: calibration texts, equal parts of each; none: torch2mlx's own.
-        tokens: to calibrate with: torch2mlx; the others have their own numbers of samples.
+        tokens: to calibrate with, four times as many with --distill: torch2mlx; the others have
+            their own numbers of samples.
         samples: sequences for awq, gptq and dynamic_quant; dwq trains on sixteen times as many.
         length: tokens of a sequence.
         group_size: of all formats.
@@ -100,7 +102,8 @@ def _mlx_convert(asked: Settings, bits: int) -> tuple[str, ...]:
 
 def _convert(asked: Settings, *options: str) -> tuple[str, ...]:
     text = (word for path in asked.texts for word in ("--calibration-text", str(path)))
-    size = ("--q-group-size", str(asked.group_size), "--calibration-tokens", str(asked.tokens))
+    tokens = str(asked.tokens * (_DISTILLED if "--distill" in options else 1))
+    size = ("--q-group-size", str(asked.group_size), "--calibration-tokens", tokens)
     common = ("convert", str(asked.model), "-q", "--quiet", "--no-verify")
     length = ("--max-context", str(asked.length)) if asked.length < 512 else ()
     return (*common, *size, *text, *length, "--calibrate", *options, "--mlx-path")

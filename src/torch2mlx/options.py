@@ -50,7 +50,7 @@ class ConvertOptions:
         distill: tune scales and biases afterwards, so that predictions stay the original's.
         calibration_text: files to calibrate with; None: texts of the Python installation and chats
             with the model.
-        calibration_tokens: how many tokens to use.
+        calibration_tokens: how many tokens to use; None: 16,384, or 65,536 with `distill`.
         calibration_samples: how many of them to draw from the model itself, in place of text.
         max_kl, min_top1, max_perplexity, max_loops: publish only within these bounds on the
             built-in text (`verification.quality.Bounds`).

@@ -40,8 +40,72 @@ def test_a_given_up_matrix_is_not_met_again_by_another_tensor() -> None:
             units.release("once.weight")
             assert layer.once.weight.numel() == 0
 
-    run_in_lockstep([lambda: layer(torch.randn(2, 8))], [units], visit)
+    run_in_lockstep([[lambda: layer(torch.randn(2, 8))]], [units], visit)
     assert met == ["once.weight", "twice.weight"]
+
+
+class Gated(nn.Module):
+    """Two matrices with the same inputs, then one of experts that few tokens meet, then another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.gate, self.down = (nn.Linear(8, 8) for _ in range(3))
+        self.experts = nn.ModuleList(nn.Linear(8, 8) for _ in range(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.up(x) * self.gate(x)
+        for number, expert in enumerate(self.experts):
+            mine = x[:, 0] > number / 16
+            if mine.any():
+                x = x.index_add(0, mine.nonzero()[:, 0], expert(x[mine]))
+        return self.down(x)
+
+
+@pytest.mark.parametrize("waiting", [1, 2, None])
+def test_passes_that_begin_anew_bring_the_same(waiting: int | None) -> None:
+    torch.manual_seed(0)
+    layer = Gated()
+    names = [n for n, p in layer.named_parameters() if p.dim() == 2]
+    inputs = [torch.randn(4, 8) for _ in range(3)]
+    starts = []
+
+    def passing(x: torch.Tensor, number: int):
+        def run() -> torch.Tensor:
+            starts.append(number)
+            return layer(x)
+
+        return run
+
+    met, shared, units = [], [], Units(layer, names)
+
+    def visit(found) -> None:
+        parts = [] if found.same else [part for group in found.inputs() for part in group]
+        met.append((found.unit.parameter, [part for part in parts if part is not None]))
+        shared.append(found.same)
+        units.weight(found.unit).mul_(0.5)  # as quantizing would
+
+    groups = [[passing(x, 2 * i), passing(x, 2 * i + 1)] for i, x in enumerate(inputs)]
+    left = run_in_lockstep(groups, [units, Units(layer, [])], visit, waiting)
+    assert [name for name, _ in met] == [
+        "up.weight", "gate.weight", "experts.0.weight", "experts.1.weight", "down.weight"
+    ]  # fmt: skip
+    assert shared == [False, True, False, False, False]
+    # What each matrix met is what a pass by itself meets, with the values of that time.
+    torch.manual_seed(0)
+    again = Gated()
+    x = torch.cat(inputs)
+    with torch.no_grad():
+        assert torch.equal(torch.cat(met[0][1]), x)
+        again.up.weight.mul_(0.5)
+        again.gate.weight.mul_(0.5)
+        mixed = again.up(x) * again.gate(x)
+        torch.testing.assert_close(torch.cat(met[2][1]), mixed[mixed[:, 0] > 0])
+        again.experts[0].weight.mul_(0.5)
+        again.experts[1].weight.mul_(0.5)
+        again.down.weight.mul_(0.5)
+        for i, group in enumerate(left):
+            torch.testing.assert_close(group[0], again(inputs[i]))
+    assert len(starts) == {1: 6 + 2 * 2, 2: 6 + 2, None: 6}[waiting]
 
 
 @pytest.mark.parametrize(("kind", "fused"), [("llama", True), ("gemma2", False)])

@@ -20,6 +20,7 @@ from torch2mlx.verification.layers import longest_sequence
 
 __all__ = [
     "DEFAULT_TOKENS",
+    "DISTILLED_TOKENS",
     "calibrate_outputs",
     "calibration_folder",
     "text_ids",
@@ -28,9 +29,9 @@ __all__ = [
 Array = np.ndarray[Any, Any]
 
 DEFAULT_TOKENS = 16384
+DISTILLED_TOKENS = 65536
 _WINDOW = 512
 _HELD_OUT = 4096  # tokens of another text, which decide what of the distillation is kept
-_DISTILLED = 4  # times as many tokens as calibration
 _ANSWERED = 4  # one in so many tokens of the default text is of a chat with the model
 
 
@@ -67,10 +68,11 @@ def calibrate_outputs(
         destination: of the conversion.
         texts: files; none: the texts of the Python installation and, where there is a chat
             template, a quarter of chats with the model.
-        tokens: to calibrate with.
+        tokens: to calibrate with, and to distil with; None: `DEFAULT_TOKENS`, or
+            `DISTILLED_TOKENS` with `distill`.
         samples: how many of them are drawn from the model, in place of text.
         memory_limit: bytes that the whole model may take while it writes them.
-        distill: tune scales and biases afterwards, on four times as many tokens.
+        distill: tune scales and biases afterwards, on the same tokens.
         max_context: longest sequence to run.
         trust_remote_code: allow the checkpoint's own code.
         progress: listener.
@@ -80,7 +82,7 @@ def calibrate_outputs(
         UnsupportedError: layers of this model cannot be run on their own.
     """
     length = min(_WINDOW, max_context or _WINDOW, longest_sequence(checkpoint.config))
-    count = tokens or DEFAULT_TOKENS
+    count = tokens or (DISTILLED_TOKENS if distill else DEFAULT_TOKENS)
     own = None
     if samples:
         from torch2mlx.calibration.sampling import sampled_ids
@@ -93,27 +95,18 @@ def calibrate_outputs(
 
     elif not texts:
         own = _answers(
-            checkpoint, count * (_DISTILLED if distill else 1) // _ANSWERED, length, memory_limit,
-            trust_remote_code, progress,
-        )  # fmt: skip
-
-    def data(tokens: int) -> Array:
-        parts = []
-        if own is not None:
-            parts.append(own if samples else own[: max(1, tokens // _ANSWERED // length)])
-        left = tokens - sum(part.size for part in parts)
-        if not parts or left >= length:
-            parts.append(text_ids(checkpoint, texts, left, length, trust_remote_code))
-        return np.concatenate(parts)
-
-    ids = data(count)
-    more = data(_DISTILLED * count) if distill else None
+            checkpoint, count // _ANSWERED, length, memory_limit, trust_remote_code, progress
+        )
+    parts = [] if own is None else [own]
+    left = count - sum(part.size for part in parts)
+    if not parts or left >= length:
+        parts.append(text_ids(checkpoint, texts, left, length, trust_remote_code))
+    ids = np.concatenate(parts)
     held_out = _held_out(checkpoint, length, trust_remote_code) if distill else None
     wanted = sum(o.expr.nbytes for o in outputs if o.scheme is not None and o.packed is None)
     with _Stages(progress) as stages:
         calibrating = stages.begin(f"Calibrating with {ids.size:,} tokens", wanted)
-        distilling = stages.later(f"Distilling with {0 if more is None else more.size:,} tokens",
-                                  0 if more is None else more.size)  # fmt: skip
+        distilling = stages.later(f"Distilling with {ids.size:,} tokens", ids.size)
         return calibrate(
             checkpoint,
             outputs,
@@ -121,7 +114,6 @@ def calibrate_outputs(
             calibration_folder(destination) / "layers",
             settings=Settings(),
             trust_remote_code=trust_remote_code,
-            distillation_ids=more,
             held_out=held_out,
             progress=calibrating,
             distillation_progress=distilling,

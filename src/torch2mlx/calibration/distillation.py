@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from torch2mlx.calibration.matching import match_rows
-from torch2mlx.calibration.scratch import Overlay, Scratch, save_step
+from torch2mlx.calibration.scratch import Overlay, Scratch, Stream, save_step
 from torch2mlx.planning.plan import Output
 from torch2mlx.planning.regions import full
 from torch2mlx.quantization.kernel import unpack_codes
@@ -307,17 +307,20 @@ class _Run:
         with self.scratch.writing("teacher") as folder, torch.no_grad():
             block, numbers = self.blocks.entrance(self.ids)
             batches = [*self.batches, *self.checks]
-            stream = np.concatenate([block.first(numbers[b]).cpu().numpy() for b in batches])
-            np.save(folder / "first.npy", stream)
-            sample = torch.from_numpy(np.array(stream[:1]))
+            sample = block.first(numbers[:1])
+            shape = (1, len(self.ids), *sample.shape[1:])
+            first = Stream.create(folder / "first.npy", shape)
+            final = Stream.create(folder / "final.npy", shape)
+            for batch in batches:
+                hidden = block.first(numbers[batch])
+                first.write(0, batch, hidden)
+                final.write(0, batch, hidden)
             for index in range(self.blocks.count):
-                block = self.blocks.block(index, sample)
+                block = self.blocks.block(index, sample.cpu())
                 last = index == self.blocks.count - 1
                 for batch in batches:
-                    hidden = torch.from_numpy(stream[batch]).to(block.device)
-                    found = block.run(hidden)
-                    stream[batch] = (found.final if last else found.hidden).cpu().numpy()
-            np.save(folder / "final.npy", stream)
+                    found = block.run(final.read(0, batch).to(block.device))
+                    final.write(0, batch, found.final if last else found.hidden)
 
     def _layer(self, index: int) -> _TunedLayer:
         layer = self.layers.get(index)
@@ -329,10 +332,7 @@ class _Run:
         return layer
 
     def _load(self, name: str, batch: slice) -> torch.Tensor:
-        import torch
-
-        values = np.load(self.scratch.folder / "teacher" / name, mmap_mode="r")[batch]
-        return torch.from_numpy(np.array(values)).to(self.blocks.device)
+        return Stream(self.scratch.folder / "teacher" / name).read(0, batch).to(self.blocks.device)
 
     def _step(self, batch: slice, number: int, steps: int) -> None:
         import torch

@@ -18,7 +18,7 @@ import numpy as np
 
 from torch2mlx.calibration.fitting import Collected, Fitting, Settings
 from torch2mlx.calibration.grid import Grid
-from torch2mlx.calibration.scratch import Overlay, Scratch, save_step
+from torch2mlx.calibration.scratch import Overlay, Scratch, Stream, save_step
 from torch2mlx.calibration.solver import Moments, Solver
 from torch2mlx.errors import UnsupportedError
 from torch2mlx.planning.expressions import Source, sources_of
@@ -29,12 +29,14 @@ from torch2mlx.verification.reference import to_torch
 
 if TYPE_CHECKING:
     from torch2mlx.calibration.blocks import Block, Blocks
+    from torch2mlx.calibration.matching import RowMap
 
 __all__ = ["Calibration", "calibrate", "collect", "find_head"]
 
 Array = np.ndarray[Any, Any]
 
 _BATCH_TOKENS = 2048
+_ACTIVATIONS = 768 * 10**6  # bytes that passes may hold while they wait, as estimated
 _HEAD_ROWS = 8192
 _FEW_TOKENS = 8  # of a pass that only tells how a layer computes
 
@@ -64,7 +66,6 @@ def calibrate(
     *,
     settings: Settings | None = None,
     trust_remote_code: bool = False,
-    distillation_ids: Array | None = None,
     held_out: Array | None = None,
     progress: Callable[[int], None] | None = None,
     distillation_progress: Callable[[int], None] | None = None,
@@ -78,8 +79,8 @@ def calibrate(
         folder: for scratch files; what an interrupted run of the same kind left is used.
         settings: of the method.
         trust_remote_code: allow the checkpoint's own code.
-        distillation_ids: token ids [sequences, tokens] to distil with; None: no distillation.
-        held_out: the same of another text, which decides how much of it is kept.
+        held_out: token ids [sequences, tokens] of another text, which decides how much of a
+            distillation with `ids` is kept; None: no distillation.
         progress: called with the bytes of source weights done since its last call.
         distillation_progress: called with the tokens of the distillation done since its last
             call, once at its begin with none.
@@ -101,14 +102,12 @@ def calibrate(
         checkpoint.folder,
         trust_remote_code,
     )
-    used = ids
-    if distillation_ids is not None and held_out is not None:
-        used = np.concatenate([ids, distillation_ids, held_out])
+    used = ids if held_out is None else np.concatenate([ids, held_out])
     scratch = Scratch(folder, _question(checkpoint, outputs, used, asked, device))
     walk = _Walk(blocks, outputs, ids, scratch, asked, progress or (lambda _: None))
     walk.run()
     found = collect(checkpoint.source, outputs, scratch)
-    if distillation_ids is not None and held_out is not None:
+    if held_out is not None:
         from torch2mlx.calibration.distillation import distill
 
         names = {o.name: o for o in found.outputs if o.calibrated is not None}
@@ -122,7 +121,7 @@ def calibrate(
                 for index, own in walk.by_layer.items()
             },
             find_head(found.outputs),
-            distillation_ids,
+            ids,
             held_out,
             scratch,
             progress=report,
@@ -253,18 +252,15 @@ class _Walk:
             quantized = self.blocks.entrance(self.ids, self._rounded_rows(self.embedding))[0]
         stream = None
         for batch in self.batches:
-            hidden = block.first(numbers[batch]).cpu().numpy()
+            hidden = block.first(numbers[batch])
             if stream is None:
                 shape = (2, len(self.ids), *hidden.shape[1:])
-                stream = np.lib.format.open_memmap(
-                    folder / "stream.npy", mode="w+", dtype=np.float32, shape=shape
-                )
-            stream[0, batch] = stream[1, batch] = hidden
+                stream = Stream.create(folder / "stream.npy", shape)
+                np.save(folder / "sample.npy", hidden[:1].cpu().numpy())
+            stream.write(0, batch, hidden)
             if quantized is not None:
-                stream[1, batch] = quantized.first(numbers[batch]).cpu().numpy()
-        assert stream is not None
-        stream.flush()
-        np.save(folder / "sample.npy", stream[0, :1])
+                hidden = quantized.first(numbers[batch])
+            stream.write(1, batch, hidden)
 
     def _rounded_rows(self, output: Output) -> Array:
         """Rows of an embedding apart from the head, rounded to nearest as they will be written."""
@@ -292,39 +288,38 @@ class _Walk:
         from torch2mlx.calibration.lockstep import Uses
         from torch2mlx.calibration.matching import match_rows
 
-        stream = np.load(before / "stream.npy", mmap_mode="r")
+        stream = Stream(before / "stream.npy")
+        left = Stream.create(folder / "stream.npy", stream.shape)
         # Always the same one, so that a run that goes on decides as one in a piece.
         sample = torch.from_numpy(np.load(self.scratch.folder / "entrance" / "sample.npy"))
         original = self.blocks.block(index, sample)
         rows = match_rows(original.layer, self.by_layer.get(index, []), self.blocks.reader)
         quantized = Block(copy.deepcopy(original.model), original.device)
-        work = Fitting(
-            original.layer, quantized.layer, rows, self.settings, batches=len(self.batches)
-        )
+        work = Fitting(original.layer, quantized.layer, rows, self.settings)
         last = index == self.blocks.count - 1
 
-        def forward(block: Block, values: Array) -> Callable[[], Array]:
-            def run() -> Array:
-                hidden = torch.from_numpy(np.array(values)).to(block.device)
-                output = block.run(hidden)
-                left: Array = (output.final if last else output.hidden).cpu().numpy()
-                return left
+        def computed(block: Block, hidden: torch.Tensor) -> torch.Tensor:
+            found = block.run(hidden.to(block.device))
+            return found.final if last else found.hidden
 
-            return run
+        def passing(block: Block, lane: int, batch: slice) -> Callable[[], None]:
+            return lambda: left.write(lane, batch, computed(block, stream.read(lane, batch)))
 
-        result = work.run(
-            [forward(original, stream[0, batch]) for batch in self.batches],
-            [forward(quantized, stream[1, batch]) for batch in self.batches],
-            Uses.of(forward(quantized, sample[:, :_FEW_TOKENS].numpy()), work.units).once,
-        )
-        written = np.lib.format.open_memmap(
-            folder / "stream.npy", mode="w+", dtype=np.float32, shape=stream.shape
-        )
-        for number, batch in enumerate(self.batches):
-            written[1, batch] = result[number]
-            written[0, batch] = result[len(self.batches) + number]
-        written.flush()
+        passes = [(passing(quantized, 1, b), passing(original, 0, b)) for b in self.batches]
+        uses = Uses.of(lambda: computed(quantized, sample[:, :_FEW_TOKENS]), work.units)
+        work.run(passes, uses.once, self._waiting(rows, stream.shape))
         save_step(folder, work.tensors(), work.report)
+
+    def _waiting(self, rows: RowMap, shape: tuple[int, ...]) -> int:
+        """How many batches may wait at a matrix, each with what it holds there.
+
+        Of a token that is taken to be three vectors of the stream and two of the widest matrix,
+        in either pass.
+        """
+        widest = max((max(o.expr.shape[-2:]) for o in rows.outputs), default=0)
+        token = 2 * 4 * (3 * shape[-1] + 2 * widest)
+        size = self.batches[0]
+        return int(_ACTIVATIONS // (token * (size.stop - size.start) * self.ids.shape[1]))
 
     def _calibrate_head(self, before: Path, folder: Path) -> None:
         import torch
@@ -333,7 +328,7 @@ class _Walk:
         if output is None:
             save_step(folder, {}, {})
             return
-        stream = np.load(before / "stream.npy", mmap_mode="r")
+        stream = Stream(before / "stream.npy")
         width = stream.shape[-1]
         device = self.blocks.device
         moments = Moments(
@@ -341,8 +336,7 @@ class _Walk:
         )
         for batch in self.batches:
             original, quantized = (
-                torch.from_numpy(np.array(part)).reshape(-1, width).to(device)
-                for part in stream[:, batch]
+                stream.read(lane, batch).reshape(-1, width).to(device) for lane in (0, 1)
             )
             moments.add(quantized, original)
         solver = Solver(moments, self.settings.damping, self.settings.sweeps)

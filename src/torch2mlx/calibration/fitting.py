@@ -46,7 +46,6 @@ class Fitting:
         quantized: a copy, which gets the quantized values.
         rows: where the rows of written matrices are in them.
         settings: of the method.
-        batches: number of passes through each of the two.
         names: parameters that may be quantized; None: all of `rows`.
     """
 
@@ -56,14 +55,12 @@ class Fitting:
         quantized: torch.nn.Module,
         rows: RowMap,
         settings: Settings,
-        batches: int,
         names: Collection[str] | None = None,
     ) -> None:
         from torch2mlx.calibration.lockstep import Units
 
         self.rows = rows
         self.settings = settings
-        self.batches = batches
         watched = list(rows.places if names is None else names)
         self.units = Units(quantized, watched)
         self.original_units = Units(original, watched)
@@ -78,57 +75,63 @@ class Fitting:
 
     def run(
         self,
-        originals: Sequence[Callable[[], Any]],
-        quantized: Sequence[Callable[[], Any]],
+        passes: Sequence[tuple[Callable[[], Any], Callable[[], Any]]],
         once: Collection[str] = (),
-    ) -> list[Any]:
-        """What the passes return, those through the quantized module first.
+        waiting: int | None = None,
+    ) -> None:
+        """Run the passes and quantize what they multiply by.
 
         Args:
-            originals: passes through the original, one a batch.
-            quantized: the same batches' through the copy.
+            passes: of each batch the one through the copy and the one through the original.
             once: parameters that a pass uses once, and that can be given up then.
+            waiting: batches that may wait at a time, see `run_in_lockstep`.
         """
         from torch2mlx.calibration.lockstep import run_in_lockstep
 
         self.once = set(once)
-        units = [self.units] * self.batches + [self.original_units] * self.batches
-        found = run_in_lockstep([*quantized, *originals], units, self._visit)
+        run_in_lockstep(passes, [self.units, self.original_units], self._visit, waiting)
         self._finish()
-        return found
 
     def _visit(self, visit: Visit) -> None:
         import torch
 
-        if visit.unit.expert < 0 and len(visit.inputs) == 2 * self.batches:
-            # All passes wait here, so none comes by an earlier matrix again.
+        if visit.complete and visit.unit.expert < 0:
             for name in self.passed:
                 self.units.release(name)
                 self.original_units.release(name)
             self.passed = {visit.unit.parameter} & self.once
         if not (visit.same and self.solver is not None):
             self.solver = None  # its matrices may be as large as the layer
-            first = next(iter(visit.inputs.values()))
-            width = first.shape[-1]
-            square = torch.zeros(width, width, device=first.device)
-            compared = visit.unit.expert < 0 and len(visit.inputs) == 2 * self.batches
-            moments = Moments(square, torch.zeros_like(square) if compared else None)
-            for number in range(self.batches):
-                if number in visit.inputs:
-                    original = visit.inputs.get(number + self.batches) if compared else None
-                    moments.add(visit.inputs[number], original)
+            moments = self._moments(visit)
             self.tokens = moments.tokens
             if visit.unit.expert >= 0:
                 shared = self.shared.setdefault(
-                    _family(visit.unit), Moments(torch.zeros_like(square), None)
+                    _family(visit.unit), Moments(torch.zeros_like(moments.square), None)
                 )
                 shared.square += moments.square
                 shared.tokens += moments.tokens
+                width = len(moments.square)
                 if moments.tokens < _FEW * width:
                     self.deferred.append((visit.unit, moments))
                     return
             self.solver = Solver(moments, self.settings.damping, self.settings.sweeps)
         self._quantize(visit.unit, self.solver)
+
+    def _moments(self, visit: Visit) -> Moments:
+        """Of all inputs; beside the original's where both are of the same tokens."""
+        import torch
+
+        width = self.units.weight(visit.unit).shape[1]
+        device = self.units.weight(visit.unit).device
+        square = torch.zeros(width, width, device=device)
+        comparable = visit.unit.expert < 0
+        moments = Moments(square, torch.zeros_like(square) if comparable else None)
+        for quantized, original in visit.inputs():
+            if original is None or quantized is None:
+                moments.cross = None
+            if quantized is not None:
+                moments.add(quantized, original)
+        return moments
 
     def _quantize(self, unit: Unit, solver: Solver, borrowed: bool = False) -> None:
         weight = self.units.weight(unit)

@@ -5,6 +5,9 @@ Where it is about to multiply by a watched matrix it waits.  Once all passes tha
 wait, the matrix is quantized with all their inputs, and they go on with the new values: each
 layer is computed once, every matrix sees what the quantized ones before it leave, and of the
 activations only those exist that a pass holds at that point.
+
+Where those would be too many, only some passes wait.  The others end as soon as their inputs are
+used and begin anew when they are needed again: the same values, computed more often.
 """
 
 from __future__ import annotations
@@ -12,8 +15,9 @@ from __future__ import annotations
 import re
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -116,19 +120,22 @@ class Units:
         return values.reshape(-1, values.shape[-1])[unit.start : unit.start + unit.rows]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Visit:
-    """All passes that wait at a unit.
+    """A matrix that passes wait at.
 
     Attributes:
         unit: the matrix.
-        inputs: float32 [tokens, in] by the number of the pass.
+        inputs: yields for each group what its passes bring, float32 [tokens, in]; None of a pass
+            that does not come by.  May be called once; groups that do not wait run meanwhile.
         same: the inputs are those of the visit before, in all passes.
+        complete: every pass waits here, so none will come by an earlier matrix again.
     """
 
     unit: Unit
-    inputs: dict[int, Tensor]
+    inputs: Callable[[], Iterator[list[Tensor | None]]]
     same: bool = False
+    complete: bool = False
 
 
 @dataclass
@@ -153,6 +160,8 @@ class _Pass:
             self._thread.start()
         self._go.release()
         self._stop.acquire()
+        if self.error is not None:
+            raise self.error
 
     def cancel(self) -> None:
         if self._thread is not None and not self.done:
@@ -265,55 +274,105 @@ class Uses:
 
 
 def run_in_lockstep(
-    runs: Sequence[Callable[[], Any]],
+    groups: Sequence[Sequence[Callable[[], Any]]],
     units: Sequence[Units],
     visit: Callable[[Visit], None],
-) -> list[Any]:
+    waiting: int | None = None,
+) -> list[list[Any]]:
     """Run forward passes together.
 
     Args:
-        runs: the passes.
-        units: of the module that each pass runs.
+        groups: the passes; those of a group belong together, one through each module.
+        units: of the modules that the passes of a group run.
         visit: called at each unit before any pass multiplies by it, once for each unit.
+        waiting: groups that may wait at a time, at least one; None: all.  All wait at experts,
+            which some passes do not meet.
 
     Returns:
-        what the passes return.
+        what the passes return, by group.
     """
-    solved: set[Unit] = set()
-    passes = [_Pass(run, own, solved) for run, own in zip(runs, units, strict=True)]
-    before: dict[int, Tensor] = {}
-    try:
-        ready = list(passes)
-        while True:
-            for each in ready:
+    return _Lockstep(groups, units, waiting or len(groups)).run(visit)
+
+
+class _Lockstep:
+    def __init__(
+        self,
+        groups: Sequence[Sequence[Callable[[], Any]]],
+        units: Sequence[Units],
+        waiting: int,
+    ) -> None:
+        self.groups = groups
+        self.units = units
+        self.waiting = max(1, waiting)
+        self.solved: set[Unit] = set()
+        self.kept: list[list[_Pass]] = []
+
+    def run(self, visit: Callable[[Visit], None]) -> list[list[Any]]:
+        """All passes to their ends."""
+        before: list[Tensor | None] = []
+        try:
+            while True:
+                waiting = [each for each in self._passes() if each.waiting is not None]
+                unit = _next_unit(waiting) if waiting else None
+                if len(self.kept) < len(self.groups) and (
+                    len(self.kept) < self.waiting or unit is None or unit.expert >= 0
+                ):
+                    self.kept.append(self._begun(self.groups[len(self.kept)]))
+                    continue
+                if unit is None:
+                    return [[each.result for each in group] for group in self.kept]
+                inputs = [_brought(each, unit) for each in self._passes()]
+                # Tensors are kept until the next visit, so an equal place means the same values.
+                same = [_place(value) for value in inputs] == [_place(value) for value in before]
+                all_wait = len(self.kept) == len(self.groups)
+                complete = all_wait and all(value is not None for value in inputs)
+                visit(Visit(unit, partial(self._inputs, unit), same, complete))
+                before = inputs
+                self.solved.add(unit)
+                for each in waiting:
+                    if each.waiting is not None and each.waiting[0] == unit:
+                        each.advance()
+        finally:
+            for each in self._passes():
+                each.cancel()
+
+    def _passes(self) -> list[_Pass]:
+        return [each for group in self.kept for each in group]
+
+    def _begun(self, group: Sequence[Callable[[], Any]]) -> list[_Pass]:
+        """Passes that have come to the first unit that is not solved, or to their ends."""
+        passes = [_Pass(run, own, self.solved) for run, own in zip(group, self.units, strict=True)]
+        try:
+            for each in passes:
                 each.advance()
-                if each.error is not None:
-                    raise each.error
-            waiting = [each for each in passes if each.waiting is not None]
-            if not waiting:
-                return [each.result for each in passes]
-            unit = _next_unit(waiting)
-            ready = [each for each in waiting if each.waiting and each.waiting[0] == unit]
-            inputs = {
-                number: each.waiting[1]
-                for number, each in enumerate(passes)
-                if each.waiting is not None and each.waiting[0] == unit
-            }
-            # Tensors are kept until the next visit, so an equal place means the same values.
-            same = before.keys() == inputs.keys() and all(
-                _place(before[number]) == _place(value) for number, value in inputs.items()
-            )
-            flat = {number: v.reshape(-1, v.shape[-1]) for number, v in inputs.items()}
-            visit(Visit(unit, flat, same))
-            before = inputs
-            solved.add(unit)
-    finally:
-        for each in passes:
-            each.cancel()
+        except BaseException:
+            for each in passes:
+                each.cancel()
+            raise
+        return passes
+
+    def _inputs(self, unit: Unit) -> Iterator[list[Tensor | None]]:
+        for group in self.kept:
+            yield [_flat(_brought(each, unit)) for each in group]
+        for runs in self.groups[len(self.kept) :]:
+            passes = self._begun(runs)
+            try:
+                yield [_flat(_brought(each, unit)) for each in passes]
+            finally:
+                for each in passes:
+                    each.cancel()
 
 
-def _place(value: Tensor) -> tuple[int, int, int]:
-    return value.data_ptr(), value.numel(), value._version
+def _brought(each: _Pass, unit: Unit) -> Tensor | None:
+    return each.waiting[1] if each.waiting is not None and each.waiting[0] == unit else None
+
+
+def _flat(value: Tensor | None) -> Tensor | None:
+    return None if value is None else value.reshape(-1, value.shape[-1])
+
+
+def _place(value: Tensor | None) -> tuple[int, int, int] | None:
+    return None if value is None else (value.data_ptr(), value.numel(), value._version)
 
 
 def _next_unit(waiting: Sequence[_Pass]) -> Unit:

@@ -89,8 +89,8 @@ def calibrate_module(
             shared |= uses.products.keys() - uses.once - stacked
         names = products - shared
         _round(quantized, rows, set(rows.places) - names, source)
-        work = Fitting(original, quantized, rows, settings, len(calls), names)
-        work.run(passes(original), passes(quantized))
+        work = Fitting(original, quantized, rows, settings, names)
+        work.run(list(zip(passes(quantized), passes(original), strict=True)))
         with scratch.writing("module") as step:
             save_step(step, work.tensors(), work.report)
     return collect(source, outputs, scratch)

@@ -13,7 +13,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +27,7 @@ from torch2mlx.sources.safetensors import SafetensorsSource
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["PREFIX", "Overlay", "Scratch"]
+__all__ = ["PREFIX", "Overlay", "Scratch", "Stream", "save_step"]
 
 Array = np.ndarray[Any, Any]
 
@@ -111,6 +111,40 @@ def save_step(folder: Path, tensors: Mapping[str, torch.Tensor], report: Mapping
             reason = os.strerror(int(number[1]))
             raise OSError(int(number[1]), reason, str(folder)) from error
     (folder / "report.json").write_text(json.dumps(report), encoding="utf-8")
+
+
+class Stream:
+    """Activations on the disk, float32 [lanes, sequences, tokens, ...].
+
+    The file is mapped only while a part is read or written, so none of it counts as memory.
+
+    Args:
+        path: of the .npy file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    @classmethod
+    def create(cls, path: Path, shape: Sequence[int]) -> Stream:
+        """A new file, of zeros."""
+        np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=tuple(shape))
+        return cls(path)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the whole."""
+        return np.load(self._path, mmap_mode="r").shape  # type: ignore[no-any-return]
+
+    def read(self, lane: int, batch: slice) -> torch.Tensor:
+        """The activations of some sequences, a copy."""
+        import torch
+
+        return torch.from_numpy(np.array(np.load(self._path, mmap_mode="r")[lane, batch]))
+
+    def write(self, lane: int, batch: slice, values: torch.Tensor) -> None:
+        """Set those of some sequences."""
+        np.load(self._path, mmap_mode="r+")[lane, batch] = values.cpu().numpy()
 
 
 class Overlay(TensorSource):

@@ -156,7 +156,11 @@ def convert(
         ),
     ] = None,
     calibration_tokens: Annotated[
-        int | None, typer.Option(help="Tokens to calibrate with.", show_default="16384")
+        int | None,
+        typer.Option(
+            help="Tokens to calibrate with, and to distil with.",
+            show_default="16384; 65536 with --distill",
+        ),
     ] = None,
     calibration_samples: Annotated[
         int | None,
