@@ -64,11 +64,12 @@ ROWS = {
          "original/test_tokenizer.py::test_tekken"),
     ],
     "Pipelines of diffusers": [
-        ("folders: Stable Diffusion, XL, 3, Flux", "model_index.json",
+        ("folders: Stable Diffusion 1.x, 2.x, XL, 3, Flux", "model_index.json",
          "outputs of every model in PyTorch, within 1e-4",
          "../compiler/diffusion/test_pipelines.py::test_every_model_of_a_pipeline_equals_pytorch"),
-        ("single files (.safetensors, .ckpt) of Stable Diffusion",
-         "configs beside the file; built in for 1.x, 2.x, XL", "the state that diffusers has",
+        ("single files (.safetensors, .ckpt) of the same",
+         "configs beside the file; built in for 1.x, 2.x, XL",
+         "the pipeline that was saved, and what `from_single_file` of diffusers reads",
          "../compiler/diffusion/test_single_file.py::test_every_model_has_its_weights"),
     ],
     "The way back": [
@@ -107,7 +108,7 @@ GATED = {
     "OpenAI's Whisper file": (
         "original/test_whisper.py::test_it_converts_and_writes_the_tokens_that_transformers_does"
     ),
-    "a `.ckpt` of Stable Diffusion": (
+    "a `.ckpt` of each of Stable Diffusion 1.x, Stable Diffusion 3, Flux": (
         "../compiler/diffusion/test_single_file.py::test_a_single_file_converts"
     ),
     "the families of experts in another layout (`--expert-layout`)": (

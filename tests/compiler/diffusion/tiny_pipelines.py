@@ -48,7 +48,7 @@ def _t5(width: int) -> Any:
     return T5EncoderModel(config)
 
 
-def stable_diffusion() -> Any:
+def stable_diffusion(**unet: Any) -> Any:
     from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
     torch.manual_seed(0)
@@ -56,12 +56,16 @@ def stable_diffusion() -> Any:
         vae=_autoencoder(),
         text_encoder=_clip(32),
         tokenizer=None,
-        unet=UNet2DConditionModel(**_UNET, cross_attention_dim=32),
+        unet=UNet2DConditionModel(**{**_UNET, **unet}, cross_attention_dim=32),
         scheduler=DDIMScheduler(),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
     )
+
+
+def stable_diffusion_2() -> Any:
+    return stable_diffusion(attention_head_dim=(2, 4), use_linear_projection=True)
 
 
 def stable_diffusion_xl() -> Any:
@@ -70,17 +74,17 @@ def stable_diffusion_xl() -> Any:
     torch.manual_seed(0)
     unet = UNet2DConditionModel(
         **{**_UNET, "attention_head_dim": (2, 4)},
-        cross_attention_dim=64,
+        cross_attention_dim=96,
         transformer_layers_per_block=(1, 2),
         use_linear_projection=True,
         addition_embed_type="text_time",
         addition_time_embed_dim=8,
-        projection_class_embeddings_input_dim=80,
+        projection_class_embeddings_input_dim=112,
     )
     return StableDiffusionXLPipeline(
         vae=_autoencoder(),
         text_encoder=_clip(32),
-        text_encoder_2=_clip(32, "CLIPTextModelWithProjection"),
+        text_encoder_2=_clip(64, "CLIPTextModelWithProjection"),
         tokenizer=None,
         tokenizer_2=None,
         unet=unet,
@@ -98,8 +102,9 @@ def stable_diffusion_3() -> Any:
     torch.manual_seed(0)
     transformer = SD3Transformer2DModel(
         sample_size=8, patch_size=2, in_channels=8, num_layers=2, attention_head_dim=8,
-        num_attention_heads=4, joint_attention_dim=32, caption_projection_dim=32,
-        pooled_projection_dim=64, out_channels=8, pos_embed_max_size=12,
+        num_attention_heads=4, joint_attention_dim=96, caption_projection_dim=32,
+        pooled_projection_dim=96, out_channels=8, pos_embed_max_size=12,
+        dual_attention_layers=(0,), qk_norm="rms_norm",
     )  # fmt: skip
     return StableDiffusion3Pipeline(
         transformer=transformer,
@@ -107,9 +112,9 @@ def stable_diffusion_3() -> Any:
         vae=_autoencoder(latent_channels=8, use_quant_conv=False, use_post_quant_conv=False),
         text_encoder=_clip(32, "CLIPTextModelWithProjection"),
         tokenizer=None,
-        text_encoder_2=_clip(32, "CLIPTextModelWithProjection"),
+        text_encoder_2=_clip(64, "CLIPTextModelWithProjection"),
         tokenizer_2=None,
-        text_encoder_3=_t5(32),
+        text_encoder_3=_t5(96),
         tokenizer_3=None,
     )
 
@@ -136,6 +141,7 @@ def flux() -> Any:
 
 PIPELINES: dict[str, Callable[[], Any]] = {
     "Stable Diffusion": stable_diffusion,
+    "Stable Diffusion 2": stable_diffusion_2,
     "Stable Diffusion XL": stable_diffusion_xl,
     "Stable Diffusion 3": stable_diffusion_3,
     "Flux": flux,

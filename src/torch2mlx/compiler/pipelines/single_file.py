@@ -8,6 +8,7 @@ running any of them.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -72,6 +73,11 @@ class SingleFile(Pipeline):
         return model.float().eval()
 
 
+# Of fp8 and integers as ComfyUI packs them, of bitsandbytes' 4 bits.
+_SCALES = re.compile(
+    r"(.*\.)?(scaled_fp8|scale_weight|scale_input|weight_scale\w*|input_scale|comfy_quant|"
+    r"absmax|SCB|quant_state\.\w+)"
+)
 _REMEDY = (
     f"where it is not a release of the usual sizes, put {INDEX} and the models' config.json "
     "files, as in the pipeline's folder on the hub, beside the file"
@@ -95,6 +101,12 @@ def opened_single_file(path: Path) -> Iterator[SingleFile]:
                 f"{path}: none of its {len(names)} tensors are a denoiser's ("
                 f"{' or '.join(f'{n}*' for n in DENOISERS)}); expected a single file of a "
                 "diffusion pipeline"
+            )
+        scaled = next((n for n in names if _SCALES.fullmatch(n)), None)
+        if scaled is not None:
+            raise UnsupportedError(
+                f"{path}: {scaled} belongs to a packed weight, which diffusers would read without "
+                "its scales; convert the file in float16, bfloat16 or float32"
             )
         folder = path.parent
         if not (folder / INDEX).is_file():
@@ -165,4 +177,5 @@ def _text_encoder(
     name = "clip_model_from_ldm" if clip else "t5_model_from_checkpoint"
     make: Any = getattr(single_file_utils, f"create_diffusers_{name}")
     model = make(kind, tensors, subfolder=component, config=str(folder), local_files_only=True)
+    model.tie_weights()  # files hold a shared embedding once
     return model, [n for n, t in model.state_dict().items() if t.device.type == "meta"]
