@@ -140,53 +140,6 @@ def musicgen() -> tuple[Any, dict[str, Any]]:
     return MusicgenForConditionalGeneration(config), inputs
 
 
-def _vits() -> Any:
-    from transformers import VitsConfig, VitsModel
-
-    config = VitsConfig(
-        hidden_size=16, ffn_dim=32, num_hidden_layers=2, num_attention_heads=2, vocab_size=38,
-        flow_size=16, spectrogram_bins=9, upsample_initial_channel=16,
-        upsample_rates=[4, 2], upsample_kernel_sizes=[8, 4], resblock_kernel_sizes=[3],
-        resblock_dilation_sizes=[[1, 3]], prior_encoder_num_flows=2,
-        prior_encoder_num_wavenet_layers=2, posterior_encoder_num_wavenet_layers=2,
-    )  # fmt: skip
-    return VitsModel(config)
-
-
-class VitsText(torch.nn.Module):
-    """Means and variances of the latents of a text."""
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.text_encoder = model.text_encoder
-
-    def forward(self, ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        shown = torch.ones_like(ids)
-        found = self.text_encoder(
-            input_ids=ids, padding_mask=shown[..., None].float(), attention_mask=shown
-        )
-        return found.last_hidden_state, found.prior_means, found.prior_log_variances
-
-
-class VitsSound(torch.nn.Module):
-    """Sound of latents that are as long as it: the flow backwards, then the vocoder."""
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.flow, self.decoder = model.flow, model.decoder
-
-    def forward(self, latents: torch.Tensor) -> torch.Tensor:
-        return self.decoder(self.flow(latents, torch.ones_like(latents[:, :1]), reverse=True))
-
-
-def vits_text() -> tuple[Any, dict[str, Any]]:
-    return VitsText(_vits()), {"ids": _ids(2, 9) % 38}
-
-
-def vits_sound() -> tuple[Any, dict[str, Any]]:
-    return VitsSound(_vits()), {"latents": _noise(2, 16, 12)}
-
-
 def flux() -> tuple[Any, dict[str, Any]]:
     from diffusers import FluxTransformer2DModel
 
@@ -212,8 +165,6 @@ FAMILIES: dict[str, Callable[[], tuple[Any, dict[str, Any]]]] = {
     "SAM, from pixels and points to masks": sam,
     "EnCodec, from sound to codes and back": encodec,
     "MusicGen, text encoder and decoder": musicgen,
-    "VITS's text encoder": vits_text,
-    "VITS's flow and vocoder": vits_sound,
     "Flux's transformer": flux,
 }
 

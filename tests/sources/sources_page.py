@@ -72,6 +72,11 @@ ROWS = {
          "the pipeline that was saved, and what `from_single_file` of diffusers reads",
          "../compiler/diffusion/test_single_file.py::test_every_model_has_its_weights"),
     ],
+    "Speech": [
+        ("VITS, folders of transformers", "config.json",
+         "`VitsModel.forward` with the same noise, within 1e-4",
+         "../compiler/speech/test_vits.py::test_a_checkpoint_converts_as_a_whole"),
+    ],
     "The way back": [
         ("written files of: AWQ, packed experts, fp8 experts, nf4, Llama of 4 ranks, fused Mixtral",
          "the plan of the conversion",
@@ -201,10 +206,11 @@ comparison with PyTorch. Resident memory grew by 42 MB and 52 MB above the impor
 """
 _FAMILIES = """## Families beyond language models
 
-Pipelines of diffusers and generating encoder-decoders (Whisper, T5 ...) convert as folders or
-files. The others have no checkpoint route: a program builds the module, with its own library's
-`from_pretrained`, and `torch2mlx convert package.module:factory` compiles it. Either way the result
-needs MLX alone (`model.py` loads it) and is no folder of mlx-whisper, mlx-vlm or another library.
+Pipelines of diffusers, generating encoder-decoders (Whisper, T5 ...) and speech models
+([speech.md](speech.md)) convert as folders or files. The others have no checkpoint route: a program
+builds the module, with its own library's `from_pretrained`, and
+`torch2mlx convert package.module:factory` compiles it. Either way the result needs MLX alone
+(`model.py` loads it) and is no folder of mlx-whisper, mlx-vlm or another library.
 Compared with PyTorch on tiny random models, relative L2 error at most 1e-4:
 
 """
@@ -212,9 +218,7 @@ _OTHERS = """
 [diffusion.md](diffusion.md) has Stable Diffusion's parts and other models of diffusers, and
 [coverage.md](coverage.md) says of every type of transformers whether it compiles. Weights that are
 kept as direction and length (`weight_norm`) are written as one tensor; the two biases of an LSTM
-stay two, under their names in PyTorch, and are added at run time. VITS as a whole draws how long
-each sound is and makes as many latents: its parts compile, what lies between them is the caller's.
-Kokoro is a package of its own and was not tried.
+stay two, under their names in PyTorch, and are added at run time.
 """
 
 

@@ -14,6 +14,7 @@ from torch2mlx.compiler.entry_points import CompiledEntry, EntryPoint, Exported,
 from torch2mlx.compiler.export import decomposed, export_or_guess
 from torch2mlx.compiler.folding import without_weight_norm
 from torch2mlx.compiler.graph import build_graph, standing_names, unknown_operators
+from torch2mlx.compiler.host import Host
 from torch2mlx.compiler.lowering.registry import registered
 from torch2mlx.compiler.passes import optimized
 from torch2mlx.compiler.program import build_programs
@@ -98,7 +99,10 @@ def compile_source(
 
 
 def compile_entries(
-    module: torch.nn.Module, points: Sequence[EntryPoint], dtype: str | None = None
+    module: torch.nn.Module,
+    points: Sequence[EntryPoint],
+    dtype: str | None = None,
+    host: Host | None = None,
 ) -> Compilation:
     """Export, lower and generate methods of one module, without reading a weight.
 
@@ -106,6 +110,7 @@ def compile_entries(
         module: may be on the meta device.
         points: methods and their examples.
         dtype: that all floating-point weights and inputs are to have; None: their own.
+        host: what joins the methods.
 
     Raises:
         CompileError: with every reason of every method at once.
@@ -125,7 +130,7 @@ def compile_entries(
         if program is not None:
             exported.append((p, points[cast.index(p)], program))
     if not reasons:
-        return _lower(exported, module, name)
+        return _lower(exported, module, name, host)
     for *_, program in exported:
         reasons += _further(program.program, reasons)
     raise CompileError(name, list(dict.fromkeys(reasons)))
@@ -150,6 +155,7 @@ def _lower(
     exported: Sequence[tuple[EntryPoint, EntryPoint, Exported]],
     module: torch.nn.Module,
     name: str,
+    host: Host | None = None,
 ) -> Compilation:
     standing = standing_names([found.program for *_, found in exported], tied_names(module))
     constants: dict[str, torch.Tensor] = {}
@@ -171,7 +177,7 @@ def _lower(
         CompiledEntry(point, original, found.program, graph, program, found.buffers)
         for (point, original, found), graph, program in zip(exported, graphs, programs, strict=True)
     )
-    return Compilation(entries, generate(*programs), constants)
+    return Compilation(entries, generate(*programs, host=host), constants)
 
 
 def _frozen(
@@ -267,7 +273,7 @@ def compile_module(
             original, module = original or module, plain
     else:
         check_names(module, weights)
-    made = compile_entries(module, points, options.dtype)
+    made = compile_entries(module, points, options.dtype, extras.host if extras else None)
     if weights is None:
         name = location or f"{type(module).__module__}.{type(module).__qualname__}"
         state = module_state(module, made.constants, name, "module")

@@ -16,12 +16,15 @@ from typing import TYPE_CHECKING, Any
 from torch2mlx.compiler.codegen import GeneratedModel
 from torch2mlx.compiler.codegen.tree import method_name
 from torch2mlx.compiler.entry_points import CompiledEntry, read_more_arguments
+from torch2mlx.compiler.host import Host
 from torch2mlx.compiler.loading import with_loader
 from torch2mlx.compiler.parity import (
     Agreement,
     call_model,
+    check_calls,
     check_parity,
     import_model,
+    run_calls,
     run_original,
     stored_cases,
     stored_examples,
@@ -98,10 +101,14 @@ class Extras:
     Attributes:
         settings: further entries of config.json.
         files: to be copied byte for byte, by their name in the folder.
+        host: what joins the methods of the model.
+        notes: what a user should know.
     """
 
     settings: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, Path] = field(default_factory=dict)
+    host: Host | None = None
+    notes: tuple[str, ...] = ()
 
 
 def publish(
@@ -296,7 +303,7 @@ class _Publication:
             assignment=assignment,
             unchecked={name for name, kind in kinds.items() if kind != "parameter"},
             max_shard_size=parse_size(self.options.max_shard_size),
-            notes=(*self.weights.notes, *_fixed(self.entries)),
+            notes=(*self.weights.notes, *_fixed(self.entries), *self.extras.notes),
         )
 
     def _record(self, plan: Plan, agreement: Agreement | None, proof: AuditReport | None) -> None:
@@ -323,14 +330,23 @@ class _Publication:
         folder, name = self.folder, self.generated.class_name
         with self._original() as module:
             cases = run_original(self.entries, module, seed)
+        host = self.extras.host
+        whole = run_calls(host) if host is not None else []
         if plan.assignment is None:
             model = import_model(folder).load(str(folder))
             agreement = check_parity(model, self.generated, cases, self._original)
-            self._keep(stored_cases(cases, self.generated, agreement))
+            runs = stored_cases(cases, self.generated, agreement)
+            if host is not None:
+                checked = check_calls(model, host, whole, agreement.limit, len(runs))
+                agreement, runs = agreement.joined(checked.agreement), [*runs, *checked.runs]
+            self._keep(runs)
             return agreement, None
         model = self._unquantized(plan)
         before = self._examples(model)
         agreement = check_parity(model, self.generated, cases, self._original)
+        if host is not None:
+            checked = check_calls(model, host, whole, agreement.limit, len(cases))
+            agreement = agreement.joined(checked.agreement)
         del model
         done = check_quantized(folder, name, plan.assignment, before, self._examples)
         self._keep(stored_examples(cases, self.generated, done.exact, KERNELS))
@@ -444,7 +460,8 @@ class _Publication:
 
     def _readme(self, agreement: Agreement | None, quantized: Quantized | None) -> str:
         generated = self.generated
-        calls = []
+        host = self.extras.host
+        calls = [f"outputs = model({', '.join(host.arguments)})"] if host is not None else []
         for method, arguments in generated.methods.items():
             call = "" if method == "forward" else f".{method_name(method)}"
             calls.append(f"outputs = model{call}({', '.join(a.name for a in arguments)})")

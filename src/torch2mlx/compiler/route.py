@@ -21,6 +21,7 @@ from torch2mlx.compiler.entry_points import (
 )
 from torch2mlx.compiler.meta import parameters_on_meta
 from torch2mlx.compiler.pipelines.kinds import is_pipeline
+from torch2mlx.compiler.speech.kinds import is_synthesizer
 from torch2mlx.compiler.torchscript import ADVICE, is_torchscript, load_torchscript, module_of
 from torch2mlx.errors import OptionError, SourceError, UnsupportedError
 from torch2mlx.options import ConvertOptions
@@ -126,7 +127,8 @@ class Compiled:
 
 def is_program(source: Any) -> bool:
     """Whether a source goes to the compiler: an object, "package.module:factory", a `.pt2`
-    or TorchScript file, the checkpoint of an encoder-decoder, or a pipeline of diffusers.
+    or TorchScript file, the checkpoint of an encoder-decoder or of a speech model, or a pipeline
+    of diffusers.
 
     Decided without importing torch.
     """
@@ -135,7 +137,7 @@ def is_program(source: Any) -> bool:
     path = Path(source)
     if path.suffix == ".pt2" or is_torchscript(path) or _is_encoder_decoder(path):
         return True
-    if is_pipeline(path):
+    if is_pipeline(path) or is_synthesizer(path):
         return True
     return _FACTORY.fullmatch(str(source)) is not None and not is_there(path)
 
@@ -175,6 +177,8 @@ def convert_program(
         return _convert_pipeline(Path(source), destination, options, example, listener)
     elif _is_encoder_decoder(source):
         return _compile_encoder_decoder(Path(source), destination, options, listener)
+    elif isinstance(source, str | Path) and is_synthesizer(Path(source)):
+        return _compile_speech(Path(source), destination, options, example, listener)
     elif isinstance(source, str):
         _require_example(source, example)
         source = load_factory(source, on_meta=options.weights is not None)
@@ -191,7 +195,10 @@ def convert_program(
             "ExportedProgram, 'package.module:factory' or the path of a checkpoint"
         )
     from torch2mlx.compiler.encoder_decoder import is_encoder_decoder
+    from torch2mlx.compiler.speech.synthesizer import is_speech_model
 
+    if not example.given and is_speech_model(source):
+        return _compile_speech(source, destination, options, example, listener)
     if not example.given and is_encoder_decoder(source):
         return _compile_methods(source, destination, options, listener, location)
     _require_example(location or type(source).__name__, example)
@@ -303,6 +310,50 @@ def _compile_methods(
             extras=Extras(
                 {"generation": {**made.settings, "dtype": options.dtype or "float32"}}, files or {}
             ),
+        )
+    )
+
+
+def _compile_speech(
+    source: Path | torch.nn.Module,
+    destination: str | Path,
+    options: ConvertOptions,
+    example: Example,
+    progress: Progress,
+) -> Compiled:
+    """A speech model of transformers, whose examples are known: its folder, or the module."""
+    from torch2mlx.compiler.package import compile_module
+    from torch2mlx.compiler.publish import Extras
+    from torch2mlx.compiler.speech.synthesizer import load_speech_model, parts_of
+    from torch2mlx.sources.companions import companion_files
+
+    given = {
+        "an example": example.given,
+        "--weights": options.weights is not None,
+        f"--dtype {options.dtype}": options.dtype not in (None, "float32"),
+    }
+    if any(given.values()):
+        raise OptionError(
+            f"{source if isinstance(source, Path) else type(source).__name__}: "
+            f"{' and '.join(n for n, g in given.items() if g)}: a speech model has its own example "
+            "and weights, and computes in float32, because durations are rounded; leave it out"
+        )
+    if isinstance(source, Path):
+        model, files, location = load_speech_model(source), companion_files(source), str(source)
+    else:
+        model, files = source, {}
+        location = f"{type(model).__module__}.{type(model).__qualname__}"
+    made = parts_of(model)
+    extras = Extras(files=files, host=made.host, notes=made.notes)
+    return _result(
+        compile_module(
+            made.module,
+            destination,
+            entry_points=made.entry_points,
+            options=options,
+            progress=progress,
+            location=location,
+            extras=extras,
         )
     )
 

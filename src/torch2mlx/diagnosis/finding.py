@@ -152,9 +152,20 @@ class Patient:
         """Transformers' tokenizer."""
         from torch2mlx.packaging.tokenizer import has_tokenizer, load_tokenizer
 
+        def opened() -> Any:
+            tokenizer = load_tokenizer(self.folder)
+            try:
+                tokenizer.encode("a")
+            except ImportError as error:  # those of speech models turn text into phonemes
+                needed = " ".join(str(error).split())[:200]
+                raise SourceError(
+                    f"{self.folder}: its tokenizer encodes nothing: {needed}"
+                ) from error
+            return tokenizer
+
         if not has_tokenizer(self.folder):
             return None
-        return self.read("tokenizer", lambda: load_tokenizer(self.folder))
+        return self.read("tokenizer", opened)
 
     @cached_property
     def manifest(self) -> Any:

@@ -142,8 +142,10 @@ def _first_int(config: Mapping[str, Any], *keys: str) -> int | None:
 
 
 def _hazards(checkpoint: Checkpoint, config: Mapping[str, Any], tensors: int) -> Iterator[str]:
+    from torch2mlx.compiler.route import is_program
+
     model_type = str(config.get("model_type"))
-    if _route(checkpoint.config) is None:
+    if _route(checkpoint.config) is None and not is_program(checkpoint.folder):
         close = similar_ports(model_type)
         hint = f" (similar: {', '.join(close)})" if close else ""
         yield f"mlx-lm has no port for model type {model_type!r}{hint}; it cannot be converted"

@@ -16,6 +16,7 @@ from torch2mlx.compiler.codegen.runtime_source import runtime_source
 from torch2mlx.compiler.codegen.signature import Argument, arguments, named_tuples
 from torch2mlx.compiler.codegen.tree import ModuleTree
 from torch2mlx.compiler.graph import Weight
+from torch2mlx.compiler.host import Host
 from torch2mlx.compiler.layers import Layer
 from torch2mlx.compiler.program import Program, values_in
 
@@ -121,17 +122,23 @@ def generate_classes(
     )
 
 
-def generate(*programs: Program) -> GeneratedModel:
+def generate(*programs: Program, host: Host | None = None) -> GeneratedModel:
     """Write the programs of one module as a file of classes with a `load` function.
 
     Args:
         programs: see `generate_classes`.
+        host: what joins the methods; its class becomes the root's base.
     """
     made = generate_classes(*programs)
     name = made.root
     imports, runtime = runtime_source(made.writer.runtime)
     tuples = {k: v for p in programs for k, v in named_tuples(p.graph.out_spec).items()}
-    body = "\n\n\n".join([*(_named_tuple(k, fields) for k, fields in tuples.items()), *made.texts])
+    texts = [*(_named_tuple(k, fields) for k, fields in tuples.items()), *made.texts]
+    if host is not None:
+        more, base = runtime_source({host.base.__name__: host.base})
+        imports += more
+        texts = [base, *texts[:-1], host.joined(texts[-1])]
+    body = "\n\n\n".join(texts)
     standard = {*imports, "from pathlib import Path"}
     if "math." in body:
         standard.add("import math")
@@ -140,7 +147,7 @@ def generate(*programs: Program) -> GeneratedModel:
     header = [
         f'"""{name} for MLX; written by torch2mlx from its PyTorch source."""',
         "",
-        *(["from __future__ import annotations", ""] if runtime else []),
+        *(["from __future__ import annotations", ""] if runtime or host else []),
         *sorted(standard, key=lambda line: (not line.startswith("import"), line)),
         "",
         *(["import mlx.core as mx"] if "mx." in body + runtime else []),

@@ -42,6 +42,12 @@ class Agreement:
     limit: float
     outputs: tuple[OutputRecord, ...] = ()
 
+    def joined(self, other: Agreement) -> Agreement:
+        """Both comparisons, under this one's limit."""
+        worst = max(self.worst, other.worst)
+        outputs = (*self.outputs, *other.outputs)
+        return Agreement((*self.cases, *other.cases), worst, self.limit, outputs)
+
 
 def check_parity(
     model: Any,

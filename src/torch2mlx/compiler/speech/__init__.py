@@ -1,0 +1,1 @@
+"""Text to sound: models that say themselves how long their result is."""

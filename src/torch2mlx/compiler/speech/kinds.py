@@ -1,0 +1,24 @@
+"""Which checkpoints are compiled as speech, told from config.json without torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch2mlx.errors import SourceError
+from torch2mlx.sources.local_files import read_json_object
+
+__all__ = ["SYNTHESIZERS", "is_synthesizer"]
+
+SYNTHESIZERS = ("vits",)
+"""Values of `model_type`."""
+
+
+def is_synthesizer(path: Path) -> bool:
+    """Whether a path is the folder of such a checkpoint."""
+    config = path / "config.json"
+    if not config.is_file():
+        return False
+    try:
+        return read_json_object(config).get("model_type") in SYNTHESIZERS
+    except SourceError:
+        return False  # opening the checkpoint will tell

@@ -1,0 +1,57 @@
+"""A speech model of transformers with all that `convert` needs to know of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from torch2mlx.compiler.speech.parts import SpeechParts
+from torch2mlx.compiler.speech.vits import vits_parts
+from torch2mlx.errors import SourceError
+
+__all__ = ["is_speech_model", "load_speech_model", "parts_of"]
+
+_PARTS: dict[str, Callable[[Any], SpeechParts]] = {"VitsModel": vits_parts}
+"""By class name."""
+
+
+def is_speech_model(model: Any) -> bool:
+    """Whether a module is of a class that is known here."""
+    return type(model).__name__ in _PARTS and type(model).__module__.startswith("transformers.")
+
+
+def parts_of(model: Any) -> SpeechParts:
+    """How a speech model is compiled; `model` is one, in float32."""
+    return _PARTS[type(model).__name__](model.eval())
+
+
+def load_speech_model(folder: Path) -> Any:
+    """The float32 model of a checkpoint's folder, its weights in memory.
+
+    Raises:
+        SourceError: transformers cannot load it, or weights are missing.
+    """
+    from transformers import AutoModelForTextToWaveform
+
+    from torch2mlx.compiler.pipelines.source import checked_weights
+    from torch2mlx.verification.reference import quiet
+
+    try:
+        with quiet():
+            model, info = AutoModelForTextToWaveform.from_pretrained(
+                folder,
+                dtype=torch.float32,
+                local_files_only=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
+    except (ValueError, OSError, RuntimeError, KeyError, TypeError) as error:
+        raise SourceError(
+            f"{folder}: transformers cannot load it: {str(error)[:400]}; download it again"
+        ) from error
+    missing = [*info["missing_keys"], *(str(m) for m in info["mismatched_keys"])]
+    checked_weights(str(folder), type(model).__name__, missing)
+    return model.eval()
