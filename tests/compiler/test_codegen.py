@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections import OrderedDict
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,7 +22,7 @@ import torch2mlx
 from torch2mlx.compiler.codegen.loops import rolled
 from torch2mlx.compiler.lowering import registry
 from torch2mlx.compiler.package import Compilation, compile_module, compile_source
-from torch2mlx.errors import DestinationError, OptionError, ParityError
+from torch2mlx.errors import DestinationError, OptionError, ParityError, UnsupportedError
 
 GOLDEN = Path(__file__).with_name("golden")
 REFRESH = "TORCH2MLX_REFRESH_GOLDEN"
@@ -195,6 +196,41 @@ def test_awkward_names_and_structures(tmp_path: Path) -> None:
     assert {"keys_.weight", "scale_", "named.b_c.bias", "offset"} <= names
 
 
+class Derived(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+        self.layers = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(self[2](self[1](self[0](x))))
+
+
+class Keys(nn.Module):
+    """Keys of a dict: keywords, numbers beside words, three that would have one attribute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        names = ("class", "0", "01", "²", "a b", "a-b", "a_b", "_x", "x_")
+        self.heads = nn.ModuleDict({name: nn.Linear(4, 4) for name in names})
+        self.scales = nn.ParameterDict({name: nn.Parameter(torch.rand(4)) for name in names[:6]})
+        self.derived = Derived()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, str]:
+        for head in self.heads.values():
+            x = head(x)
+        for scale in self.scales.values():
+            x = x * scale
+        return self.derived(x), "a text"
+
+
+def test_every_key_has_an_attribute_of_its_own(tmp_path: Path) -> None:
+    made = compile_module(Keys().eval(), tmp_path / "out", (torch.randn(2, 4),))
+    source = (made.folder / "model.py").read_text()
+    assert "self.heads.a_b = nn.Linear(4, 4)" in source
+    assert "self.heads.a_b_ = nn.Linear(4, 4)" in source
+    assert "self.heads.class_ = nn.Linear(4, 4)" in source
+
+
 class Output(OrderedDict[str, Tensor]):
     """A result that is registered without names for its parts, as model outputs of libraries."""
 
@@ -320,6 +356,37 @@ def test_a_wrong_result_is_not_published_and_names_the_module(tmp_path: Path) ->
     assert list(tmp_path.iterdir()) == []
 
 
+class ReturnsBuffer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        self.calls += 1
+        return x + 1, self.calls
+
+
+def test_a_buffer_may_be_an_output(tmp_path: Path) -> None:
+    """Outputs of the first call are compared as they were before the second one."""
+    compile_module(ReturnsBuffer(), tmp_path / "out", (torch.randn(2),))
+
+
+def test_a_difference_that_the_module_makes_itself_is_told(tmp_path: Path) -> None:
+    class Autocast(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.autocast("cpu", torch.bfloat16):
+                return super().forward(x)
+
+    example = (torch.randn(3, 64),)
+    for module, words in (
+        (nn.Sequential(nn.Linear(64, 4), nn.Dropout()), "random numbers .*dropout.*call eval"),
+        (Autocast(64, 4).eval(), "computes in torch.bfloat16 .*autocast"),
+    ):
+        with pytest.raises(ParityError, match=words):
+            compile_module(module, tmp_path / "out", example)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_sizes_fixed_behind_the_exports_back_are_found(tmp_path: Path) -> None:
     class Fixed(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -339,6 +406,25 @@ def test_refusals_name_the_cause(tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     with pytest.raises(DestinationError, match="exists already"):
         compile_module(nn.Linear(2, 2), tmp_path / "there", (torch.randn(1, 2),))
+
+
+@pytest.mark.filterwarnings("ignore:.*:DeprecationWarning", "ignore:.*:FutureWarning")
+def test_quantized_by_torch_and_unknown_results(tmp_path: Path) -> None:
+    @dataclass
+    class Result:
+        y: Tensor
+
+    class Gives(nn.Linear):
+        def forward(self, x: Tensor) -> Result:  # type: ignore[override]
+            return Result(super().forward(x))
+
+    packed = torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(4, 4)), {nn.Linear})
+    for module, words in (
+        (packed, r"0 \(Linear\).*: quantized by torch.ao"),
+        (Gives(4, 4), "regist"),
+    ):
+        with pytest.raises(UnsupportedError, match=words):
+            compile_module(module.eval(), tmp_path / "out", (torch.randn(2, 4),))
 
 
 def test_meta_modules_give_source() -> None:

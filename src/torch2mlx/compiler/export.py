@@ -15,7 +15,12 @@ from typing import TYPE_CHECKING, Any
 from torch2mlx.compiler.entry_points import Exported
 from torch2mlx.compiler.guards import Guard, recording_guards, violated_ranges
 from torch2mlx.compiler.guesses import guessing
-from torch2mlx.compiler.meta import fake_inputs, fake_weights, without_needless_moves
+from torch2mlx.compiler.meta import (
+    fake_inputs,
+    fake_weights,
+    keywords_as_names,
+    without_needless_moves,
+)
 from torch2mlx.errors import CompileError
 
 if TYPE_CHECKING:
@@ -93,6 +98,7 @@ def export_or_guess(
         torch.no_grad(),
         fake_weights(module, dtype),
         without_needless_moves(),
+        keywords_as_names(),
         grouped_experts(module),
         all_pools(module),
         _as_forward(module, method),
@@ -387,6 +393,12 @@ def _reason(error: BaseException) -> str:
     # The first non-empty line is torch's sentence; the rest are logs and suggestions.
     message = next((line.strip() for line in text.splitlines() if line.strip()), "")
     message = message or type(error).__name__
+    unknown = re.match(r"Found <class '([^']+)'> in (\w+), which is not a known type", message)
+    if unknown:
+        message = (
+            f"{unknown[2]}: torch.export does not know what {unknown[1]} holds; for a "
+            "dataclass call torch.export.register_dataclass first, or use tuples and dicts"
+        )
     if named:
         name, line = named[-1]
         return f"{name}:{line}: {message}"

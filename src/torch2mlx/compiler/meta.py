@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from keyword import iskeyword
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["fake_inputs", "fake_weights", "parameters_on_meta", "without_needless_moves"]
+__all__ = [
+    "fake_inputs",
+    "fake_weights",
+    "keywords_as_names",
+    "parameters_on_meta",
+    "without_needless_moves",
+]
 
 
 @contextmanager
@@ -112,6 +119,29 @@ def without_needless_moves() -> Iterator[None]:
         yield
     finally:
         torch.nn.Module.to = original  # type: ignore[method-assign]
+
+
+@contextmanager
+def keywords_as_names() -> Iterator[None]:
+    """While it lasts, a submodule or parameter may be named as a keyword: `heads["class"]`.
+
+    torch.fx writes names into Python code as they are, unless they are no identifiers.
+    """
+    from torch.fx import graph
+
+    original = graph._format_target
+
+    def format_target(base: str, target: str) -> str:
+        for name in target.split("."):
+            plain = name.isidentifier() and not iskeyword(name)
+            base = f"{base}.{name}" if plain else f"getattr({base}, {name!r})"
+        return base
+
+    graph._format_target = format_target
+    try:
+        yield
+    finally:
+        graph._format_target = original
 
 
 def fake_inputs(value: Any) -> Any:

@@ -20,7 +20,7 @@ from torch2mlx.compiler.passes import optimized
 from torch2mlx.compiler.program import build_programs
 from torch2mlx.compiler.publish import CompiledModule, Extras, publish
 from torch2mlx.compiler.weights import check_names, checkpoint_state, module_state
-from torch2mlx.errors import CompileError, OptionError
+from torch2mlx.errors import CompileError, OptionError, UnsupportedError
 from torch2mlx.options import ConvertOptions
 from torch2mlx.packaging.staging import check_destination
 from torch2mlx.progress import Progress, Silent
@@ -294,7 +294,20 @@ def compile_module(
 
 
 def _require_data(module: torch.nn.Module) -> None:
-    on_meta = [n for n, p in module.state_dict().items() if p.device.type == "meta"]
+    import torch
+
+    quantized = [
+        f"{path} ({type(inner).__name__})"
+        for path, inner in module.named_modules()
+        if re.match(r"torch\.ao\.nn\.(\w+\.)*quantized\.", type(inner).__module__)
+    ]
+    if quantized:
+        raise UnsupportedError(
+            f"{type(module).__name__}: {', '.join(quantized[:3])}: quantized by torch.ao, for "
+            "kernels of PyTorch; give the module as it was before, with -q to quantize it for MLX"
+        )
+    state = {n: v for n, v in module.state_dict().items() if isinstance(v, torch.Tensor)}
+    on_meta = [n for n, p in state.items() if p.device.type == "meta"]
     if on_meta:
         raise OptionError(
             f"{type(module).__name__}: {len(on_meta)} weights have no data (e.g. {on_meta[0]} is "

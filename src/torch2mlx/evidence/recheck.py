@@ -21,7 +21,13 @@ from torch2mlx.evidence.certificate import (
     StoredOutput,
     read_certificate,
 )
-from torch2mlx.evidence.reference import REFERENCE, load_arguments, read_arrays, thinned
+from torch2mlx.evidence.reference import (
+    REFERENCE,
+    load_arguments,
+    output_array,
+    read_arrays,
+    thinned,
+)
 from torch2mlx.packaging.files import MANIFEST, changed_files, unrecorded_files
 from torch2mlx.packaging.manifest import library_versions
 from torch2mlx.sources.local_files import read_json_object
@@ -189,9 +195,7 @@ def _difference(stored: StoredOutput, expected: Any, found: Any) -> float:
     Floating-point types may differ in width: a module that was compiled in another dtype is
     compared with the original's.
     """
-    import mlx.core as mx
-
-    array = found if isinstance(found, mx.array) else mx.array(found)
+    array = output_array(found)
     if tuple(array.shape) != stored.shape:
         return float("inf")
     a, b = _numpy(expected).ravel(), _numpy(thinned(array, stored.step)).ravel()

@@ -24,6 +24,7 @@ __all__ = [
     "REFERENCE",
     "StoredRun",
     "load_arguments",
+    "output_array",
     "read_arrays",
     "store_call",
     "store_tokens",
@@ -93,7 +94,7 @@ def store_call(
         name: what the inputs are.
         method: of the generated class.
         arguments: MLX arrays, numbers and texts, nested in lists, tuples and dicts.
-        outputs: the reference's, MLX arrays and numbers, flat.
+        outputs: the reference's, MLX arrays, numbers and texts, flat.
         tolerance: relative L2 error that is allowed.
         relative: what it was, where that is known.
     """
@@ -115,13 +116,22 @@ def store_call(
     given = {key: encoded(value) for key, value in arguments.items()}
     stored = []
     for index, output in enumerate(outputs):
-        array = output if isinstance(output, mx.array) else mx.array(output)
+        array = output_array(output)
         key = f"{number}.output{index}"
         step = max(1, -(-array.size // _KEPT))
         arrays[key] = thinned(array, step)
         stored.append(StoredOutput(key, tuple(array.shape), _dtype(array), step))
     run = Run(name, method, given, tuple(stored), tolerance, relative)
     return StoredRun(run, arrays)
+
+
+def output_array(value: Any) -> Any:
+    """What is kept of an output: an MLX array as it is, a number as one, a text as its bytes."""
+    import mlx.core as mx
+
+    if isinstance(value, str):
+        return mx.array(list(value.encode()), mx.uint8)
+    return value if isinstance(value, mx.array) else mx.array(value)
 
 
 def thinned(array: Any, step: int) -> Any:

@@ -104,6 +104,9 @@ case(
 )
 
 
+case(aten.zero.default, samples=lambda t: [call(t(2, 3)), call(t())])
+
+
 # Numbers
 
 PAIRS = [call(7, 2), call(-7, 2), call(4, 4)]

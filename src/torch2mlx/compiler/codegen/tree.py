@@ -6,6 +6,7 @@ import keyword
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
+from unicodedata import normalize
 
 from torch2mlx.compiler.graph import Weight
 from torch2mlx.compiler.layers import Layer
@@ -32,7 +33,7 @@ def attribute_name(component: str) -> str:
         name = name.lstrip("_") + "_"
     if name in _module_attributes():
         name += "_"
-    return name if name.isdigit() else local_name(name)
+    return local_name(name)
 
 
 def method_name(method: str) -> str:
@@ -41,8 +42,8 @@ def method_name(method: str) -> str:
 
 
 def local_name(name: str) -> str:
-    """The nearest name that Python takes."""
-    name = "".join(c if c.isalnum() else "_" for c in name)
+    """The nearest name that Python takes, in the form that Python gives it."""
+    name = "".join(c if f"x{c}".isidentifier() else "_" for c in normalize("NFKC", name))
     if not name or name[0].isdigit() or keyword.iskeyword(name):
         name = f"{name}_" if name and not name[0].isdigit() else f"x_{name}"
     return name
@@ -57,7 +58,12 @@ class Slot:
 
     @property
     def is_list(self) -> bool:
-        return bool(self.children) and all(key.isdigit() for key in self.children)
+        return bool(self.children) and all(map(_is_index, self.children))
+
+
+def _is_index(name: str) -> bool:
+    """Whether a name can stand in brackets as it is."""
+    return name.isascii() and name.isdecimal() and name == str(int(name))
 
 
 class ModuleTree:
@@ -79,6 +85,7 @@ class ModuleTree:
     ) -> None:
         self.instances = set(instances)
         self.root = Slot("")
+        self.attributes = self._attributes([*order, *instances, *layers])
         contents: dict[str, Any] = {path: path for path in instances if path}
         contents |= layers
         contents |= {w.name: w for w in weights}
@@ -94,16 +101,43 @@ class ModuleTree:
                 slot = slot.children.setdefault(key, Slot())
             slot.content = content
 
+    def _attributes(self, paths: list[str]) -> dict[str, str]:
+        """Path → its attribute or index; siblings have different ones."""
+        siblings: dict[str, dict[str, None]] = {}
+        for path in paths:
+            while path:
+                path, _, component = path.rpartition(".")
+                siblings.setdefault(path, {})[component] = None
+        found: dict[str, str] = {}
+        for owner, components in siblings.items():
+            class_of_its_own = owner in self.instances
+            indices = {c for c in components if _is_index(c)}
+            if not class_of_its_own and len(indices) < len(components):
+                indices = set()
+            # `keys` puts a class's children with numbers into `layers`.
+            reserved = {"layers"} if class_of_its_own and indices else set()
+            # Who has a name that needs no change keeps it.
+            own = {c for c in components if attribute_name(c) == c} - reserved | indices
+            taken = own | reserved
+            for component in components:
+                name = component if component in own else attribute_name(component)
+                while component not in own and name in taken:
+                    name += "_"
+                taken.add(name)
+                found[f"{owner}.{component}" if owner else component] = name
+        return found
+
     def keys(self, path: str) -> list[str]:
         """Attribute names and list indices that lead to a path."""
         result: list[str] = []
         prefix = ""
         for component in path.split("."):
-            if component.isdigit() and prefix in self.instances:
+            owner, prefix = prefix, f"{prefix}.{component}" if prefix else component
+            name = self.attributes.get(prefix) or attribute_name(component)
+            if _is_index(name) and owner in self.instances:
                 # A class derived from Sequential: MLX keeps such children in `layers`.
                 result.append("layers")
-            result.append(attribute_name(component))
-            prefix = f"{prefix}.{component}" if prefix else component
+            result.append(name)
         return result
 
     def name(self, path: str) -> str:

@@ -71,9 +71,9 @@ def lower_scalar_tensor(b: Builder, value: Any, **options: Any) -> Any:
     return _filled(b, [], value, mx.float32, options)
 
 
-@lowering(aten.zeros_like.default, aten.empty_like.default)
+@lowering(aten.zeros_like.default, aten.empty_like.default, aten.zero.default)
 def lower_zeros_like(b: Builder, x: Value, **options: Any) -> Any:
-    """zeros_like(Tensor self, *, dtype, layout, device, memory_format)."""
+    """zeros_like(Tensor self, *, dtype, layout, device, memory_format); zero: `zero_` of a view."""
     return _filled(b, list(x.shape), 0, x.dtype, options)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch2mlx.compiler.codegen import GeneratedModel
 from torch2mlx.compiler.entry_points import CompiledEntry
+from torch2mlx.compiler.graph import Graph
 from torch2mlx.compiler.parity.distance import relative_error
 from torch2mlx.compiler.parity.localize import first_difference
 from torch2mlx.compiler.parity.original import Case, first_line, restored, run_case, set_buffers
@@ -123,7 +124,8 @@ class _Check:
                     f"limit {self.limit:.0e}"
                 )
                 first = f"; the first module that differs is {where}" if where else ""
-                raise ParityError(f"{text}{first}; nothing was written")
+                cause = _cause(case.entry.graph)
+                raise ParityError(f"{text}{first}{cause}; nothing was written")
             worst = max(worst, distance)
             self.outputs.append(
                 OutputRecord(
@@ -168,3 +170,26 @@ class _Check:
     def _key(self, buffer: str) -> str:
         weights = self.generated.weights.items()
         return next(key for key, stored in weights if stored.source == buffer)
+
+
+def _cause(graph: Graph) -> str:
+    """What in a program itself makes a difference likely."""
+    import torch
+
+    seeded = torch.Tag.nondeterministic_seeded
+    types = [w.type for w in graph.weights] + [i.type for i in graph.inputs]
+    given = {t.dtype for t in types}
+    for node in graph.nodes:
+        place = f"({node.target} — at {node.origin})"
+        if seeded in getattr(node.target, "tags", ()):
+            return (
+                f"; it draws random numbers {place}, and MLX draws others: call eval(), or make "
+                "them an input"
+            )
+        for half in {torch.float16, torch.bfloat16} - given:
+            if any(result is not None and result.dtype == half for result in node.results):
+                return (
+                    f"; it computes in {half} {place}, though all that it is given is finer: leave "
+                    "out torch.autocast, or cast the whole with --dtype"
+                )
+    return ""

@@ -76,7 +76,12 @@ def run_original(
             given += _others(entry, module, names, generator)
             for name, flat in given:
                 before = changed_buffers(module, names)
-                outputs = [o for o in run_case(module, entry, flat) if o is not None]
+                # Copies: a buffer that is an output changes with the next call.
+                outputs = [
+                    o.clone() if isinstance(o, torch.Tensor) else o
+                    for o in run_case(module, entry, flat)
+                    if o is not None
+                ]
                 text = name if len(entries) == 1 else f"{entry.method}: {name}"
                 after = changed_buffers(module, names)
                 cases.append(Case(entry, text, flat, before, outputs, after))
