@@ -93,6 +93,7 @@ def route(
     Raises:
         Torch2MLXError: neither port is right; the text says why not.
     """
+    from torch2mlx.verification.corrections import corrections
     from torch2mlx.verification.reference import allow_code, brings_code
 
     # What file a checkpoint wants mlx-lm to run plays no part.
@@ -127,7 +128,7 @@ def route(
             f"the model file was generated from transformers' source, because mlx-lm's own port "
             f"does not do: {reason}"
         )
-        return generated, prepared, (note,)
+        return generated, prepared, (note, *corrections(config))
 
 
 def _fits_original(checkpoint: Checkpoint) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import torch
 from checkpoints import add_tokenizer, build, quiet_libraries
 from safetensors.torch import load_file, save_file
 from zoo import CASES
-from zoo_case import rope
 
 import torch2mlx
 from torch2mlx.architectures.port import load_port
@@ -57,10 +55,6 @@ def _quiet() -> None:
 def saved(name: str, folder: Path) -> Path:
     """The family's tiny model as checkpoints have it, and the same as modules in `folder`/fused."""
     case = next(c for c in CASES if c.name == name)
-    if name == "phimoe":  # what longrope needs is another matter
-        plain = {**case.options, "rope_parameters": rope()}
-        plain.pop("original_max_position_embeddings")
-        case = replace(case, options=plain)
     model = build(case).float()
     model.save_pretrained(folder / "usual")
     model.save_pretrained(folder / "fused", save_original_format=False)

@@ -18,6 +18,7 @@ import numpy as np
 from torch2mlx.dtypes import DType
 from torch2mlx.errors import PlanError, UnsupportedError
 from torch2mlx.planning.plan import is_output_head
+from torch2mlx.verification.corrections import correct
 
 if TYPE_CHECKING:
     import torch
@@ -207,6 +208,7 @@ def instance(settings: Any, dtype: torch.dtype | None = None) -> torch.nn.Module
             f"PyTorch's {cls.__name__} cannot be built from this config: {type(error).__name__}: "
             f"{error}; check config.json against the model's documentation"
         ) from error
+    correct(model)
     return model.eval()  # type: ignore[no-any-return]
 
 
@@ -269,6 +271,7 @@ def build_reference(
         )
     if info.get("error_msgs"):
         raise PlanError(f"PyTorch's {cls.__name__} cannot load it: {info['error_msgs'][0]}")
+    correct(model)
     return model.eval()  # type: ignore[no-any-return]
 
 

@@ -126,6 +126,12 @@ WITH_PORT: dict[str, dict[str, Any]] = {
         "original_max_position_embeddings": 32,
         "rope_parameters": LONG,
     },
+    "phimoe_longrope": {
+        **LLAMA,
+        "num_local_experts": 4,
+        "max_position_embeddings": 128,
+        "rope_parameters": {**LONG, "short_mscale": 1.2, "long_mscale": 1.4},
+    },
     "qwen3_next": {
         **HEADS,
         **EXPERTS,
@@ -489,3 +495,14 @@ def test_padded_rows_of_hybrid_models_give_what_they_give_alone(model_type: str)
         alone = np.array(model(mx.array([ids]))[0])
         assert np.allclose(np.array(first[row, -len(ids) + 1 :]), alone[:-1], atol=1e-5)
         assert np.allclose(np.array(second[row, -1]), alone[-1], atol=1e-5)
+
+
+@pytest.mark.slow
+def test_equal_scales_of_long_rope_leave_one_rotation() -> None:
+    """As in Phi-3.5-MoE, whose two scales are the same number."""
+    values = WITH_PORT["phimoe_longrope"]
+    scales = {"short_mscale": 1.25, "long_mscale": 1.25}
+    rope = {"rope_parameters": {**values["rope_parameters"], **scales}}
+    twin_agrees("phimoe", {**values, **rope})
+    port: Any = load_port(config_of("phimoe", {**values, **rope}))
+    assert "mx.fast.rope(" in port.model_file

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from torch2mlx.compiler.decoders.operators import operators
@@ -38,11 +39,25 @@ def chosen_frequencies(model: nn.Module, cache: Callable[[], Tensor]) -> Iterato
         cache: the one that the model is traced with.
     """
 
-    def forward(self: Any, x: Tensor, position_ids: Tensor) -> Any:
-        short, length = self._buffers["inv_freq"], position_ids.shape[1]
-        self._buffers["inv_freq"] = operators().frequencies(
-            short, self.long_inv_freq, cache(), length, _limit(self)
+    def choose(self: Any, short: Tensor, long: Tensor, positions: Tensor) -> Tensor:
+        made: Tensor = operators().frequencies(
+            short, long, cache(), positions.shape[1], _limit(self)
         )
+        return made
+
+    def forward(self: Any, x: Tensor, position_ids: Tensor) -> Any:
+        short = self._buffers["inv_freq"]
+        chosen = choose(self, short, self.long_inv_freq, position_ids)
+        scales = [self.config.rope_parameters.get(f"{kind}_mscale") for kind in ("short", "long")]
+        if None not in scales:  # PhiMoE, which asks for the length by branches
+            angles = position_ids[..., None].float() * chosen
+            angles = torch.cat((angles, angles), -1)
+            scale = scales[0]
+            if scale != scales[1]:
+                both = (torch.full((1,), value, device=x.device) for value in scales)
+                scale = choose(self, *both, position_ids)
+            return (angles.cos() * scale).to(x.dtype), (angles.sin() * scale).to(x.dtype)
+        self._buffers["inv_freq"] = chosen
         try:
             return inspect.unwrap(type(self).forward)(self, x, position_ids)
         finally:
