@@ -22,6 +22,7 @@ def correct(model: nn.Module) -> None:
     and transformers up to 4.57).  Since then the decorator of `forward` still copies the right
     frequencies into a buffer, but `forward` computes the short ones anew.
     """
+    module: Any
     for module in model.modules():
         if type(module).__name__ == "PhimoeRotaryEmbedding" and _is_long(module):
             # A bound method follows its module into copies.

@@ -54,8 +54,8 @@ def chosen_frequencies(model: nn.Module, cache: Callable[[], Tensor]) -> Iterato
             angles = torch.cat((angles, angles), -1)
             scale = scales[0]
             if scale != scales[1]:
-                both = (torch.full((1,), value, device=x.device) for value in scales)
-                scale = choose(self, *both, position_ids)
+                one, two = (torch.full((1,), value, device=x.device) for value in scales)
+                scale = choose(self, one, two, position_ids)
             return (angles.cos() * scale).to(x.dtype), (angles.sin() * scale).to(x.dtype)
         self._buffers["inv_freq"] = chosen
         try:
