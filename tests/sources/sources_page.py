@@ -76,6 +76,9 @@ ROWS = {
         ("VITS, folders of transformers", "config.json",
          "`VitsModel.forward` with the same noise, within 1e-4",
          "../compiler/speech/test_vits.py::test_a_checkpoint_converts_as_a_whole"),
+        ("Kokoro's release, for mlx-audio", "config.json",
+         "every tensor; kokoro's `KModel` stage by stage, within 1e-4 (source: 1e-3)",
+         "../audio/test_kokoro.py::test_a_release_becomes_a_folder_of_mlx_audio"),
     ],
     "The way back": [
         ("written files of: AWQ, packed experts, fp8 experts, nf4, Llama of 4 ranks, fused Mixtral",
@@ -210,7 +213,8 @@ Pipelines of diffusers, generating encoder-decoders (Whisper, T5 ...) and speech
 ([speech.md](speech.md)) convert as folders or files. The others have no checkpoint route: a program
 builds the module, with its own library's `from_pretrained`, and
 `torch2mlx convert package.module:factory` compiles it. Either way the result needs MLX alone
-(`model.py` loads it) and is no folder of mlx-whisper, mlx-vlm or another library.
+(`model.py` loads it) and is no folder of mlx-whisper, mlx-vlm or another library, but for Kokoro's,
+which mlx-audio loads.
 Compared with PyTorch on tiny random models, relative L2 error at most 1e-4:
 
 """

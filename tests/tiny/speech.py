@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import VitsConfig, VitsModel, VitsTokenizer
 
-__all__ = ["add_vits_tokenizer", "vits"]
+__all__ = ["add_vits_tokenizer", "kokoro", "vits"]
 
 
 def vits(**changes: Any) -> Any:
@@ -38,3 +38,43 @@ def add_vits_tokenizer(folder: Path) -> None:
     vocabulary.write_text(json.dumps(letters))
     VitsTokenizer(str(vocabulary), pad_token="_", unk_token="_").save_pretrained(folder)
     vocabulary.unlink()
+
+
+def kokoro(folder: Path) -> None:
+    """A Kokoro's release of random weights; the widths that its code fixes make it 238 MB."""
+    from torch2mlx.audio.libraries import original_class
+
+    letters = {letter: i + 1 for i, letter in enumerate("abcdefghijklmnopqrstuvwxyz")}
+    config = {
+        "istftnet": {
+            "upsample_kernel_sizes": [4, 9], "upsample_rates": [2, 3], "gen_istft_hop_size": 5,
+            "gen_istft_n_fft": 20, "resblock_dilation_sizes": [[1, 3, 5]],
+            "resblock_kernel_sizes": [3], "upsample_initial_channel": 512,
+        },
+        "dim_in": 64, "dropout": 0.2, "hidden_dim": 512, "max_conv_dim": 512, "max_dur": 50,
+        "multispeaker": True, "n_layer": 1, "n_mels": 80, "n_token": 40, "style_dim": 128,
+        "text_encoder_kernel_size": 5, "vocab": letters,
+        "plbert": {
+            "hidden_size": 48, "num_attention_heads": 4, "intermediate_size": 64,
+            "max_position_embeddings": 64, "num_hidden_layers": 2, "dropout": 0.1,
+        },
+    }  # fmt: skip
+    torch.manual_seed(0)
+    empty = folder / "kokoro-v1_0.pth"
+    torch.save({}, empty)
+    model = original_class()(repo_id="local", config=config, model=str(empty))
+    with torch.no_grad():
+        model.predictor.duration_proj.linear_layer.bias.fill_(-3.0)  # few frames a phoneme
+        model.predictor.F0_proj.bias.fill_(150.0)  # a voice
+        for name, parameter in model.named_parameters():
+            if name.endswith("ffn.weight"):
+                parameter.mul_(30.0)  # where one GELU is not the other
+    parts: dict[str, dict[str, torch.Tensor]] = {}
+    for name, tensor in model.state_dict().items():
+        if not name.endswith((".norm.weight", ".norm.bias")):
+            part, _, rest = name.partition(".")
+            parts.setdefault(part, {})[f"module.{rest}"] = tensor
+    torch.save(parts, empty)
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "voices").mkdir()
+    torch.save(0.1 * torch.randn(20, 1, 256), folder / "voices" / "af_test.pt")

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch2mlx.audio.kokoro import is_kokoro
 from torch2mlx.compiler.dimensions import parse_dynamic
 from torch2mlx.compiler.entry_points import (
     Arguments,
@@ -105,6 +106,7 @@ class Compiled:
         drift: relative L2 distance that quantization added on the example, or None.
         notes: what a user should know.
         parts: of a pipeline: component → largest error there, or None; each has a model.py.
+        library: that loads the folder; None: its own model.py does.
     """
 
     destination: Path | str
@@ -119,6 +121,7 @@ class Compiled:
     drift: float | None = None
     notes: tuple[str, ...] = ()
     parts: Mapping[str, float | None] = field(default_factory=dict)
+    library: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -137,7 +140,7 @@ def is_program(source: Any) -> bool:
     path = Path(source)
     if path.suffix == ".pt2" or is_torchscript(path) or _is_encoder_decoder(path):
         return True
-    if is_pipeline(path) or is_synthesizer(path):
+    if is_pipeline(path) or is_synthesizer(path) or is_kokoro(path):
         return True
     return _FACTORY.fullmatch(str(source)) is not None and not is_there(path)
 
@@ -177,6 +180,8 @@ def convert_program(
         return _convert_pipeline(Path(source), destination, options, example, listener)
     elif _is_encoder_decoder(source):
         return _compile_encoder_decoder(Path(source), destination, options, listener)
+    elif isinstance(source, str | Path) and is_kokoro(Path(source)):
+        return _convert_kokoro(Path(source), destination, options, example, listener)
     elif isinstance(source, str | Path) and is_synthesizer(Path(source)):
         return _compile_speech(Path(source), destination, options, example, listener)
     elif isinstance(source, str):
@@ -355,6 +360,42 @@ def _compile_speech(
             location=location,
             extras=extras,
         )
+    )
+
+
+def _convert_kokoro(
+    source: Path,
+    destination: str | Path,
+    options: ConvertOptions,
+    example: Example,
+    progress: Progress,
+) -> Compiled:
+    from torch2mlx.audio.conversion import convert_kokoro
+
+    given = {
+        "an example": example.given,
+        "--weights": options.weights is not None,
+        f"--dtype {options.dtype}": options.dtype not in (None, "float32"),
+        "quantization": options.quant_options() is not None,
+    }
+    if any(given.values()):
+        raise OptionError(
+            f"{source}: {' and '.join(n for n, g in given.items() if g)}: Kokoro is converted with "
+            "its own weights as they are; leave it out"
+        )
+    made = convert_kokoro(source, destination, options, progress)
+    weights, compared = made.manifest.weights, made.comparison
+    return Compiled(
+        made.folder,
+        "Kokoro",
+        0,
+        tuple(dict.fromkeys(r.case for r in compared.records)) if compared else (),
+        compared.worst if compared else None,
+        max(r.limit for r in compared.records) if compared else None,
+        int(weights["total_size"]),
+        weights["bits_per_weight"],
+        notes=made.notes,
+        library="mlx-audio",
     )
 
 

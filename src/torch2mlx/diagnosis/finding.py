@@ -108,9 +108,12 @@ class Patient:
 
     @property
     def compiled(self) -> bool:
-        """The folder holds a module that torch2mlx compiled, which mlx-lm does not load."""
+        """Mlx-lm does not load the folder: it has its own code, or is one of mlx-audio."""
         config = self.config or {}
-        return "model_class" in config and "model_type" not in config
+        if "model_class" in config and "model_type" not in config:
+            return True
+        port = self.manifest.plan.get("port") if self.manifest is not None else None
+        return isinstance(port, str) and port.startswith("mlx_audio.")
 
     @property
     def transducer(self) -> Mapping[str, Any] | None:

@@ -279,7 +279,8 @@ def _(result: Compiled) -> None:
     table = _grid()
     table.add_row("written", str(result.destination))
     models = ", ".join(f"{name}/model.py" for name in result.parts) or "model.py"
-    table.add_row("model", f"{result.model_class} in {models}")
+    where = f"for {result.library}" if result.library else f"in {models}"
+    table.add_row("model", f"{result.model_class} {where}")
     table.add_row(
         "weights",
         f"{format_bytes(result.total_size)}, {result.bits_per_weight:.3g} bits a weight",

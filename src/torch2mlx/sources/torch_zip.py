@@ -8,7 +8,7 @@ The pickle is interpreted by `torch_pickle`, never executed; storages are read b
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
@@ -35,6 +35,8 @@ _MAX_TAIL = (1 << 16) + 22  # bytes in which a zip's last record begins
 _MAX_DEPTH = 8  # of nesting; a pickle can hold itself
 _LOCAL_HEADER = 30  # bytes of a zip record's header before its name
 
+Unwrap = Callable[[Path, Any], tuple[dict[str, StoredTensor], list[str]]]
+
 
 class TorchZipSource(TensorSource):
     """Tensors of one or several torch files.
@@ -42,6 +44,7 @@ class TorchZipSource(TensorSource):
     Args:
         files: the shards.
         weight_map: file name of each tensor, as an index gives it; checked.
+        unwrap: tensors by name, and notes, of what a file holds; `unwrap_state_dict` unless given.
 
     Attributes:
         notes: what was unwrapped and what was left out.
@@ -51,13 +54,18 @@ class TorchZipSource(TensorSource):
             tensor in two files, or an index that does not match.
     """
 
-    def __init__(self, files: Sequence[Path], weight_map: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        files: Sequence[Path],
+        weight_map: Mapping[str, str] | None = None,
+        unwrap: Unwrap | None = None,
+    ) -> None:
         self._files = tuple(sorted(files))
         self._reads = PositionalFiles(self._files)
         self._entries: dict[str, tuple[TensorInfo, StoredTensor, int]] = {}
         notes: list[str] = []
         for path in self._files:
-            entries, spans, file_notes = _entries(path)
+            entries, spans, file_notes = _entries(path, unwrap or unwrap_state_dict)
             self._reads.learn(path, spans)
             notes += file_notes
             for name, entry in entries.items():
@@ -232,16 +240,14 @@ def _opened(
 
 
 def _entries(
-    path: Path,
+    path: Path, unwrap: Unwrap
 ) -> tuple[dict[str, tuple[TensorInfo, StoredTensor, int]], list[tuple[int, int]], list[str]]:
     """(info, view, file offset of its storage) of each tensor of a file, bounds checked.
 
     Also where each storage begins and ends, and notes.
     """
     with _opened(path) as (archive, records, root), path.open("rb") as file:
-        tensors, notes = unwrap_state_dict(
-            path, read_pickle(path, archive.read(records[f"{root}/data.pkl"]))
-        )
+        tensors, notes = unwrap(path, read_pickle(path, archive.read(records[f"{root}/data.pkl"])))
         spans: dict[str, tuple[int, int]] = {}
         found: dict[str, tuple[TensorInfo, StoredTensor, int]] = {}
         for name, tensor in tensors.items():
