@@ -61,7 +61,7 @@ class Gated(nn.Module):
         return self.down(x)
 
 
-@pytest.mark.parametrize("waiting", [1, 2, None])
+@pytest.mark.parametrize("waiting", [0, 1, 2, None])
 def test_passes_that_begin_anew_bring_the_same(waiting: int | None) -> None:
     torch.manual_seed(0)
     layer = Gated()
@@ -105,7 +105,7 @@ def test_passes_that_begin_anew_bring_the_same(waiting: int | None) -> None:
         again.down.weight.mul_(0.5)
         for i, group in enumerate(left):
             torch.testing.assert_close(group[0], again(inputs[i]))
-    assert len(starts) == {1: 6 + 2 * 2, 2: 6 + 2, None: 6}[waiting]
+    assert len(starts) == {0: 6 + 2 * 2, 1: 6 + 2 * 2, 2: 6 + 2, None: 6}[waiting]
 
 
 @pytest.mark.parametrize(("kind", "fused"), [("llama", True), ("gemma2", False)])
