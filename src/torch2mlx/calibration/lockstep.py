@@ -285,8 +285,8 @@ def run_in_lockstep(
         groups: the passes; those of a group belong together, one through each module.
         units: of the modules that the passes of a group run.
         visit: called at each unit before any pass multiplies by it, once for each unit.
-        waiting: groups that may wait at a time; one does in any case.  None: all.  All wait at experts,
-            which some passes do not meet.
+        waiting: groups that may wait at a time; one does in any case.  None: all.  All wait at
+            experts, which some passes do not meet.
 
     Returns:
         what the passes return, by group.
