@@ -39,11 +39,13 @@ FUSED: dict[str, str | None] = {
     "jamba": "concatenated",
     "llama4_text": "concatenated-transposed",
     "glm4_moe": "concatenated",
+    "minimax": "concatenated",
     "minimax_m2": "concatenated",
     "ernie4_5_moe": "concatenated",
 }
-# mlx-lm's port leaves tensors of these out; the port is generated while they are converted.
-GENERATED = ("ernie4_5_moe",)
+# mlx-lm's port leaves tensors of these out or is of another model: theirs is generated while they
+# are converted.
+GENERATED = ("ernie4_5_moe", "minimax")
 PARAMETERS = [pytest.param(n, id=n) for n in FUSED]
 
 

@@ -30,6 +30,10 @@ _REASONS = tuple(
         (r"\.masked_bias$", "a constant attention mask"),
         (r"\.embed_scale$", "a constant that the port computes"),
         (
+            r"\.self_attn\.(?:slope_rate|(?:query|key|diagonal)_decay)$",
+            "how lightning attention fades is computed from the config",
+        ),
+        (
             r"(?:^|\.)(?:vision|visual|embed_vision|image_|multi_modal_projector|mm_projector"
             r"|patch_merge_mlp|aligner\.)|\.gate\.bias_vl$",
             "the vision part is not in this text-only port",

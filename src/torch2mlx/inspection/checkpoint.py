@@ -10,6 +10,7 @@ from typing import Any
 from torch2mlx.architectures.catalog import port_name, runs_sharded, similar_ports
 from torch2mlx.architectures.limits import FLOAT16_OVERFLOWS, stated_limits
 from torch2mlx.architectures.registry import rules_for
+from torch2mlx.errors import UnsupportedError
 from torch2mlx.inspection.costs import describe_costs, odd_widths
 from torch2mlx.inspection.layout import (
     draw_experts,
@@ -134,7 +135,10 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
 
 def _route(config: Mapping[str, Any]) -> str | None:
     reshape = rules_for(str(config.get("model_type"))).reshape
-    return port_name(reshape(dict(config)) if reshape else config)
+    try:
+        return port_name(reshape(dict(config)) if reshape else config)
+    except UnsupportedError:  # a port of that name is another model's
+        return None
 
 
 def _first_int(config: Mapping[str, Any], *keys: str) -> int | None:

@@ -12,7 +12,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["correct", "corrections"]
+__all__ = ["DECAYS", "correct", "corrections"]
+
+DECAYS = ("slope_rate", "query_decay", "key_decay", "diagonal_decay")
+"""Buffers of MiniMax's lightning attention, which its config determines."""
 
 
 def correct(model: nn.Module) -> None:
@@ -21,12 +24,20 @@ def correct(model: nn.Module) -> None:
     PhiMoE with long rope: texts beyond the original length take the long factors (Microsoft's code,
     and transformers up to 4.57).  Since then the decorator of `forward` still copies the right
     frequencies into a buffer, but `forward` computes the short ones anew.
+
+    MiniMax-Text-01: how its lightning attention fades follows from the config, in float32; rounded
+    copies that a checkpoint stores as buffers are passed over.
     """
     module: Any
     for module in model.modules():
         if type(module).__name__ == "PhimoeRotaryEmbedding" and _is_long(module):
             # A bound method follows its module into copies.
             module.rope_init_fn = types.MethodType(_chosen, module)
+        if type(module).__name__ == "MiniMaxLightningAttention":
+            slopes = module.get_slope_rate()
+            values = (slopes, *module.decay_factors(slopes))
+            for name, value in zip(DECAYS, values, strict=True):
+                module.register_buffer(name, value, persistent=False)
 
 
 def corrections(config: Mapping[str, Any]) -> tuple[str, ...]:

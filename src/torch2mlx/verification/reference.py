@@ -18,7 +18,7 @@ import numpy as np
 from torch2mlx.dtypes import DType
 from torch2mlx.errors import PlanError, UnsupportedError
 from torch2mlx.planning.plan import is_output_head
-from torch2mlx.verification.corrections import correct
+from torch2mlx.verification.corrections import DECAYS, correct
 
 if TYPE_CHECKING:
     import torch
@@ -256,7 +256,8 @@ def build_reference(
             "checkpoint and config.json do not belong together, or transformers cannot convert "
             "this checkpoint (convert unproven with --no-verify)"
         ) from error
-    absent = sorted(_used_by_text(model, info["missing_keys"]))
+    missing = (n for n in info["missing_keys"] if n.rpartition(".")[2] not in DECAYS)
+    absent = sorted(_used_by_text(model, missing))
     if absent:
         raise PlanError(
             f"PyTorch's {cls.__name__} misses {len(absent)} tensors, the first {absent[0]!r}: the "

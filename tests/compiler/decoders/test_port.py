@@ -112,6 +112,15 @@ WITHOUT_PORT: dict[str, dict[str, Any]] = {
         "sliding_window": 16,
     },
 }
+WITHOUT_PORT["minimax"] = {
+    **HEADS,
+    "num_hidden_layers": 3,
+    "num_local_experts": 4,
+    "block_size": 16,
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+    "linear_attn_alpha_factor": 1.3,
+    "full_attn_beta_factor": 0.7,
+}
 WITH_PORT: dict[str, dict[str, Any]] = {
     "mistral": {**LLAMA, "sliding_window": 16},
     "qwen2": {**LLAMA, "use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1},
@@ -451,6 +460,47 @@ def test_the_delta_rule_is_pytorchs_in_pieces_and_with_padding() -> None:
         assert np.allclose(np.array(after[:, 9:]), want[:1], atol=1e-5)
 
 
+def test_lightning_attention_is_pytorchs_in_pieces_and_with_padding() -> None:
+    import mlx.core as mx
+    import torch
+    from mlx_lm.models.cache import ArraysCache
+    from transformers.models.minimax.configuration_minimax import MiniMaxConfig
+    from transformers.models.minimax.modeling_minimax import MiniMaxLightningAttention
+
+    from torch2mlx.compiler.runtime.states import lightning_attention
+
+    config = MiniMaxConfig(**HEADS, block_size=32, layer_types=["linear_attention"] * 2)
+    torch.manual_seed(0)
+    layer = MiniMaxLightningAttention(config, 1)
+    hidden = torch.randn(2, 300, 64)
+    with torch.no_grad():
+        want = layer(hidden, None, None)[0].numpy()
+        qkv = layer.act_fn(layer.qkv_proj(hidden)).reshape(2, 300, 4, 48).transpose(1, 2)
+    q, k, v = (mx.array(x.contiguous().numpy()) for x in qkv.split(16, -1))
+    slopes = mx.array(layer.slope_rate.numpy())
+
+    def finished(heads: Any) -> Any:
+        y = torch.from_numpy(np.array(heads.swapaxes(1, 2))).reshape(*hidden.shape)
+        with torch.no_grad():
+            gate = layer.output_gate(hidden).sigmoid()
+            return layer.out_proj(gate * layer.norm(y)).numpy()
+
+    whole = lightning_attention(ArraysCache(1), 0, v, q, k, slopes)
+    assert np.allclose(finished(whole), want, atol=1e-5)
+    cache = ArraysCache(1)
+    parts = (slice(0, 270), slice(270, 271), slice(271, 300))
+    got = [lightning_attention(cache, 0, *(x[:, :, p] for x in (v, q, k)), slopes) for p in parts]
+    assert np.allclose(finished(mx.concatenate(got, axis=2)), want, atol=1e-5)
+    # Row 1 ends after 250 tokens; what follows is padding with keys of 0.
+    padded = ArraysCache(1)
+    padded.prepare(lengths=[270, 250])
+    seen = mx.arange(270)[:, None] < mx.array([270, 250])[:, None, None, None]
+    lightning_attention(padded, 0, *(x[:, :, :270] * seen for x in (v, q, k)), slopes)
+    alone = ArraysCache(1)
+    lightning_attention(alone, 0, *(x[1:, :, :250] for x in (v, q, k)), slopes)
+    assert np.allclose(np.array(padded[0][1:]), np.array(alone[0]), atol=1e-5)
+
+
 def test_a_text_that_outgrows_its_rotary_frequencies_is_refused() -> None:
     import mlx.core as mx
     from mlx_lm.models.cache import BatchKVCache, KVCache
@@ -472,7 +522,7 @@ def test_a_text_that_outgrows_its_rotary_frequencies_is_refused() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model_type", ["kimi_linear", "lfm3"])
+@pytest.mark.parametrize("model_type", ["kimi_linear", "lfm3", "minimax"])
 def test_padded_rows_of_hybrid_models_give_what_they_give_alone(model_type: str) -> None:
     import mlx.core as mx
     from mlx_lm.models.cache import ArraysCache, BatchKVCache, BatchRotatingKVCache, KVCache

@@ -200,6 +200,15 @@ def lower_delta_rule(
     return made
 
 
+@lowering(ops.lightning_attention.default)
+def lower_lightning_attention(
+    b: Builder, x: Value, cache: Value, layer: int, slot: int, *given: Any
+) -> Value:
+    """lightning_attention(Tensor values, Tensor cache, int layer, int slot, Tensor q, ...)."""
+    made: Value = b.call(_Abstract(states.lightning_attention, _third), cache, slot, x, *given)
+    return made
+
+
 @lowering(ops.selective_scan.default)
 def lower_selective_scan(
     b: Builder, x: Value, cache: Value, layer: int, slot: int, *given: Any

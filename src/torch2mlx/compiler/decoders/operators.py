@@ -30,6 +30,8 @@ _SCHEMAS = (
     "Tensor c, Tensor? d, Tensor? z, Tensor? bias, bool softplus) -> Tensor",
     "delta_rule(Tensor values, Tensor cache, int layer, int slot, Tensor queries, Tensor keys, "
     "Tensor decay, Tensor beta, bool normalized) -> Tensor",
+    "lightning_attention(Tensor values, Tensor cache, int layer, int slot, Tensor queries, "
+    "Tensor keys, Tensor slopes) -> Tensor",
     "attention(Tensor queries, Tensor keys, Tensor values, Tensor? mask, Tensor? cache, "
     "Tensor? sinks, float scale, float softcap) -> Tensor",
     "layer_cache(Tensor cache, int layer) -> Tensor",
@@ -119,8 +121,8 @@ def _token_rows(x: Tensor, order: Tensor, indices: Tensor) -> Tensor:
 
 
 _FAKES: tuple[Any, ...] = (
-    *(_positions, _like, _mask, _update, _keep_columns, _like, _like, _like, _like, _attention),
-    *(_layer_cache, _layer_mask, _fetch, _expert_rows, _switch_linear, _token_rows),
+    *(_positions, _like, _mask, _update, _keep_columns, _like, _like, _like, _like, _like),
+    *(_attention, _layer_cache, _layer_mask, _fetch, _expert_rows, _switch_linear, _token_rows),
 )
 
 

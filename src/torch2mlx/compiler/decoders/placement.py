@@ -72,7 +72,10 @@ class _Placement:
             for ref in references((node.args, node.kwargs)):
                 self.users.setdefault(ref.name, []).append(node)
         self.updates = [n for n in graph.nodes if n.target is self.ops.update.default]
-        names = ("mamba2_scan", "selective_scan", "delta_rule", "keep_columns")
+        names = (
+            *("mamba2_scan", "selective_scan", "delta_rule", "lightning_attention"),
+            "keep_columns",
+        )
         scans = [getattr(self.ops, name).default for name in names]
         self.scans = [n for n in graph.nodes if n.target in scans]
         self.kept = [n for n in graph.nodes if n in self.updates or n in self.scans]
@@ -117,12 +120,16 @@ class _Placement:
             if node.name not in moved:
                 result.append(self.new.get(node.name, node))
         slots = tuple(
-            CacheSlot(number, self.windows.get(number, 0), 2 * (number in states), number in keys)
+            CacheSlot(number, self.windows.get(number, 0), self._states(number), number in keys)
             for number in numbers
         )
         placed, renamed = _rename_experts(replace(graph, nodes=tuple(result)), self.ops)
         layers = _layer_path(self.kept[0].origin).rpartition(".")[0]
         return Placed(placed, slots, layers, renamed)
+
+    def _states(self, number: int) -> int:
+        """How many states a layer keeps."""
+        return max((int(n.args[3]) + 1 for n in self.scans if n.args[2] == number), default=0)
 
     def _add_cache(
         self, before: str, name: str, slot: int, origin: Origin, states: bool = False

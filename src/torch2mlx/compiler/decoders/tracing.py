@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from torch2mlx.compiler.decoders.lightning import single_lightning
 from torch2mlx.compiler.decoders.long_rotary import chosen_frequencies
 from torch2mlx.compiler.decoders.operators import operators
 from torch2mlx.compiler.export import export_module
@@ -53,7 +54,8 @@ def trace(model: Any) -> torch.export.ExportedProgram:
     auto = Dim.AUTO
     shapes = {"input_ids": {0: auto, 1: auto}, "cache": {0: auto}}
     long = chosen_frequencies(model, lambda: _current[-1].cache)
-    with _registered(model), _called_with_cache(model), long, _Indices():
+    lightning = single_lightning(model, lambda: _current[-1].cache)
+    with _registered(model), _called_with_cache(model), long, lightning, _Indices():
         return export_module(model, (ids, cache), None, shapes)
 
 
@@ -309,8 +311,9 @@ _SCANS: dict[str, Any] = {
     "mamba_selective_scan": _selective_scan,
     "torch_chunk_gated_delta_rule": _delta_rule,
     "chunk_kimi_delta_attention": _delta_rule,
+    "MiniMaxCache": object,  # the class that its model asks a cache for
 }
-"""Functions of modeling files whose states a cache keeps."""
+"""What modeling files have of states that a cache keeps."""
 
 
 @contextmanager

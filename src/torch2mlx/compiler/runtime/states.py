@@ -7,7 +7,14 @@ from typing import Any
 import mlx.core as mx
 from mlx_lm.models.gated_delta import gated_delta_kernel, gated_delta_ops
 
-__all__ = ["delta_rule", "keep_columns", "mamba2_scan", "selective_scan", "without_padding"]
+__all__ = [
+    "delta_rule",
+    "keep_columns",
+    "lightning_attention",
+    "mamba2_scan",
+    "selective_scan",
+    "without_padding",
+]
 
 
 def without_padding(cache: Any, x: mx.array) -> mx.array:
@@ -162,3 +169,42 @@ def delta_rule(
     y, cache[slot] = rule(q, k, v, mx.exp(g), beta, state, cache.make_mask(v.shape[1]))
     cache.advance(v.shape[1])
     return y.astype(values.dtype)
+
+
+def lightning_attention(
+    cache: Any,
+    slot: int,
+    values: mx.array,
+    queries: mx.array,
+    keys: mx.array,
+    slopes: mx.array,
+) -> mx.array:
+    """Linear attention that fades by `slopes` a token (arXiv 2401.04658), in chunks of 256 tokens.
+
+    The cache holds the state [batch, heads, width, width] at `slot`; values, queries and keys have
+    the shape [batch, heads, length, width], slopes [heads, 1, 1]. Padding has keys of 0, and
+    nothing fades over it.
+    """
+    q, k, v = (x.astype(mx.float32) for x in (queries, keys, values))
+    length = v.shape[2]
+    mask = cache.make_mask(length)
+    steps = mx.ones((1, length)) if mask is None else mask.astype(mx.float32)
+    steps = -slopes.astype(mx.float32)[..., 0] * steps[:, None]
+    state, parts = cache[slot], []
+    for start in range(0, length, 256):
+        part = slice(start, start + 256)
+        qs, ks, vs = q[:, :, part], k[:, :, part], v[:, :, part]
+        total = mx.cumsum(steps[..., part], axis=-1)
+        size = total.shape[-1]
+        seen = mx.arange(size)[:, None] >= mx.arange(size)
+        decay = mx.where(seen, total[..., None] - total[..., None, :], -mx.inf)
+        y = (qs @ ks.swapaxes(-1, -2) * mx.exp(decay)) @ vs
+        new = (ks * mx.exp(total[..., -1:] - total)[..., None]).swapaxes(-1, -2) @ vs
+        if state is not None:
+            y = y + mx.exp(total)[..., None] * (qs @ state)
+            new = new + mx.exp(total[..., -1])[..., None, None] * state
+        state = new
+        parts.append(y)
+    cache[slot] = state
+    cache.advance(length)
+    return mx.concatenate(parts, axis=2).astype(values.dtype)
