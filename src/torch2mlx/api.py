@@ -172,9 +172,9 @@ def convert(
     language models become mlx-lm's models; a module becomes MLX code of its own.
 
     Args:
-        source: a folder, a checkpoint file (.safetensors, .bin, .pt, .pth, .gguf), a hub id or
-            a URL such as s3://bucket/folder; or an `nn.Module`, an `ExportedProgram`, a .pt2 file
-            or "package.module:factory".
+        source: a folder, a checkpoint file (.safetensors, .bin, .pt, .pth, .ckpt, .gguf), a hub id
+            or a URL such as s3://bucket/folder; or an `nn.Module`, an `ExportedProgram`, a .pt2
+            file or "package.module:factory".
         destination: folder to create; it must not exist.  At a URL (s3://bucket/folder,
             hf://owner/name) it is made in the working directory, then uploaded and removed.
         example_inputs: of a module: positional arguments of its `forward`.
@@ -214,7 +214,8 @@ def convert(
     )
     if is_url(str(destination)):
         return _convert_and_upload(source, str(destination), asked, examples, listener, order)
-    return _convert(source, destination, asked, examples, listener, order)
+    place = Path(destination).expanduser()
+    return _convert(source, place, asked, examples, listener, order)
 
 
 def _convert(
@@ -351,7 +352,7 @@ def verify(
     with closing(checkpoint.source):
         report, tokenizer = verify_folder(
             checkpoint,
-            Path(folder),
+            Path(folder).expanduser(),
             memory_limit=memory_limit,
             max_context=max_context,
             trust_remote_code=trust_remote_code,
@@ -372,7 +373,7 @@ def verify_certificate(folder: str | Path, *, trust_remote_code: bool = False) -
     """
     from torch2mlx.evidence.recheck import check_certificate
 
-    return check_certificate(Path(folder), trust_remote_code)
+    return check_certificate(Path(folder).expanduser(), trust_remote_code)
 
 
 def report(*folders: str | Path, benchmark: str | Path | None = None) -> Report:
@@ -391,7 +392,7 @@ def report(*folders: str | Path, benchmark: str | Path | None = None) -> Report:
     """
     from torch2mlx.reporting.report import make_report
 
-    return make_report(folders, benchmark)
+    return make_report([Path(folder).expanduser() for folder in folders], benchmark)
 
 
 def doctor(folder: str | Path | None = None, *, fix: bool = False) -> Examination:
@@ -411,7 +412,7 @@ def doctor(folder: str | Path | None = None, *, fix: bool = False) -> Examinatio
         if fix:
             raise OptionError("--fix mends a folder: torch2mlx doctor DST --fix")
         return examine_machine()
-    return examine_folder(Path(folder), fix=fix)
+    return examine_folder(Path(folder).expanduser(), fix=fix)
 
 
 def load(folder: str | Path, *, trust_remote_code: bool = False) -> tuple[Any, Any]:
@@ -429,7 +430,9 @@ def load(folder: str | Path, *, trust_remote_code: bool = False) -> tuple[Any, A
         SourceError: the folder is no MLX language model with a tokenizer.
         OptionError: a type or pattern in config.json that does not fit the model.
     """
-    return load_language_model(folder, trust_remote_code=trust_remote_code, as_stored=True)
+    return load_language_model(
+        Path(folder).expanduser(), trust_remote_code=trust_remote_code, as_stored=True
+    )
 
 
 def generate(
@@ -468,7 +471,7 @@ def generate(
         SourceError: the folder is no MLX language model with a tokenizer.
     """
     return generate_text(
-        Path(folder),
+        Path(folder).expanduser(),
         prompt,
         sound=None if sound is None else Path(sound),
         language=language,
@@ -524,7 +527,7 @@ def bench(
         sizes=parse_sizes(sizes),
         trust_remote_code=trust_remote_code,
     )
-    return run_benchmark(folders, options, progress)
+    return run_benchmark([Path(folder).expanduser() for folder in folders], options, progress)
 
 
 def upload(
@@ -547,4 +550,4 @@ def upload(
     from torch2mlx.evidence.upload import plan_upload, upload_folder
 
     act = plan_upload if dry_run else upload_folder
-    return act(Path(folder), repository, private)
+    return act(Path(folder).expanduser(), repository, private)

@@ -219,7 +219,7 @@ class CheckpointConversion:
         from torch2mlx.planning.shards import parse_size
 
         options = self.options
-        return build_plan(
+        plan = build_plan(
             self.checkpoint,
             self.port,
             dtype=options.dtype,
@@ -227,6 +227,11 @@ class CheckpointConversion:
             keep_grids=options.keep_grids,
             max_shard_size=parse_size(options.max_shard_size),
         )
+        if quantize is not None and all(output.scheme is None for output in plan.outputs):
+            reasons = plan.assignment.reasons if plan.assignment is not None else {}
+            told = "; ".join(dict.fromkeys(reasons.values())) or "the port has no such modules"
+            raise OptionError(f"-q: no module would be quantized ({told}); leave out -q")
+        return plan
 
     def _lead(self, team: Team, source: SourceState) -> Conversion:
         if self.order is not None:

@@ -162,8 +162,8 @@ class ConvertOptions:
             raise OptionError("-q and -d exclude each other: quantize or dequantize")
         if self.max_context is not None and self.max_context < 2:
             raise OptionError(f"--max-context {self.max_context}: at least 2 tokens")
-        parse_size(self.max_shard_size)
-        parse_size(self.memory_limit)
+        parse_size(self.max_shard_size, "--max-shard-size")
+        parse_size(self.memory_limit, "--memory-limit")
         self.quant_options()
         self.precision_policy()
         for options in self.further().values():
@@ -196,11 +196,13 @@ class ConvertOptions:
             )
         if self.auto and self.also:
             raise OptionError("--auto: makes one output; leave out --also")
-        for flag, least in (("--min-top1", 0.0), ("--max-loops", 0.0)):
+        for flag in ("--min-top1", "--max-loops"):
             value = self._bound_flags()[flag]
-            if value is not None and not least <= value <= 1:
+            if value is not None and not 0 <= value <= 1:
                 raise OptionError(f"{flag} {value}: a share from 0 to 1")
-        if self.max_perplexity is not None and self.max_perplexity < 1:
+        if self.max_kl is not None and not self.max_kl >= 0:
+            raise OptionError(f"--max-kl {self.max_kl}: nats a token, 0 or more")
+        if self.max_perplexity is not None and not self.max_perplexity >= 1:
             raise OptionError(
                 f"--max-perplexity {self.max_perplexity}: a multiple of the original's, 1 or more"
             )
@@ -223,7 +225,7 @@ class ConvertOptions:
         if self.target_bpw is not None and not 2 < float(self.target_bpw) <= 16:
             raise OptionError(f"--target-bpw {self.target_bpw}: more than 2 and at most 16")
         if self.fit is not None:
-            parse_size(self.fit)
+            parse_size(self.fit, "--fit")
         if self.context is not None and self.context < 1:
             raise OptionError(f"--context {self.context}: at least 1 token")
 

@@ -102,6 +102,24 @@ def test_factory_and_checkpoint(place: Path, kind: str) -> None:
     assert (place / "out" / "model.safetensors.index.json").exists()
 
 
+@pytest.mark.parametrize("prefix", ["model.", "_orig_mod.module.", "system.net."])
+def test_names_of_trainers(place: Path, prefix: str) -> None:
+    net = _net()
+    state = {f"{prefix}{name}": tensor for name, tensor in net.state_dict().items()}
+    torch.save({"state_dict": state, "epoch": 3}, "last.ckpt")
+    made = torch2mlx.convert("weighed:build", "out", example="x.pt", weights="last.ckpt")
+    torch.testing.assert_close(_run(Path(made.destination), X + 1), net(X + 1).detach())
+    assert "prefix" in " ".join(made.notes)
+
+
+def test_one_tensor_of_the_module_has_one_value(place: Path) -> None:
+    state = _net().state_dict()
+    torch.save({**state, "head.weight": 2 * state["embed.weight"]}, "weights.pt")
+    with pytest.raises(PlanError, match=r"head\.weight has other values than embed\.weight"):
+        torch2mlx.convert("weighed:build", "out", example="x.pt", weights="weights.pt")
+    assert not (place / "out").exists()
+
+
 def test_a_folder_brings_tokenizer_and_pooling_along(place: Path) -> None:
     source = place / "encoder"
     (source / "1_Pooling").mkdir(parents=True)

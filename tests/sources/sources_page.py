@@ -35,7 +35,7 @@ ROWS = {
     "Checkpoints of Hugging Face": [
         ("safetensors, one file or shards", "config.json, index", "safetensors, what was saved",
          "test_safetensors.py::test_rows_of_every_dtype_are_the_saved_bits"),
-        ("torch zip files (.bin, .pt, .pth)", "config.json, index", "torch.load",
+        ("torch zip files (.bin, .pt, .pth, .ckpt)", "config.json, index", "torch.load",
          "test_torch_zip.py::test_every_dtype"),
         ("GGUF", "its metadata", "gguf's dequantization", "test_gguf.py::test_block_types_by_rows"),
         ("quantized MLX folders", "config.json", "mx.dequantize",

@@ -296,6 +296,8 @@ def test_not_a_checkpoint(folder: Path, tmp_path: Path) -> None:
         (empty, "the folder is empty"),
         (folder, r"not a checkpoint: no \.safetensors.*found config\.json"),
         (folder / "config.json", "not a weight file"),
+        ("", "SRC is an empty text"),
+        (tmp_path, "holds only folders; give one of .*model"),
         (tmp_path / "gone", "no such file or folder, and not a hub id"),
         (tmp_path / "gone.safetensors", "no such file or folder"),
         ("gone/model.safetensors", "no such file or folder"),

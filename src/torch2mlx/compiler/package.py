@@ -19,7 +19,12 @@ from torch2mlx.compiler.lowering.registry import registered
 from torch2mlx.compiler.passes import optimized
 from torch2mlx.compiler.program import build_programs
 from torch2mlx.compiler.publish import CompiledModule, Extras, publish
-from torch2mlx.compiler.weights import check_names, checkpoint_state, module_state
+from torch2mlx.compiler.weights import (
+    check_names,
+    checkpoint_state,
+    in_names_of,
+    module_state,
+)
 from torch2mlx.errors import CompileError, OptionError, UnsupportedError
 from torch2mlx.options import ConvertOptions
 from torch2mlx.packaging.staging import check_destination
@@ -272,6 +277,7 @@ def compile_module(
         if plain is not None:
             original, module = original or module, plain
     else:
+        weights = in_names_of(module, weights)
         check_names(module, weights)
     made = compile_entries(module, points, options.dtype, extras.host if extras else None)
     if weights is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,7 @@ __all__ = [
     "WeightState",
     "check_names",
     "checkpoint_state",
+    "in_names_of",
     "module_state",
     "plan_weights",
     "values_digest",
@@ -92,11 +93,15 @@ def checkpoint_state(
 
     Raises:
         PlanError: names that are missing, unexpected or of another shape, all at once.
+            Also where it has several values for one tensor of the module.
         SourceError: what only the module can hold has no data either.
     """
     check_names(module, checkpoint)
     own = module.state_dict(keep_vars=True)
-    tied = {id(own[name]): name for name in own if name in checkpoint.state}
+    tied: dict[int, str] = {}
+    for name in (name for name in own if name in checkpoint.state):
+        first = tied.setdefault(id(own[name]), name)
+        _require_same(name, first, checkpoint)
     inside: dict[str, torch.Tensor] = {}
     tensors: dict[str, Expr] = {}
     for name, tensor in {**constants, **named_tensors(module)}.items():
@@ -119,8 +124,39 @@ def checkpoint_state(
     )
 
 
+def _require_same(name: str, first: str, checkpoint: Checkpoint) -> None:
+    if name == first:
+        return
+    from torch2mlx.verification.audit import check_tied
+
+    state = checkpoint.state
+    if not check_tied(name, state[name], first, state[first], checkpoint.source).ok:
+        raise PlanError(
+            f"{checkpoint.location}: {name} has other values than {first}, but they are one tensor "
+            "in the module; untie them there, or remove the one that is not meant from the file"
+        )
+
+
 def _sources(source: TensorSource) -> dict[str, Expr]:
     return {n: Source(n, info.dtype, info.shape) for n, info in source.tensors.items()}
+
+
+def in_names_of(module: torch.nn.Module, checkpoint: Checkpoint) -> Checkpoint:
+    """A checkpoint under the names of a module, where every name of it has one prefix more.
+
+    Trainers hold the module as an attribute: Lightning writes "model.", others "net.".
+    """
+    own, state = module.state_dict(), checkpoint.state
+    parts = next(iter(state), "").split(".")
+    for count in range(1, len(parts)):
+        prefix = ".".join(parts[:count]) + "."
+        if any(n in own or not n.startswith(prefix) for n in state):
+            break
+        if any(n.removeprefix(prefix) in own for n in state):
+            note = f"{checkpoint.location}: the prefix {prefix!r} was taken off every name"
+            named = {n.removeprefix(prefix): expr for n, expr in state.items()}
+            return replace(checkpoint, state=named, notes=(*checkpoint.notes, note))
+    return checkpoint
 
 
 def check_names(module: torch.nn.Module, checkpoint: Checkpoint) -> None:

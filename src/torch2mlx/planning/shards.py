@@ -53,19 +53,25 @@ class ShardPlan:
     nbytes: int
 
 
-def parse_size(text: str | int) -> int:
+def parse_size(text: str | int, flag: str = "") -> int:
     """Bytes of "4GB", "500MB", "1.5 GiB" or a plain number; GB is 10^9, GiB is 2^30.
+
+    Args:
+        text: to be read.
+        flag: of the option that has it, for the message.
 
     Raises:
         OptionError: not a size, or not positive.
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)(B?)\s*", str(text), re.IGNORECASE)
     if not match or (match[3] and not match[2]):
-        raise OptionError(f"{text!r} is no size; write for example 4GB, 500MB or 1GiB")
+        raise OptionError(
+            f"{flag} {text!r} is no size; write for example 4GB, 500MB or 1GiB".lstrip()
+        )
     unit = match[2].upper()
     size = int(Decimal(match[1]) * (_BINARY[unit] if match[3] else _UNITS[unit]))
     if size <= 0:
-        raise OptionError(f"{text!r}: the size must be positive")
+        raise OptionError(f"{flag} {text!r}: the size must be positive".lstrip())
     return size
 
 

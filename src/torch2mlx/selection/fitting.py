@@ -70,7 +70,7 @@ def running_memory(
     """
     if context is not None and context < 1:
         raise OptionError(f"--context {context}: at least 1 token")
-    limit = None if fit is None else parse_size(fit)
+    limit = None if fit is None else parse_size(fit, "--fit")
     tokens = context or min(_DEFAULT_CONTEXT, _longest(port.config))
     return Running(tokens, cache_bytes(port, tokens), prompt_bytes(port.config, tokens), limit)
 

@@ -210,7 +210,7 @@ def select_strategies(
                 nbytes=plan.nbytes,
                 bits_per_weight=8 * plan.nbytes / max(1, plan.parameters),
                 shards=len(plan.shards),
-                conversion_memory=parse_size(memory_limit),
+                conversion_memory=parse_size(memory_limit, "--memory-limit"),
                 runtime_memory=need,
                 mac=smallest_mac(need),
                 kl=kl,

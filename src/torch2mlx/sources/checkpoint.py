@@ -41,8 +41,8 @@ def open_checkpoint(
     A folder that is an adapter opens the model that its config names, with the adapter merged in.
 
     Args:
-        location: a folder, a .safetensors/.bin/.pt/.pth/.gguf file, an index, "owner/name", or a
-            URL of a folder or file that fsspec can read.
+        location: a folder, a .safetensors/.bin/.pt/.pth/.ckpt/.gguf file, an index, "owner/name",
+            or a URL of a folder or file that fsspec can read.
         revision: branch, tag or commit of a hub id.
         trust_remote_code: also take the checkpoint's Python files along; nothing runs them here.
         accept_config: called with config.json before weights of a hub id are downloaded; what
@@ -57,6 +57,8 @@ def open_checkpoint(
             file and what to do.
         UnsupportedError: a GGUF architecture that has no exact mapping.
     """
+    if not str(location):
+        raise SourceError("SRC is an empty text; name a folder, a file, a hub id or a URL")
     path = Path(location).expanduser()
     if not is_there(path):
         with suppress(OSError, ValueError):  # no name that a file could have

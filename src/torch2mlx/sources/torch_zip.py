@@ -190,10 +190,11 @@ def unwrap_state_dict(path: Path, value: Any) -> tuple[dict[str, StoredTensor], 
     rest = [str(k) for k in value if k not in tensors]
     if rest:
         notes.append(f"{path.name}: left out {', '.join(rest[:12])}: not tensors")
-    for prefix in _PREFIXES:
-        if all(name.startswith(prefix) for name in tensors):
-            tensors = {name.removeprefix(prefix): t for name, t in tensors.items()}
-            notes.append(f"{path.name}: the prefix {prefix!r} was taken off every name")
+    while tensors and (
+        prefix := next((p for p in _PREFIXES if all(name.startswith(p) for name in tensors)), None)
+    ):
+        tensors = {name.removeprefix(prefix): t for name, t in tensors.items()}
+        notes.append(f"{path.name}: the prefix {prefix!r} was taken off every name")
     return tensors, notes
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from torch2mlx.errors import SourceError
@@ -23,6 +23,7 @@ _KINDS = {
     ".bin": "torch",
     ".pt": "torch",
     ".pth": "torch",
+    ".ckpt": "torch",
     ".gguf": "gguf",
 }
 _PREFERENCE = ("safetensors", "torch", "gguf")
@@ -34,7 +35,7 @@ _TRAINING = re.compile(
 )
 _ADAPTER = re.compile(r"adapter(_model|s)?\b.*")
 _PROJECTOR = re.compile(r"mmproj.*|.*[-_.]mmproj[-_.].*")
-_FOREIGN = (".h5", ".msgpack", ".onnx", ".ckpt", ".tflite", ".npz", ".pt2", ".ot", ".nemo")
+_FOREIGN = (".h5", ".msgpack", ".onnx", ".tflite", ".npz", ".pt2", ".ot", ".nemo")
 # What libraries call the weights when nobody gives a name.
 _USUAL = ("model", "pytorch_model", "diffusion_pytorch_model")
 _LISTED = 8  # names a message lists before it counts the rest
@@ -134,8 +135,8 @@ def choose_file(where: str, file: str, names: Iterable[str], read_json: ReadJson
     kind = kind_of(file)
     if kind is None:
         raise SourceError(
-            f"{where}/{file}: not a weight file; expected .safetensors, .bin, .pt, .pth, .gguf "
-            "or a folder with such files"
+            f"{where}/{file}: not a weight file; expected .safetensors, .bin, .pt, .pth, .ckpt, "
+            ".gguf or a folder with such files"
         )
     if _ADAPTER.fullmatch(file):
         raise _only_adapter(f"{where}/{file}")
@@ -284,6 +285,10 @@ def _only_adapter(where: str) -> SourceError:
 def _no_weights(where: str, names: Sequence[str]) -> SourceError:
     """Why a folder without weights is not a checkpoint."""
     if not names:
+        found = [p for depth in ("*", "*/*") for p in Path(where).glob(f"{depth}/config.json")]
+        inner = sorted(str(path.parent) for path in found)
+        if inner:
+            return SourceError(f"{where}: holds only folders; give one of {_listing(inner)}")
         return SourceError(f"{where}: the folder is empty; expected a checkpoint")
     if any(_ADAPTER.fullmatch(name) for name in names):
         return _only_adapter(where)
@@ -296,9 +301,9 @@ def _no_weights(where: str, names: Sequence[str]) -> SourceError:
     if foreign:
         return SourceError(
             f"{where}: no PyTorch weights; {_listing(foreign)} cannot be read. Expected "
-            ".safetensors, .bin, .pt, .pth or .gguf"
+            ".safetensors, .bin, .pt, .pth, .ckpt or .gguf"
         )
     return SourceError(
-        f"{where}: not a checkpoint: no .safetensors, .bin, .pt, .pth or .gguf file in it "
+        f"{where}: not a checkpoint: no .safetensors, .bin, .pt, .pth, .ckpt or .gguf file in it "
         f"(found {_listing(names)})"
     )

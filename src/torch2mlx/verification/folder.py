@@ -74,7 +74,7 @@ def verify_folder(
         checkpoint,
         port,
         outputs,
-        memory_limit=parse_size(memory_limit),
+        memory_limit=parse_size(memory_limit, "--memory-limit"),
         max_context=max_context,
         trust_remote_code=trust_remote_code,
         progress=progress,

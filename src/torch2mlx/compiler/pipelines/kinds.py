@@ -25,9 +25,7 @@ def is_pipeline(path: Path) -> bool:
 
 def is_single_file(path: Path) -> bool:
     """Whether a file holds the models of a pipeline under their authors' names."""
-    if path.suffix == ".ckpt":
-        return path.is_file()  # nothing else here reads such a file
-    if path.suffix != ".safetensors" or not path.is_file():
+    if path.suffix not in (".safetensors", ".ckpt") or not path.is_file():
         return False
     try:
         with closing(weights_of_file(path)) as source:
