@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from zoo import VOCABULARY, Case
 
+from torch2mlx.verification.corrections import correct
+
 __all__ = [
     "TOLERANCE",
     "Saved",
@@ -110,6 +112,7 @@ def build(case: Case, seed: int = 0) -> Any:
     config = transformers.models.auto.CONFIG_MAPPING[case.model_type](**options)
     torch.manual_seed(seed)
     model = getattr(transformers, case.auto).from_config(config, dtype=torch.float32).eval()
+    correct(model)  # of phimoe: tests/verification/test_corrections.py has its authors' formula
     embeddings = {
         f"{name}.weight" for name, m in model.named_modules() if isinstance(m, torch.nn.Embedding)
     }

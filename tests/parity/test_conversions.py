@@ -24,6 +24,8 @@ OTHERS = (
     "qwen3_vl",
     "qwen3_vl_moe",
     "gemma4",
+    "phimoe",
+    "minimax",
 )
 
 
