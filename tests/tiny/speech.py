@@ -7,9 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import VitsConfig, VitsModel, VitsTokenizer
+from transformers import (
+    FastSpeech2ConformerConfig,
+    FastSpeech2ConformerHifiGanConfig,
+    FastSpeech2ConformerModel,
+    FastSpeech2ConformerWithHifiGan,
+    FastSpeech2ConformerWithHifiGanConfig,
+    VitsConfig,
+    VitsModel,
+    VitsTokenizer,
+)
 
-__all__ = ["add_vits_tokenizer", "kokoro", "vits"]
+__all__ = ["add_vits_tokenizer", "fastspeech2", "kokoro", "vits"]
 
 
 def vits(**changes: Any) -> Any:
@@ -38,6 +47,46 @@ def add_vits_tokenizer(folder: Path) -> None:
     vocabulary.write_text(json.dumps(letters))
     VitsTokenizer(str(vocabulary), pad_token="_", unk_token="_").save_pretrained(folder)
     vocabulary.unlink()
+
+
+def fastspeech2(vocoder: bool, **changes: Any) -> Any:
+    """A FastSpeech 2 of 30 tokens, some two frames each, alone or with a HiFi-GAN."""
+    torch.manual_seed(0)
+    layers = {
+        "attention_dropout_rate": 0.2, "layers": 1, "activation_type": "silu",
+        "concat_after": False, "dropout_rate": 0.2, "kernel_size": 7, "linear_units": 32,
+        "normalize_before": True, "num_attention_heads": 2, "positional_dropout_rate": 0.2,
+    }  # fmt: skip
+    predictors = {
+        f"{name}_predictor_{size}": value
+        for name in ("duration", "energy", "pitch")
+        for size, value in (("channels", 8), ("layers", 1))
+    }
+    config = FastSpeech2ConformerConfig(
+        hidden_size=16, vocab_size=30, num_mel_bins=8, encoder_config=dict(layers),
+        decoder_config=dict(layers), encoder_num_attention_heads=2, decoder_num_attention_heads=2,
+        encoder_layers=1, decoder_layers=1, speech_decoder_postnet_layers=2,
+        speech_decoder_postnet_units=8, **predictors, **changes,
+    )  # fmt: skip
+    if vocoder:
+        sound = FastSpeech2ConformerHifiGanConfig(
+            model_in_dim=8, upsample_initial_channel=16, upsample_rates=[2, 2],
+            upsample_kernel_sizes=[4, 4], resblock_kernel_sizes=[3],
+            resblock_dilation_sizes=[[1, 3]],
+        )  # fmt: skip
+        both = FastSpeech2ConformerWithHifiGanConfig(
+            model_config=config.to_dict(), vocoder_config=sound.to_dict()
+        )
+        model: Any = FastSpeech2ConformerWithHifiGan(both)
+    else:
+        model = FastSpeech2ConformerModel(config)
+    durations = getattr(model, "model", model).duration_predictor.linear
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape))
+        durations.bias.fill_(1.2)
+        durations.weight.mul_(3)
+    return model.eval()
 
 
 def kokoro(folder: Path) -> None:

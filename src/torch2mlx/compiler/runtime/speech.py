@@ -7,7 +7,7 @@ from typing import Any
 
 import mlx.core as mx
 
-__all__ = ["VitsSynthesis", "repeated"]
+__all__ = ["FastSpeech2Synthesis", "VitsSynthesis", "repeated"]
 
 
 def repeated(values: mx.array, counts: mx.array, longest: int) -> mx.array:
@@ -92,3 +92,51 @@ class VitsSynthesis:
         if speaker_id is None or not 0 <= speaker_id < self.speakers:
             raise ValueError(f"speaker_id: {speaker_id}; give one of 0 to {self.speakers - 1}")
         return {"speaker": mx.array([speaker_id], dtype=mx.int64)}
+
+
+class FastSpeech2Synthesis:
+    """From tokens to a spectrogram, or sound: `encode`, as many rows as frames, `decode`."""
+
+    encode: Callable[..., Any]
+    decode: Callable[..., Any]
+    conditions: tuple[str, ...]
+    speaking_speed: float
+
+    def __call__(
+        self,
+        input_ids: mx.array,
+        attention_mask: mx.array | None = None,
+        speaker_ids: mx.array | None = None,
+        lang_ids: mx.array | None = None,
+        speaker_embedding: mx.array | None = None,
+    ) -> dict[str, mx.array]:
+        """By name: `spectrogram` [batch, frames, bins], `waveform` [batch, samples] where there is
+        a vocoder, `duration_outputs`, `pitch_outputs` and `energy_outputs` of the tokens.
+
+        input_ids [batch, length], attention_mask the same (1: a token); of several speakers and
+        languages their numbers [batch], and of embedded ones speaker_embedding [batch, size].
+        """
+        if attention_mask is None:
+            attention_mask = mx.ones_like(input_ids)
+        given = {
+            "speaker_ids": speaker_ids,
+            "lang_ids": lang_ids,
+            "speaker_embedding": speaker_embedding,
+        }
+        missing = [name for name in self.conditions if given[name] is None]
+        if missing:
+            raise ValueError(f"{', '.join(missing)}: this model needs it")
+        chosen = {name: given[name] for name in self.conditions}
+        encoded = self.encode(input_ids=input_ids, attention_mask=attention_mask, **chosen)
+        frames = encoded["durations"]
+        if self.speaking_speed != 1.0:
+            frames = mx.round(frames * self.speaking_speed).astype(mx.int64)
+        if not frames.sum().item():
+            frames = mx.ones_like(frames)
+        longest = int(frames.sum(axis=1).max())
+        return {
+            **self.decode(rows=repeated(encoded["rows"], frames, longest)),
+            "duration_outputs": encoded["durations"],
+            "pitch_outputs": encoded["pitch"],
+            "energy_outputs": encoded["energy"],
+        }

@@ -9,8 +9,12 @@ from torch2mlx.sources.local_files import read_json_object
 
 __all__ = ["SYNTHESIZERS", "is_synthesizer"]
 
-SYNTHESIZERS = ("vits",)
-"""Values of `model_type`."""
+SYNTHESIZERS = {
+    "fastspeech2_conformer": "FastSpeech2ConformerModel",
+    "fastspeech2_conformer_with_hifigan": "FastSpeech2ConformerWithHifiGan",
+    "vits": "VitsModel",
+}
+"""Value of `model_type` → class of transformers."""
 
 
 def is_synthesizer(path: Path) -> bool:

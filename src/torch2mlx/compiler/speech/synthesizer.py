@@ -8,13 +8,20 @@ from typing import Any
 
 import torch
 
+from torch2mlx.compiler.speech.fastspeech2 import fastspeech2_parts
+from torch2mlx.compiler.speech.kinds import SYNTHESIZERS
 from torch2mlx.compiler.speech.parts import SpeechParts
 from torch2mlx.compiler.speech.vits import vits_parts
 from torch2mlx.errors import SourceError
+from torch2mlx.sources.companions import read_config
 
 __all__ = ["is_speech_model", "load_speech_model", "parts_of"]
 
-_PARTS: dict[str, Callable[[Any], SpeechParts]] = {"VitsModel": vits_parts}
+_PARTS: dict[str, Callable[[Any], SpeechParts]] = {
+    "FastSpeech2ConformerModel": fastspeech2_parts,
+    "FastSpeech2ConformerWithHifiGan": fastspeech2_parts,
+    "VitsModel": vits_parts,
+}
 """By class name."""
 
 
@@ -34,18 +41,18 @@ def load_speech_model(folder: Path) -> Any:
     Raises:
         SourceError: transformers cannot load it, or weights are missing.
     """
-    from transformers import AutoModelForTextToWaveform
+    import transformers
 
     from torch2mlx.compiler.pipelines.source import checked_weights
     from torch2mlx.verification.reference import quiet
 
+    kind = getattr(transformers, SYNTHESIZERS[read_config(folder)["model_type"]])
     try:
         with quiet():
-            model, info = AutoModelForTextToWaveform.from_pretrained(
+            model, info = kind.from_pretrained(
                 folder,
                 dtype=torch.float32,
                 local_files_only=True,
-                trust_remote_code=False,
                 output_loading_info=True,
             )
     except (ValueError, OSError, RuntimeError, KeyError, TypeError) as error:
