@@ -147,6 +147,42 @@ def test_the_line_that_makes_a_dynamic_extent_constant(reshapes: bool, code: str
     assert f"makes a constant of it (3), at {__file__}:{line_of(Constant, code)}" in reason
 
 
+class Halves(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.view(2, 3, 2, x.shape[2] // 2)
+
+
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [
+        (nn.Conv1d(3, 4, 5, 2, 2), "it does so from 3 on: time = Dim('time', min=3)"),
+        (Halves(), "takes multiples only, at {file}:{line} (return x.view(2, 3, 2, x.shape[2]"),
+    ],
+)
+def test_what_a_dynamic_extent_must_be_is_told(module: nn.Module, words: str) -> None:
+    shapes = ({2: torch.export.Dim("time")},)
+    with pytest.raises(CompileError) as caught:
+        export_module(module, (torch.randn(2, 3, 16),), dynamic_shapes=shapes)
+    (reason,) = caught.value.reasons
+    assert words.format(file=__file__, line=line_of(Halves, "x.view")) in reason
+    bounds = ({2: torch.export.Dim("time", min=3)},)
+    if isinstance(module, nn.Conv1d):
+        export_module(module, (torch.randn(2, 3, 16),), dynamic_shapes=bounds)
+    else:
+        assert "--dynamic argument:axis=2*time" in reason
+
+
+class Likelihood(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.distributions.Normal(x, x.exp()).log_prob(x + 1)
+
+
+def test_distributions_do_not_check_their_arguments() -> None:
+    found = operators(export_module(Likelihood(), (torch.randn(3, 2),)))
+    assert "aten.log.default" in found
+    assert torch.distributions.Distribution._validate_args is __debug__
+
+
 def test_a_dynamic_extent_warns_of_nothing() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")

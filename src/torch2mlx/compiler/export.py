@@ -19,6 +19,7 @@ from torch2mlx.compiler.meta import (
     fake_inputs,
     fake_weights,
     keywords_as_names,
+    without_argument_checks,
     without_needless_moves,
 )
 from torch2mlx.errors import CompileError
@@ -99,6 +100,7 @@ def export_or_guess(
         fake_weights(module, dtype),
         without_needless_moves(),
         keywords_as_names(),
+        without_argument_checks(),
         grouped_experts(module),
         all_pools(module),
         _as_forward(module, method),

@@ -16,6 +16,11 @@ __all__ = ["Guard", "recording_guards", "user_place", "violated_ranges"]
 
 _PACKAGE = str(Path(__file__).parents[1])
 _SHOWN = 3
+_TRIED = 1024  # extents
+_UNMET = re.compile(
+    r"Not all values of (\w+) = (\S+) in the specified range satisfy the generated guard (.+?)\.?$",
+    re.MULTILINE,
+)
 
 
 @dataclass(frozen=True)
@@ -73,14 +78,24 @@ def violated_ranges(text: str, guards: Sequence[Guard]) -> list[str]:
     if not text.startswith("Constraints violated"):
         return []
     _, _, suggestions = text.partition("Suggested fixes:")
-    reasons = []
-    for name, remedy in re.findall(r"^\s*(\w+) = (\S.*)$", suggestions, re.MULTILINE):
+    fixes = re.findall(r"^\s*(\w+) = (\S.*)$", suggestions, re.MULTILINE)
+    reasons = [] if fixes else _unsuggested(text, guards)
+    factors = {f"_{name}" for name, remedy in fixes if f"_{name}" in remedy}
+    for name, remedy in fixes:
+        if name in factors:
+            continue
         numbers = {int(n) for n in re.findall(r"\d+", remedy)}
         # A bound may be written as < or as <=.
         near = {n + step for n in numbers for step in (-1, 0, 1)} if "Dim" in remedy else numbers
         places = list(dict.fromkeys(g.place for g in guards if g.numbers & near))
         where = f", at {'; '.join(places[:_SHOWN])}" if places else ""
-        if "Dim" not in remedy and numbers:
+        if f"_{name}" in remedy:
+            derived = remedy.replace(f"_{name}", name)
+            reasons.append(
+                f"dynamic extent {name}: the module takes multiples only{where}; derive it, as "
+                f"--dynamic argument:axis={derived} does"
+            )
+        elif "Dim" not in remedy and numbers:
             reasons.append(
                 f"dynamic extent {name}: the code makes a constant of it ({remedy}){where}; "
                 f"{_remedy(name, remedy, places)}"
@@ -91,6 +106,49 @@ def violated_ranges(text: str, guards: Sequence[Guard]) -> list[str]:
                 f"only{where}; torch suggests {name} = {remedy}"
             )
     return reasons
+
+
+def _unsuggested(text: str, guards: Sequence[Guard]) -> list[str]:
+    """The same where torch only says which conditions do not hold for every value."""
+    conditions: dict[str, list[str]] = {}
+    for name, size, condition in _UNMET.findall(text):
+        conditions.setdefault(name, []).append(condition.replace(size, name))
+    reasons = []
+    for name, unmet in conditions.items():
+        numbers = [frozenset(map(int, re.findall(r"\d+", c))) for c in unmet]
+        places = list(
+            dict.fromkeys(g.place for g in guards if frozenset(map(abs, g.numbers)) in numbers)
+        )
+        where = f", at {'; '.join(places[:_SHOWN])}" if places else ""
+        least = _least(name, unmet)
+        remedy = (
+            f"it does so from {least} on: {name} = Dim({name!r}, min={least}), or "
+            f"{name}:{least}..MAX in --dynamic"
+            if least
+            else f"give {name} bounds within which {' and '.join(unmet[:_SHOWN])}"
+        )
+        reasons.append(
+            f"dynamic extent {name}: the module computes in one way for some of its values "
+            f"only{where}; {remedy}"
+        )
+    return reasons
+
+
+def _least(name: str, conditions: Sequence[str]) -> int | None:
+    """The extent from which on conditions hold; None where they are no bound, or not arithmetic."""
+    plain = re.compile(rf"(\b{name}\b|[\d\s()+\-*/%<>=!])*")
+    if not all(plain.fullmatch(c) for c in conditions):
+        return None
+    code = [compile(c, "condition", "eval") for c in conditions]
+
+    def holds(extent: int) -> bool:
+        try:
+            return all(eval(c, {"__builtins__": {}}, {name: extent}) for c in code)
+        except ArithmeticError:
+            return False
+
+    least = next((n for n in range(_TRIED, 0, -1) if not holds(n)), 0) + 1
+    return least if least <= _TRIED // 2 else None
 
 
 def _remedy(name: str, remedy: str, places: Sequence[str]) -> str:

@@ -15,6 +15,7 @@ __all__ = [
     "fake_weights",
     "keywords_as_names",
     "parameters_on_meta",
+    "without_argument_checks",
     "without_needless_moves",
 ]
 
@@ -142,6 +143,19 @@ def keywords_as_names() -> Iterator[None]:
         yield
     finally:
         graph._format_target = original
+
+
+@contextmanager
+def without_argument_checks() -> Iterator[None]:
+    """While it lasts, torch.distributions do not look at the values of their arguments."""
+    from torch.distributions import Distribution
+
+    before = Distribution._validate_args
+    Distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        Distribution.set_default_validate_args(before)
 
 
 def fake_inputs(value: Any) -> Any:
