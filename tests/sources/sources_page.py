@@ -155,7 +155,13 @@ made in the order of activations (`desc_act`), with a note, as MLX groups neighb
 activations are left out, with a note.
 
 Of every layout, scales that are missing or of another shape are refused with the name of the weight
-(`tests/sources/packed/test_malformed.py`).
+(`tests/sources/packed/test_malformed.py`). HQQ takes most zero points away in its own dtype, which
+rounds, so no format of MLX has these values. Of torchao, safetensors files of Int8Tensor,
+IntxUnpackedToInt8Tensor and Float8Tensor are read, others (Int4Tensor ...) refused by name. The
+rows of both are compared where their libraries are (`pip install -e '.[test,packers]'`).
+
+AQLM, EETQ, HIGGS, Quanto, SpQR, VPTQ and sparse compressed-tensors are refused by name: dequantize
+them with their own library.
 
 | layout | equal to | values in | kept as |
 |---|---|---|---|
@@ -180,6 +186,7 @@ def _packed() -> Iterator[str]:
         "modelopt": "ModelOpt's formula", "fbgemm": "FBGEMM's formula",
         "fp8 blocks, the last": "DeepSeek's formula",
         "fp8": "transformers", "bitsandbytes": "bitsandbytes, on a CPU",
+        "hqq": "HQQ", "torchao": "torchao",
     }  # fmt: skip
     for name, (_, dtype, scheme) in FORMATS.items():
         first = next((library for key, library in libraries.items() if name.startswith(key)), None)

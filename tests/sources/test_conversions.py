@@ -19,7 +19,7 @@ import pytest
 import torch
 from adapters import mlx_adapter, model_of, trained
 from gguf_files import write_gguf
-from packed_checkpoints import repacked
+from packed_checkpoints import repacked, require_library
 from releases import byte_ranks, meta_release, mistral_release, tekken_content, tiktoken_file
 from safetensors.torch import load_file
 from test_packed import FORMATS
@@ -69,8 +69,7 @@ def packed(name: str) -> Kind:
     make, dtype, scheme = FORMATS[name]
 
     def write(folder: Path, checkpoint: Any) -> Logits:
-        if name.startswith("bitsandbytes"):
-            pytest.importorskip("bitsandbytes")
+        require_library(name)
         base = checkpoint("llama_short", "float32")
         return logits_with(base, repacked(base, folder, *make()))
 

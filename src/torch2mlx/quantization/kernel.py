@@ -24,7 +24,7 @@ from torch2mlx.quantization.scheme import Scheme
 if TYPE_CHECKING:
     import mlx.core as mx
 
-__all__ = ["dequantize_rows", "quantize_rows", "unpack_codes"]
+__all__ = ["dequantize_rows", "pack_codes", "quantize_rows", "unpack_codes"]
 
 Array = np.ndarray[Any, Any]
 
@@ -137,6 +137,13 @@ def unpack_codes(words: Array, bits: int) -> Array:
         for i in range(8):
             codes[:, i] = (lanes >> np.uint64(i * bits)) & np.uint64(mask)
     return codes.reshape(*words.shape[:-1], -1)
+
+
+def pack_codes(codes: Array, bits: int) -> Array:
+    """The inverse of `unpack_codes`: words `[..., n * bits / 32]` of uint8 codes `[..., n]`."""
+    single = (codes[..., None] >> np.arange(bits, dtype=np.uint8)) & 1
+    octets = np.packbits(single.reshape(*codes.shape[:-1], -1), axis=-1, bitorder="little")
+    return octets.view("<u4")
 
 
 def _flush_tiny_groups(rows: Array, dtype: DType, group_size: int) -> Array:

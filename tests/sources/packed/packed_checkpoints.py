@@ -6,8 +6,16 @@ import json
 import shutil
 
 import numpy as np
+import pytest
 import torch
 from safetensors.torch import load_file, save_file
+
+
+def require_library(name):
+    """Skip where the library that makes a layout is not installed."""
+    for library in ("bitsandbytes", "hqq", "torchao"):
+        if name.startswith(library):
+            pytest.importorskip(library)
 
 
 def linears(tensors):
@@ -32,7 +40,8 @@ def repacked(folder, destination, settings, pack):
         module = name.removesuffix(".weight")
         parts, values[name] = pack(module, tensors.pop(name).float())
         tensors.update({f"{module}.{suffix}": part.contiguous() for suffix, part in parts.items()})
-    save_file(tensors, destination / "model.safetensors", metadata={"format": "pt"})
+    header = {"format": "pt", **getattr(pack, "header", {})}
+    save_file(tensors, destination / "model.safetensors", metadata=header)
     describe(destination, settings)
     return values
 
@@ -263,3 +272,39 @@ def modelopt():
         return parts, value.reshape(weight.shape)
 
     return {"quant_method": "modelopt", "quant_algo": "NVFP4"}, pack
+
+
+def hqq(bits, group, axis=1, dtype=torch.float16, optimize=True):
+    """By HQQ itself, on a CPU; also the values, in the dtype that it computes in."""
+    from hqq.core.quantize import BaseQuantizeConfig, HQQLinear
+
+    def pack(module, weight):
+        linear = torch.nn.Linear(*weight.shape[::-1], bias=False)
+        linear.weight.data = weight.to(dtype)
+        options = BaseQuantizeConfig(nbits=bits, group_size=group, axis=axis)
+        options["weight_quant_params"]["optimize"] = optimize
+        packed = HQQLinear(linear, options, compute_dtype=dtype, device="cpu")
+        return packed.state_dict(), packed.dequantize().float()
+
+    return {"quant_method": "hqq", "quant_config": {}}, pack
+
+
+def torchao(make, dtype=torch.bfloat16):
+    """By torchao's own classes, on a CPU; what its safetensors support puts in the header too."""
+
+    def pack(module, weight):
+        from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
+        from torchao.quantization import quantize_
+
+        linear = torch.nn.Linear(*weight.shape[::-1], bias=False)
+        linear.weight = torch.nn.Parameter(weight.to(dtype), requires_grad=False)
+        quantize_(linear, make())
+        name = f"{module}.weight"
+        tensors, header = flatten_tensor_state_dict({name: linear.weight.data})
+        header.pop("tensor_names")
+        pack.header.update(header)
+        parts = {n.removeprefix(f"{module}."): t for n, t in tensors.items()}
+        return parts, linear.weight.dequantize().float()
+
+    pack.header = {}
+    return {"quant_method": "torchao"}, pack

@@ -15,9 +15,12 @@ from packed_checkpoints import (
     fbgemm,
     fp8,
     gptq,
+    hqq,
     modelopt,
     modelopt_fp8,
     repacked,
+    require_library,
+    torchao,
 )
 from safetensors.torch import load_file, save_file
 
@@ -28,6 +31,13 @@ from torch2mlx.quantization.kernel import dequantize_rows
 from torch2mlx.quantization.scheme import Scheme
 from torch2mlx.sources import open_checkpoint
 from torch2mlx.verification.reference import read_state
+
+
+def ao():
+    from torchao import quantization
+
+    return quantization
+
 
 INT4 = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 32}
 # name → (what packs, dtype of the library's values, format of MLX that takes them or None)
@@ -103,14 +113,35 @@ FORMATS = {
         torch.float32,
         Scheme(8, 32, "mxfp8"),
     ),
+    "hqq 8 bits": (lambda: hqq(8, 64), torch.float16, None),
+    "hqq 4 bits": (lambda: hqq(4, 64), torch.float16, None),
+    "hqq 4 bits, whole zero points": (
+        lambda: hqq(4, 64, optimize=False), torch.float16, Scheme(4, 64)
+    ),
+    "hqq 4 bits, by columns": (lambda: hqq(4, 64, axis=0), torch.float16, None),
+    "hqq 3 bits": (lambda: hqq(3, 64), torch.float16, None),
+    "hqq 2 bits": (lambda: hqq(2, 32, dtype=torch.bfloat16), torch.bfloat16, None),
+    "hqq 1 bit": (lambda: hqq(1, 32), torch.float16, None),
+    "torchao int8": (
+        lambda: torchao(lambda: ao().Int8WeightOnlyConfig()), torch.bfloat16, Scheme(8, 128)
+    ),
+    "torchao int4 in bytes": (
+        lambda: torchao(
+            lambda: ao().IntxWeightOnlyConfig(
+                weight_dtype=torch.int4, granularity=ao().PerGroup(32)
+            )
+        ),
+        torch.bfloat16,
+        Scheme(4, 32),
+    ),
+    "torchao fp8": (lambda: torchao(lambda: ao().Float8WeightOnlyConfig()), torch.bfloat16, None),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_values_and_grids_are_exact(checkpoint, tmp_path, name):
     make, dtype, scheme = FORMATS[name]
-    if name.startswith("bitsandbytes"):
-        pytest.importorskip("bitsandbytes")
+    require_library(name)
     settings, pack = make()
     source = "llama"
     values = repacked(checkpoint(source, "float32"), tmp_path / "packed", settings, pack)
@@ -255,7 +286,7 @@ def test_malformed_checkpoints_end_in_one_message(checkpoint, tmp_path):
                 UnsupportedError,
                 rf"packed by '{method}', which is not known.*dequantize them with the library",
             )
-            for method in ("aqlm", "hqq", "vptq", "quanto", "torchao")
+            for method in ("aqlm", "eetq", "higgs", "quanto", "spqr", "vptq")
         ),
         (
             {

@@ -19,7 +19,9 @@ from torch2mlx.sources.packed.awq import unpack_awq
 from torch2mlx.sources.packed.bitsandbytes import unpack_bitsandbytes
 from torch2mlx.sources.packed.compressed_tensors import unpack_compressed_tensors
 from torch2mlx.sources.packed.gptq import unpack_gptq
+from torch2mlx.sources.packed.hqq import unpack_hqq
 from torch2mlx.sources.packed.scaled_floats import unpack_fp8, unpack_modelopt, unpack_mxfp4
+from torch2mlx.sources.packed.torchao import unpack_torchao
 from torch2mlx.sources.packed.weight import Grids, Unpacked
 
 __all__ = ["METHODS", "UnpackedState", "unpacked_state"]
@@ -38,8 +40,10 @@ METHODS: dict[str, Method] = {
     "fbgemm_fp8": _from_headers(unpack_fp8),
     "fp8": _from_headers(unpack_fp8),
     "gptq": _from_headers(unpack_gptq),
+    "hqq": unpack_hqq,
     "modelopt": _from_headers(unpack_modelopt),
     "mxfp4": _from_headers(unpack_mxfp4),
+    "torchao": unpack_torchao,
 }
 """By `quant_method` in config.json."""
 
@@ -53,7 +57,8 @@ _OF_ACTIVATIONS = re.compile(
     r"input_zero_point|activation_scale\w*)"
 )
 _TELLTALE = re.compile(
-    r".*(\.qweight|\.weight_packed|\.weight_scale_inv|\.SCB|\.quant_state\.\w+|proj_blocks)"
+    r".*(\.qweight|\.weight_packed|\.weight_scale_inv|\.SCB|\.quant_state\.\w+|proj_blocks"
+    r"|\.W_q|\._\w+_qdata)"
 )
 
 

@@ -6,6 +6,7 @@ axis, from the lowest bit of 32-bit words up.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,11 +17,11 @@ from torch2mlx.errors import SourceError
 from torch2mlx.planning.computed import Computed, as_floats
 from torch2mlx.planning.expressions import Expr, Reader
 from torch2mlx.planning.regions import Region, full
-from torch2mlx.quantization.kernel import unpack_codes
+from torch2mlx.quantization.kernel import pack_codes, unpack_codes
 from torch2mlx.sources.base import Packed
 from torch2mlx.sources.packed.weight import PackedWeight, group_size_of
 
-__all__ = ["Integers", "integer_weight"]
+__all__ = ["Integers", "integer_weight", "repacked_words"]
 
 Array = np.ndarray[Any, Any]
 
@@ -182,6 +183,37 @@ def integer_weight(integers: Integers) -> PackedWeight:
     shape = (integers.words.shape[0], integers.width)
     value = Computed(integers.name, how, integers, integers.operands, DTYPES["F32"], shape)
     return PackedWeight(value, integers.scale_dtype, integers.grid)
+
+
+def repacked_words(
+    name: str,
+    how: str,
+    bits: int,
+    shape: tuple[int, int],
+    codes: Callable[[range, range, Reader], Array],
+    operand: Expr,
+) -> Computed:
+    """`Integers.words` of codes that a file holds in another order.
+
+    Args:
+        name: of the weight.
+        how: what the codes are.
+        bits: of a code.
+        shape: of the weight; rows are whole multiples of 32 codes.
+        codes: uint8 codes of some rows and columns.
+        operand: the stored tensor that they are in.
+    """
+
+    def words(region: Region, reader: Reader) -> Array:
+        rows, columns = region
+        first = columns.start // bits * _LANES  # `bits` words hold 32 codes
+        stop = -(-columns.stop // bits) * _LANES
+        whole = pack_codes(codes(rows, range(first, stop), reader), bits)
+        start = columns.start - first * bits // _LANES
+        return np.ascontiguousarray(whole[:, start : start + len(columns)])
+
+    extents = (shape[0], shape[1] * bits // _LANES)
+    return Computed(f"{name}#codes", how, words, (operand,), DTYPES["U32"], extents)
 
 
 def _codes(words: Array, bits: int) -> Array:
