@@ -8,6 +8,7 @@ from typing import Any
 from torch2mlx.architectures.catalog import ENDS_PROGRAM
 from torch2mlx.errors import SourceError, Torch2MLXError
 from torch2mlx.precision import CONFIG_KEY, check_patterns, parse_precision
+from torch2mlx.sources.local_files import read_json_object
 
 __all__ = ["load_language_model"]
 
@@ -39,6 +40,12 @@ def load_language_model(
     folder = Path(folder)
     if not (folder / "config.json").exists():
         raise SourceError(f"{folder}: no MLX model here (config.json is missing)")
+    config = read_json_object(folder / "config.json")
+    if "model_class" in config and "model_type" not in config:
+        raise SourceError(
+            f"{folder}: a compiled module, not a language model; call it from Python, as its "
+            "README.md shows"
+        )
     import mlx.core as mx
     from mlx_lm.utils import load_model, load_tokenizer
 

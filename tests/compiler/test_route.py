@@ -177,6 +177,13 @@ def test_command_line(place: Path, run_cli: Any) -> None:
     assert any("batch=" in case and "length=" in case for case in told["cases"])
     code, out, _ = _cli(run_cli, "nets:build", "table", "--example", "x.pt", "-q")
     assert (code, "moves the outputs by" in out) == (0, True)
+    for command, words in (
+        (("generate", "table", "-p", "hi"), "a compiled module, not a language model"),
+        (("convert", "table", "again"), "name what it was made from"),
+        (("verify", "nets:build", "table"), "`verify DST --certificate`"),
+    ):
+        done = run_cli(*command)
+        assert (done.returncode, words in " ".join(done.stderr.split())) == (3, True)
 
 
 def _cli(run_cli: Any, *arguments: str) -> tuple[int, str, str]:

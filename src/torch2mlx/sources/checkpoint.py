@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -112,6 +113,11 @@ def _open_remote(
         location = shown(location)
     else:
         on_hub = parse_hub_location(location)
+        if on_hub is None and re.fullmatch(r"[\w.]+:[\w.]+", location):
+            raise SourceError(
+                f"{location}: no such file or folder; what builds a module (package.module:name) "
+                "is for convert and bench, and `verify DST --certificate` checks what became of it"
+            )
         if on_hub is None:
             raise SourceError(
                 f"{shown(location)}: no such file or folder, and not a hub id (owner/name) either"

@@ -117,6 +117,11 @@ def read_config(folder: Path) -> dict[str, Any]:
         )
     config = read_json_object(path)
     model_type = config.get("model_type")
+    if "model_class" in config and model_type is None:
+        raise SourceError(
+            f"{folder}: a module that torch2mlx compiled to MLX (model.py), not a checkpoint; name "
+            "what it was made from"
+        )
     if not isinstance(model_type, str) or not model_type:
         raise SourceError(
             f"{path}: expected a 'model_type' such as \"llama\", found {model_type!r}; it "
