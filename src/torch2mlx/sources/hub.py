@@ -1,6 +1,6 @@
 """Hub ids: small files as a local snapshot, weights where they are.
 
-What lies in the local cache already is used from there.  GGUF files are downloaded.
+What lies in the local cache already is used from there.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 __all__ = ["HubLocation", "open_snapshot", "parse_hub_location"]
+
+_SMALL = ("config.json", CARD, ".gitattributes")  # one of them shows where the cache has the commit
 
 AcceptConfig = Callable[[dict[str, Any]], None]
 
@@ -152,11 +154,12 @@ def _find(
             f"{where}: {len(missing)} of {len(chosen.files)} weight files of its index are "
             f"missing: {', '.join(missing[:8])}"
         )
+    small = next((name for name in _SMALL if name in names), None)
     # The hub's file system takes no ids without an owner.
-    if keep_download or not absent or chosen.kind == "gguf" or "/" not in repo:
+    if keep_download or not absent or small is None or "/" not in repo:
         wanted = [_literal(name) for name in _wanted(names, chosen, trust_remote_code)]
         return Snapshot(Path(api.snapshot_download(repo, revision=commit, allow_patterns=wanted)))
-    folder = local("config.json").parent
+    folder = local(small).parent
     for name in names:  # what PyTorch may run, and what says where a text ends
         if name == "generation_config.json" or (trust_remote_code and _is_code(name)):
             local(name)

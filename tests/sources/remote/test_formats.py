@@ -69,14 +69,15 @@ def test_a_torch_file_is_converted_as_from_here(
     assert here.read_bytes() == there.read_bytes()
 
 
-def test_gguf_files(memory: Place, tmp_path: Path) -> None:
+def test_gguf_files(place: Place, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     folder.mkdir()
     write_gguf(folder / "model.gguf", tensors())
-    location, traffic = memory(folder)
+    (folder / ".gitattributes").write_text("*.gguf filter=lfs")
+    location, traffic = place(folder)
     data = _same(folder, location)
     size = (folder / "model.gguf").stat().st_size
-    assert data < traffic.nbytes <= size + 3 * 65536
+    assert data < traffic.of(".gguf") <= size + 3 * 65536
     here, there = open_checkpoint(folder), open_checkpoint(f"{location}/model.gguf")
     assert here.config == there.config
     found = there.tokenizer_files["tokenizer.json"].read_bytes()
