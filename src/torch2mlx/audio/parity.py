@@ -20,7 +20,7 @@ from torch2mlx.audio.kokoro import Kokoro
 from torch2mlx.audio.libraries import read_voice
 from torch2mlx.compiler.parity.distance import relative_error
 from torch2mlx.compiler.parity.running import mlx_array
-from torch2mlx.errors import ParityError
+from torch2mlx.errors import ParityError, UnsupportedError
 from torch2mlx.evidence.record import OutputRecord
 
 __all__ = ["Comparison", "compare"]
@@ -62,6 +62,7 @@ def compare(kokoro: Kokoro, original: Any, port: Any) -> Comparison:
 
     Raises:
         ParityError: a stage differs although what mlx-audio is known to do otherwise was mended.
+        UnsupportedError: there is no text on which to compare.
     """
     generator = torch.Generator().manual_seed(0)
     voice = read_voice(next(iter(kokoro.voices.values())))
@@ -70,6 +71,11 @@ def compare(kokoro: Kokoro, original: Any, port: Any) -> Comparison:
         for length in _LENGTHS
         if length + 2 <= original.context_length
     ]
+    if not texts:
+        raise UnsupportedError(
+            f"{kokoro.folder}: texts have {original.context_length} tokens at most; {_LENGTHS[0]} "
+            "phonemes and two ends are needed for a comparison"
+        )
     as_is = [_distances(port, text) for text in texts]
     with _mended(port, original.bert.config.hidden_act):
         mended = [_distances(port, text) for text in texts]
@@ -113,6 +119,8 @@ def _text(
 ) -> _Text:
     """Phonemes whose durations round clearly, and what the original makes of them."""
     known = sorted(p for p in original.vocab if len(p) == 1)
+    if not known:
+        raise UnsupportedError("vocab of config.json has no phoneme of one character")
     style = voice[min(length, len(voice)) - 1]
     for _ in range(100):
         drawn = torch.randint(0, len(known), (length,), generator=generator)

@@ -10,13 +10,15 @@ import mlx.core as mx
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from speech import add_vits_tokenizer, vits
 
 import torch2mlx
 from torch2mlx.compiler.host import Call, Host
 from torch2mlx.compiler.parity import check_calls, run_calls
 from torch2mlx.compiler.runtime.speech import VitsSynthesis, repeated
-from torch2mlx.errors import OptionError, ParityError
+from torch2mlx.compiler.speech.kinds import is_synthesizer
+from torch2mlx.errors import OptionError, ParityError, SourceError, UnsupportedError
 
 TEXT = torch.tensor([[3, 17, 0, 5, 22, 9, 31, 8, 4, 30, 11, 2, 25]])
 
@@ -75,6 +77,30 @@ def test_durations_that_are_drawn_and_speakers(
 def test_half_types_are_refused(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match=r"--dtype float16.*durations are rounded"):
         torch2mlx.convert(vits(), tmp_path / "out", dtype="float16")
+
+
+def test_what_cannot_be_spoken_is_told(tmp_path: Path) -> None:
+    model = vits(use_stochastic_duration_prediction=False)
+    with torch.no_grad():
+        model.duration_predictor.proj.bias.fill_(9.0)
+    with pytest.raises(UnsupportedError, match=r"7 tokens become .* frames"):
+        torch2mlx.convert(model, tmp_path / "out")
+    with torch.no_grad():
+        model.duration_predictor.proj.bias.fill_(float("nan"))
+    with pytest.raises(UnsupportedError, match="PyTorch itself does not turn a text into sound"):
+        torch2mlx.convert(model, tmp_path / "out")
+
+
+def test_a_folder_that_lacks_weights_is_told(tmp_path: Path) -> None:
+    vits().save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    weights = load_file(file)
+    del weights["text_encoder.project.weight"]
+    save_file(weights, file, {"format": "pt"})
+    with pytest.raises(SourceError, match=r"1 weights of VitsModel are missing: text_enc"):
+        torch2mlx.convert(tmp_path, tmp_path / "out")
+    (tmp_path / "config.json").write_text('{"model_type": ["vits"]}')
+    assert not is_synthesizer(tmp_path)
 
 
 def test_a_whole_that_differs_is_refused() -> None:

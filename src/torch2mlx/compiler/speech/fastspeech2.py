@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch2mlx.compiler.entry_points import EntryPoint
 from torch2mlx.compiler.host import Call, Host
 from torch2mlx.compiler.runtime.speech import FastSpeech2Synthesis
-from torch2mlx.compiler.speech.parts import SpeechParts
+from torch2mlx.compiler.speech.parts import SpeechParts, check_frames
 
 __all__ = ["FastSpeech2", "fastspeech2_parts"]
 
@@ -169,7 +169,8 @@ def _clear(
         for _ in range(100):
             arguments = _arguments(module.model.config, batch, length, padding, generator)
             with torch.no_grad():
-                module.encode(**arguments)
+                durations = module.encode(**arguments)["durations"]
+            check_frames(length, int(durations.sum(1).max()))
             frames = seen.pop().exp()
             if bool(((frames - frames.floor() - 0.5).abs() > _CLEAR).all()):
                 break

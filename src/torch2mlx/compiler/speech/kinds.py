@@ -23,6 +23,7 @@ def is_synthesizer(path: Path) -> bool:
     if not config.is_file():
         return False
     try:
-        return read_json_object(config).get("model_type") in SYNTHESIZERS
+        name = read_json_object(config).get("model_type")
     except SourceError:
         return False  # opening the checkpoint will tell
+    return isinstance(name, str) and name in SYNTHESIZERS

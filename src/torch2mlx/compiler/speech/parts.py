@@ -8,8 +8,11 @@ from torch import nn
 
 from torch2mlx.compiler.entry_points import EntryPoint
 from torch2mlx.compiler.host import Host
+from torch2mlx.errors import UnsupportedError
 
-__all__ = ["SpeechParts"]
+__all__ = ["SpeechParts", "check_frames"]
+
+_MOST = 20_000  # frames of a text of some 20 tokens; real ones have a hundred
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,3 +30,12 @@ class SpeechParts:
     entry_points: tuple[EntryPoint, ...]
     host: Host
     notes: tuple[str, ...] = ()
+
+
+def check_frames(tokens: int, frames: int) -> None:
+    """Raise UnsupportedError where a text becomes so long that memory would not hold it."""
+    if frames > _MOST:
+        raise UnsupportedError(
+            f"{tokens} tokens become {frames:,} frames; with these weights nothing can be spoken, "
+            "nor compared"
+        )

@@ -12,7 +12,7 @@ from torch2mlx.compiler.speech.fastspeech2 import fastspeech2_parts
 from torch2mlx.compiler.speech.kinds import SYNTHESIZERS
 from torch2mlx.compiler.speech.parts import SpeechParts
 from torch2mlx.compiler.speech.vits import vits_parts
-from torch2mlx.errors import SourceError
+from torch2mlx.errors import SourceError, Torch2MLXError, UnsupportedError
 from torch2mlx.sources.companions import read_config
 
 __all__ = ["is_speech_model", "load_speech_model", "parts_of"]
@@ -31,8 +31,24 @@ def is_speech_model(model: Any) -> bool:
 
 
 def parts_of(model: Any) -> SpeechParts:
-    """How a speech model is compiled; `model` is one, in float32."""
-    return _PARTS[type(model).__name__](model.eval())
+    """How a speech model is compiled.
+
+    Args:
+        model: one that is known here, in float32.
+
+    Raises:
+        UnsupportedError: PyTorch itself does not run it.
+    """
+    name = type(model).__name__
+    try:
+        return _PARTS[name](model.eval())
+    except Torch2MLXError:
+        raise
+    except Exception as error:  # whatever settings that do not fit one another provoke
+        raise UnsupportedError(
+            f"{name}: PyTorch itself does not turn a text into sound with these weights and "
+            f"config.json: {type(error).__name__}: {str(error)[:300]}"
+        ) from error
 
 
 def load_speech_model(folder: Path) -> Any:
@@ -55,7 +71,7 @@ def load_speech_model(folder: Path) -> Any:
                 local_files_only=True,
                 output_loading_info=True,
             )
-    except (ValueError, OSError, RuntimeError, KeyError, TypeError) as error:
+    except Exception as error:  # whatever a damaged folder provokes
         raise SourceError(
             f"{folder}: transformers cannot load it: {str(error)[:400]}; download it again"
         ) from error

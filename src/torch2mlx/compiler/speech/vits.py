@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch2mlx.compiler.entry_points import EntryPoint
 from torch2mlx.compiler.host import Call, Host
 from torch2mlx.compiler.runtime.speech import VitsSynthesis
-from torch2mlx.compiler.speech.parts import SpeechParts
+from torch2mlx.compiler.speech.parts import SpeechParts, check_frames
 
 __all__ = ["Vits", "vits_parts"]
 
@@ -241,6 +241,7 @@ def _call(
         if bool(((frames - frames.round()).abs() > _CLEAR)[mask.bool()].all()):
             break
     longest = max(1, int((frames.ceil() * mask).sum(1).max()))
+    check_frames(shape[1], longest)
     noise = torch.randn(shape[0], config.flow_size, longest, generator=generator)
     if settings.get("noise_scale") == 0:
         del arguments["duration_noise"]
