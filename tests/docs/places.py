@@ -14,6 +14,7 @@ import torch
 from encoder_decoders import add_processor, add_tokenizer, t5, whisper
 from releases import meta_release, mistral_release, small_sentencepiece
 from safetensors.torch import load_file, save_file
+from speech import add_vits_tokenizer, vits
 
 import torch2mlx
 
@@ -156,6 +157,11 @@ def _sound_to_text(path: Path, _: Checkpoint) -> None:
     add_processor(path)
 
 
+def _text_to_speech(path: Path, _: Checkpoint) -> None:
+    vits(use_stochastic_duration_prediction=False).save_pretrained(path)
+    add_vits_tokenizer(path)
+
+
 def _speech(path: Path, _: Checkpoint) -> None:
     with wave.open(str(path), "wb") as sound:
         sound.setparams((1, 2, 16_000, 0, "NONE", ""))
@@ -198,6 +204,9 @@ _PLACES: dict[str, Callable[[Path, Checkpoint], None]] = {
     "my-lora": _lora,
     "t5-small": _text_to_text,
     "whisper-tiny": _sound_to_text,
+    "mms-tts-eng": _text_to_speech,
+    "smol-bf16": _converted,
+    "smol-4bit": _quantized,
     "DST": _converted,
     "DST-8bit": _converted,
     "MLX_FOLDER": _quantized,

@@ -18,6 +18,7 @@ from torch2mlx.cli import app
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted([*ROOT.glob("README*.md"), *(ROOT / "docs").rglob("*.md")])
+_GENERATE = "mlx_lm.generate"
 _IDS = [path.relative_to(ROOT).as_posix() for path in DOCUMENTS]
 
 
@@ -101,11 +102,19 @@ def test_the_chinese_readme_has_the_commands_of_the_english_one() -> None:
 
 
 def test_what_is_not_run_has_a_reason() -> None:
-    """Programs other than torch2mlx are not run here, so their blocks must say why."""
+    """Few programs other than torch2mlx are run here, so blocks of others must say why."""
     for block, command in _all():
-        if _torch2mlx(command) is None:
+        if _torch2mlx(command) is None and command[0] != _GENERATE:
             place = f"{block.file.relative_to(ROOT)}:{block.line}: {' '.join(command)}"
             assert block.reason, f"{place}: no <!-- not run: REASON -->"
+
+
+def _run_mlx_lm(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """mlx-lm's own program, in this process."""
+    from mlx_lm.generate import main
+
+    monkeypatch.setattr("sys.argv", [*command, "--max-tokens", "4"])
+    main()
 
 
 def _fresh(arguments: list[str], place: Path) -> None:
@@ -139,6 +148,8 @@ def test_commands_run(
         elif block.language == "python" and "tutorials" in document.parts:
             exec(compile(block.text, place, "exec"), {"__name__": "__main__"})
         for command in commands(block):
+            if command[0] == _GENERATE:
+                _run_mlx_lm(command, monkeypatch)
             arguments = _torch2mlx(command)
             if arguments is None:
                 continue
