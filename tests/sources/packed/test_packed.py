@@ -80,6 +80,30 @@ FORMATS = {
         torch.bfloat16,
         None,
     ),
+    "float-quantized block": (
+        lambda: compressed(
+            "float-quantized",
+            {"num_bits": 8, "type": "float", "strategy": "block", "block_structure": [64, 32]},
+        ),
+        torch.bfloat16,
+        None,
+    ),
+    "naive-quantized": (
+        lambda: compressed("naive-quantized", {"num_bits": 8, "strategy": "channel"}),
+        torch.bfloat16,
+        Scheme(8, 128),
+    ),
+    "mxfp8-quantized": (
+        lambda: compressed(
+            "mxfp8-quantized",
+            {
+                "num_bits": 8, "type": "float", "strategy": "group", "group_size": 32,
+                "scale_dtype": "torch.uint8",
+            },
+        ),
+        torch.bfloat16,
+        Scheme(8, 32, "mxfp8"),
+    ),
     "nvfp4-pack-quantized": (
         lambda: compressed(
             "nvfp4-pack-quantized",
