@@ -232,7 +232,8 @@ _OTHERS = """
 [diffusion.md](diffusion.md) has Stable Diffusion's parts and other models of diffusers, and
 [coverage.md](coverage.md) says of every type of transformers whether it compiles. Weights that are
 kept as direction and length (`weight_norm`) are written as one tensor; the two biases of an LSTM
-stay two, under their names in PyTorch, and are added at run time.
+stay two, under their names in PyTorch: each is the constant of one `mx.addmm`, so their sum would
+save no operation, it would round in half types, and neither could be carried back from it.
 """
 
 
