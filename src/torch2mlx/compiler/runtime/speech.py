@@ -12,7 +12,7 @@ __all__ = ["FastSpeech2Synthesis", "VitsSynthesis", "repeated"]
 
 def repeated(values: mx.array, counts: mx.array, longest: int) -> mx.array:
     """Rows [batch, length, size], each as often as counted, then zeros [batch, longest, size]."""
-    ends = mx.cumsum(counts, axis=1)
+    ends = mx.cumsum(counts.astype(mx.int32), axis=1)
     places = (ends[:, None] <= mx.arange(longest)[None, :, None]).sum(axis=-1)
     rows = mx.concatenate([values, mx.zeros_like(values[:, :1])], axis=1)
     return mx.take_along_axis(rows, places[..., None], axis=1)
@@ -67,7 +67,7 @@ class VitsSynthesis:
             noise = {"noise": duration_noise * spread}
         encoded = self.encode(input_ids=input_ids, attention_mask=attention_mask, **noise, **voice)
         log_durations, means, log_deviations = encoded
-        frames = mx.ceil(mx.exp(log_durations) * attention_mask * (1.0 / rate)).astype(mx.int64)
+        frames = mx.ceil(mx.exp(log_durations) * attention_mask * (1.0 / rate)).astype(mx.int32)
         lengths = mx.maximum(frames.sum(axis=1), 1)
         longest = int(lengths.max())
         mask = (mx.arange(longest)[None] < lengths[:, None]).astype(means.dtype)
@@ -81,7 +81,7 @@ class VitsSynthesis:
         spectrogram, waveform = self.decode(latents=latents, mask=mask, **voice)
         return {
             "waveform": waveform,
-            "sequence_lengths": lengths * self.samples_per_frame,
+            "sequence_lengths": lengths.astype(mx.int64) * self.samples_per_frame,
             "spectrogram": spectrogram,
         }
 
