@@ -217,6 +217,7 @@ class CheckpointConversion:
     def planned(self, quantize: QuantOptions | None) -> Plan:
         from torch2mlx.planning.plan import build_plan
         from torch2mlx.planning.shards import parse_size
+        from torch2mlx.quantization.recipe import nothing_quantized
 
         options = self.options
         plan = build_plan(
@@ -228,9 +229,7 @@ class CheckpointConversion:
             max_shard_size=parse_size(options.max_shard_size),
         )
         if quantize is not None and all(output.scheme is None for output in plan.outputs):
-            reasons = plan.assignment.reasons if plan.assignment is not None else {}
-            told = "; ".join(dict.fromkeys(reasons.values())) or "the port has no such modules"
-            raise OptionError(f"-q: no module would be quantized ({told}); leave out -q")
+            raise nothing_quantized(plan.assignment)
         return plan
 
     def _lead(self, team: Team, source: SourceState) -> Conversion:

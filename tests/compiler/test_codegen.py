@@ -22,7 +22,14 @@ import torch2mlx
 from torch2mlx.compiler.codegen.loops import rolled
 from torch2mlx.compiler.lowering import registry
 from torch2mlx.compiler.package import Compilation, compile_module, compile_source
-from torch2mlx.errors import DestinationError, OptionError, ParityError, UnsupportedError
+from torch2mlx.errors import (
+    CompileError,
+    DestinationError,
+    OptionError,
+    ParityError,
+    UnsupportedError,
+)
+from torch2mlx.options import ConvertOptions
 
 GOLDEN = Path(__file__).with_name("golden")
 REFRESH = "TORCH2MLX_REFRESH_GOLDEN"
@@ -425,6 +432,25 @@ def test_quantized_by_torch_and_unknown_results(tmp_path: Path) -> None:
     ):
         with pytest.raises(UnsupportedError, match=words):
             compile_module(module.eval(), tmp_path / "out", (torch.randn(2, 4),))
+
+
+def test_a_half_type_that_overflows_is_told(tmp_path: Path) -> None:
+    module = nn.Linear(8, 4, bias=False)
+    nn.init.constant_(module.weight, 3e4)
+    with pytest.raises(ParityError, match="float16 ends at 65,504: --dtype bfloat16"):
+        compile_module(
+            module, tmp_path / "out", (torch.ones(2, 8),), options=ConvertOptions(dtype="float16")
+        )
+
+
+def test_examples_that_do_not_fit(tmp_path: Path) -> None:
+    example = torch.ones(2, 4, device="meta")
+    with pytest.raises(OptionError, match="the example of forward is on the meta device"):
+        compile_module(nn.Linear(4, 4), tmp_path / "out", (example,))
+    with pytest.raises(CompileError) as failed:
+        compile_module(nn.Linear(4, 4), tmp_path / "out", (), {"nope": torch.ones(2, 4)})
+    assert "inspect.py" not in str(failed.value)
+    assert "missing a required argument: 'input'" in str(failed.value)
 
 
 def test_meta_modules_give_source() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import sys
+import sysconfig
 import traceback
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["decomposed", "export_module", "export_or_guess"]
 
 _PACKAGE = str(Path(__file__).parents[1])
+_STANDARD_LIBRARY = sysconfig.get_path("stdlib")
 
 
 def export_module(
@@ -377,7 +379,7 @@ def _user_frame(stack: Any) -> str:
             name = str(frame.get("filename") or "")
             if name.isdigit() or not name:
                 name = str(frame.get("name") or "")
-            if name and not _is_torch(name):
+            if name and not _is_foreign(name):
                 return f"{name}:{frame.get('line')}"
     return "forward"
 
@@ -387,11 +389,11 @@ def _reason(error: BaseException) -> str:
     frames = [
         f
         for f in traceback.extract_tb(error.__traceback__)
-        if not f.filename.startswith(_PACKAGE) and not _is_torch(f.filename)
+        if not f.filename.startswith(_PACKAGE) and not _is_foreign(f.filename)
     ]
     text = str(error)
     user = re.findall(r'File "([^"]+)", line (\d+), in', text)
-    named = [(n, line) for n, line in user if not (n.startswith(_PACKAGE) or _is_torch(n))]
+    named = [(n, line) for n, line in user if not (n.startswith(_PACKAGE) or _is_foreign(n))]
     # The first non-empty line is torch's sentence; the rest are logs and suggestions.
     message = next((line.strip() for line in text.splitlines() if line.strip()), "")
     message = message or type(error).__name__
@@ -411,8 +413,10 @@ def _reason(error: BaseException) -> str:
     return message
 
 
-def _is_torch(filename: str) -> bool:
+def _is_foreign(filename: str) -> bool:
+    """Whether a frame is torch's or the standard library's, which says nothing of the module."""
     import torch
 
-    folder = str(Path(torch.__file__).parent)
-    return filename.startswith((folder, "<"))
+    if filename.startswith((str(Path(torch.__file__).parent), "<")):
+        return True
+    return filename.startswith(_STANDARD_LIBRARY) and "site-packages" not in filename

@@ -271,6 +271,8 @@ def compile_module(
         EntryPoint("forward", tuple(example_inputs), example_kwargs or {}, dynamic_shapes)
     ]
     check_destination(destination)  # before the longer work of compiling
+    for point in points if options.verify else ():
+        _require_values(point)
     if weights is None:
         _require_data(module)
         plain = without_weight_norm(module)
@@ -297,6 +299,19 @@ def compile_module(
         seed,
         extras,
     )
+
+
+def _require_values(point: EntryPoint) -> None:
+    """The comparison runs the example, so it cannot be on the meta device."""
+    import torch
+    from torch.utils import _pytree as pytree
+
+    leaves = pytree.tree_leaves((point.args, point.kwargs))
+    if any(isinstance(leaf, torch.Tensor) and leaf.device.type == "meta" for leaf in leaves):
+        raise OptionError(
+            f"the example of {point.method} is on the meta device and has no values; give a tensor "
+            "with values, or call compile_source for the code alone"
+        )
 
 
 def _require_data(module: torch.nn.Module) -> None:

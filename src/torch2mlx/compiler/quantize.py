@@ -15,7 +15,12 @@ from torch2mlx.compiler.loading import stored_weights
 from torch2mlx.compiler.parity import import_model
 from torch2mlx.dtypes import DTYPES, DType
 from torch2mlx.errors import OptionError, ParityError
-from torch2mlx.quantization.recipe import Assignment, QuantOptions, assign_schemes
+from torch2mlx.quantization.recipe import (
+    Assignment,
+    QuantOptions,
+    assign_schemes,
+    nothing_quantized,
+)
 from torch2mlx.quantization.targets import QuantTarget
 
 __all__ = ["KERNELS", "Quantized", "assign", "check_quantized"]
@@ -61,7 +66,10 @@ def assign(model: Any, options: QuantOptions, dtype: DType = DTYPES["F32"]) -> A
             f"{type(model).__name__}: -q: no layer can be quantized (MLX quantizes Linear and "
             "Embedding); leave out -q"
         )
-    return assign_schemes(targets, options, layers=_repeated(targets), dtype=dtype)
+    assignment = assign_schemes(targets, options, layers=_repeated(targets), dtype=dtype)
+    if not any(assignment.schemes.values()):
+        raise nothing_quantized(assignment)
+    return assignment
 
 
 def _repeated(targets: Sequence[QuantTarget]) -> int:

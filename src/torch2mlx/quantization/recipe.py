@@ -42,6 +42,7 @@ __all__ = [
     "QuantTarget",
     "Skipped",
     "assign_schemes",
+    "nothing_quantized",
     "parse_override",
 ]
 
@@ -206,6 +207,13 @@ def assign_schemes(
     notes = _recipe_notes(targets, options, schemes) if options.recipe else ()
     notes = (*notes, *_skipped_notes(skipped))
     return Assignment(options.base, schemes, reasons, tuple(skipped), notes)
+
+
+def nothing_quantized(assignment: Assignment | None) -> OptionError:
+    """The error where quantization was asked for and no module gets a format."""
+    reasons = assignment.reasons.values() if assignment is not None else ()
+    told = "; ".join(dict.fromkeys(reasons)) or "the model has no such modules"
+    return OptionError(f"-q: no module would be quantized ({told}); leave out -q")
 
 
 def parse_override(text: str) -> tuple[str, int | Scheme | None]:

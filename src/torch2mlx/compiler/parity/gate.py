@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -125,6 +126,9 @@ class _Check:
                 )
                 first = f"; the first module that differs is {where}" if where else ""
                 cause = _cause(case.entry.graph)
+                half = self.rounded and self.limit == LIMITS["float16"]
+                if half and math.isinf(distance) and not cause:
+                    cause = "; float16 ends at 65,504: --dtype bfloat16 or float32 may do"
                 raise ParityError(f"{text}{first}{cause}; nothing was written")
             worst = max(worst, distance)
             self.outputs.append(
