@@ -244,7 +244,10 @@ def test_what_is_not_quantized_has_the_bits_that_are_told(tmp_path: Path) -> Non
 def test_nothing_to_quantize(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match=r"-q: no module would be quantized \(width 8 .*"):
         torch2mlx.convert(
-            nn.Linear(8, 64), tmp_path / "out", example_inputs=(torch.rand(1, 8),), quantize=True
+            nn.Sequential(nn.Linear(8, 64)),
+            tmp_path / "out",
+            example_inputs=(torch.rand(1, 8),),
+            quantize=True,
         )
     with pytest.raises(OptionError, match="no layer can be quantized"):
         torch2mlx.convert(
