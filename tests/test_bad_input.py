@@ -555,10 +555,12 @@ def test_interruption(
 ) -> None:
     listener = _Interrupting(stage)
     monkeypatch.setattr("torch2mlx.cli.conversion.progress_bars", lambda quiet: listener)
-    done = run_cli("convert", checkpoint("llama"), place / "a" / "out")
+    as_json = ("--json",) if stage == "Planning" else ()
+    done = run_cli("convert", checkpoint("llama"), place / "a" / "out", *as_json)
     assert listener.reached
     assert done.code == 130
-    assert "interrupted" in done.err
+    told = json.loads(done.out)["error"]["message"] if as_json else done.err
+    assert "interrupted" in told
     assert "Traceback" not in done.err
     if stage in ("Copying", "Auditing"):  # weights are finished: the next run takes them over
         assert "1 finished file is kept" in done.message

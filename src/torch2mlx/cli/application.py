@@ -16,6 +16,7 @@ from torch2mlx.cli.evidence import bench, report, upload
 from torch2mlx.cli.generation import generate
 from torch2mlx.cli.guidance import doctor, inspect, plan
 from torch2mlx.cli.leftovers import clean
+from torch2mlx.cli.output import show_error
 from torch2mlx.cli.verification import verify
 from torch2mlx.errors import OptionError
 
@@ -32,7 +33,11 @@ class _Commands(TyperGroup):
             result = super().invoke(ctx)
             sys.stdout.flush()
         except KeyboardInterrupt as stop:
-            typer.echo(str(stop) or "interrupted; nothing was left behind", err=True)
+            text = str(stop) or "interrupted; nothing was left behind"
+            if "--json" in sys.argv[1:]:
+                show_error("KeyboardInterrupt", text)
+            else:
+                typer.echo(text, err=True)
             raise typer.Exit(130) from None
         except _UsageError as error:
             if "--json" not in sys.argv[1:]:

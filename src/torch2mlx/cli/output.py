@@ -9,7 +9,7 @@ import typer
 
 from torch2mlx.errors import OptionError
 
-__all__ = ["progress_bars", "show", "write_json"]
+__all__ = ["progress_bars", "show", "show_error", "write_json"]
 
 
 def progress_bars(quiet: bool) -> Any:
@@ -31,6 +31,11 @@ def show(result: Any, as_json: bool) -> None:
     from torch2mlx.reporting.tables import render
 
     render(result)
+
+
+def show_error(kind: str, message: str) -> None:
+    """Print what ended a command, as JSON."""
+    typer.echo(json.dumps({"error": {"type": kind, "message": message}}, indent=2))
 
 
 def write_json(path: str, result: Any) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import gc
-import json
 import os
 import sys
 from contextlib import suppress
@@ -14,6 +13,7 @@ import typer
 
 from torch2mlx import without_torch
 from torch2mlx.cli.application import app
+from torch2mlx.cli.output import show_error
 from torch2mlx.errors import Torch2MLXError
 
 __all__ = ["main", "run"]
@@ -26,8 +26,7 @@ def main() -> None:
         app()
     except Torch2MLXError as error:
         if as_json:
-            kind = type(error).__name__
-            typer.echo(json.dumps({"error": {"type": kind, "message": str(error)}}, indent=2))
+            show_error(type(error).__name__, str(error))
         else:
             typer.secho("error: ", fg="red", bold=True, nl=False, err=True)
             typer.echo(str(error), err=True)
