@@ -12,7 +12,8 @@ from mlx_lm.models import llama, mamba
 from mlx_lm.utils import compute_bits_per_weight, get_total_parameters, save_model
 
 from torch2mlx.errors import SourceError
-from torch2mlx.packaging.index import INDEX, leaf_paths, shard_name, write_index
+from torch2mlx.packaging.index import INDEX, leaf_paths, write_index
+from torch2mlx.planning.shards import shard_name
 
 
 def _llama() -> nn.Module:

@@ -17,7 +17,7 @@ from torch2mlx.planning.plan import Plan, build_plan
 from torch2mlx.quantization.recipe import QuantOptions
 from torch2mlx.quantization.scheme import Scheme
 from torch2mlx.sources.base import Checkpoint
-from torch2mlx.verification.agreement import compare_written, written_state
+from torch2mlx.verification.agreement import examine_written, written_state
 from torch2mlx.verification.report import explain
 
 Written = tuple[Any, Plan, Path, list[Path]]
@@ -63,7 +63,7 @@ def test_written_folders_compute_what_pytorch_does_with_their_values(
     options = QuantOptions(scheme=scheme) if scheme else None
     saved, plan, folder, files = write(options, tie_word_embeddings=tied)
     state = written_state(plan.outputs, files, saved.state, saved.source)
-    found = compare_written(folder, saved.config, state)
+    found = examine_written(folder, saved.config, state).comparison
     assert found.passed, explain(found)
     assert found.part == "written folder"
     name = "model.layers.0.mlp.up_proj.weight"
@@ -78,7 +78,7 @@ def test_a_changed_scale_is_found(write: Callable[..., Written]) -> None:
     tensors = load_file(files[0])
     tensors["model.layers.1.mlp.down_proj.scales"] *= np.float32(1.5)
     save_file(tensors, files[0], metadata={"format": "mlx"})
-    found = compare_written(folder, saved.config, state)
+    found = examine_written(folder, saved.config, state).comparison
     assert not found.passed
     assert found.first_divergence is not None
     assert found.first_divergence.place == "layer 1"
@@ -104,11 +104,11 @@ def test_a_tensor_that_the_port_leaves_out_shows(write: Callable[..., Written]) 
     saved, plan, folder, files = write(None)
     outputs = [o for o in plan.outputs if o.name != "model.layers.1.input_layernorm.weight"]
     state = written_state(outputs, files, saved.state, saved.source)
-    assert compare_written(folder, saved.config, state).passed
+    assert examine_written(folder, saved.config, state).comparison.passed
     tensors = load_file(files[0])
     tensors["model.layers.1.input_layernorm.weight"][:] = 1.0
     save_file(tensors, files[0], metadata={"format": "mlx"})
-    found = compare_written(folder, saved.config, state)
+    found = examine_written(folder, saved.config, state).comparison
     assert found.first_divergence is not None
     assert found.first_divergence.place == "layer 1"
 
@@ -118,4 +118,4 @@ def test_a_folder_that_mlx_lm_cannot_load_is_an_error(write: Callable[..., Writt
     state = written_state(plan.outputs, files, saved.state, saved.source)
     files[0].unlink()
     with pytest.raises(PlanError, match="mlx-lm cannot load it"):
-        compare_written(folder, saved.config, state)
+        examine_written(folder, saved.config, state)

@@ -16,7 +16,7 @@ from torch2mlx.sources.safetensors import read_header
 if TYPE_CHECKING:
     from mlx.nn.layers.base import Module
 
-__all__ = ["INDEX", "WeightSummary", "leaf_paths", "shard_name", "write_index"]
+__all__ = ["INDEX", "WeightSummary", "leaf_paths", "write_index"]
 
 INDEX = "model.safetensors.index.json"
 
@@ -39,13 +39,6 @@ class WeightSummary:
     def bits_per_weight(self) -> float:
         """Stored bits a parameter, scales and biases included, as mlx-lm defines it."""
         return 8 * self.total_size / max(self.total_parameters, 1)
-
-
-def shard_name(number: int, count: int) -> str:
-    """File name of shard `number` (from 1) of `count`, as mlx-lm and mlx-swift expect it."""
-    if count == 1:
-        return "model.safetensors"
-    return f"model-{number:05d}-of-{count:05d}.safetensors"
 
 
 def leaf_paths(model: Module) -> frozenset[str]:

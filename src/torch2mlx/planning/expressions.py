@@ -47,7 +47,6 @@ __all__ = [
     "Transpose",
     "Whole",
     "cast",
-    "rows_of",
     "sources_of",
     "stack",
     "whole_bytes",
@@ -461,14 +460,6 @@ def stack(operands: Sequence[Expr], axis: int = 0) -> Expr:
     shape = operands[0].shape
     unit = (*shape[:axis], 1, *shape[axis:])
     return Concat(tuple(Reshape(o, unit) for o in operands), axis)
-
-
-def rows_of(expr: Expr) -> Expr:
-    """The tensor as a matrix of its last axis: [..., n] → [rows, n]; 0-d and 1-d → one row."""
-    if len(expr.shape) == 2:
-        return expr
-    last = expr.shape[-1] if expr.shape else 1
-    return Reshape(expr, (prod(expr.shape[:-1]), last))
 
 
 def sources_of(expr: Expr) -> Iterator[Stored]:

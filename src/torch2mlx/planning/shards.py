@@ -16,7 +16,7 @@ from math import prod
 from torch2mlx.dtypes import DType
 from torch2mlx.errors import OptionError
 
-__all__ = ["ShardPlan", "TensorSpec", "parse_size", "plan_shards"]
+__all__ = ["ShardPlan", "TensorSpec", "parse_size", "plan_shards", "shard_name"]
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _BINARY = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -135,8 +135,13 @@ def plan_shards(groups: Iterable[Sequence[TensorSpec]], max_shard_size: int) -> 
             used += size
     plans = []
     for i, specs in enumerate(shards, start=1):
-        single = len(shards) == 1
-        file = "model.safetensors" if single else f"model-{i:05d}-of-{len(shards):05d}.safetensors"
         header, offsets, nbytes = _header(specs)
-        plans.append(ShardPlan(file, header, offsets, nbytes))
+        plans.append(ShardPlan(shard_name(i, len(shards)), header, offsets, nbytes))
     return plans
+
+
+def shard_name(number: int, count: int) -> str:
+    """File name of shard `number` (from 1) of `count`, as mlx-lm and mlx-swift expect it."""
+    if count == 1:
+        return "model.safetensors"
+    return f"model-{number:05d}-of-{count:05d}.safetensors"

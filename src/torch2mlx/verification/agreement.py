@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from torch2mlx.planning.expressions import Expr, Reader
     from torch2mlx.planning.plan import Output
 
-__all__ = ["WrittenRun", "compare_written", "examine_written", "written_state"]
+__all__ = ["WrittenRun", "examine_written", "written_state"]
 
 Array = np.ndarray[Any, Any]
 
@@ -124,13 +124,6 @@ class WrittenRun:
     comparison: Comparison
     reference: ReferenceRun
     text: tuple[int, ...] = ()
-
-
-def compare_written(
-    folder: Path, config: Mapping[str, Any], state: Mapping[str, torch.Tensor], **options: Any
-) -> Comparison:
-    """The comparison of `examine_written`, which has the same arguments."""
-    return examine_written(folder, config, state, **options).comparison
 
 
 def examine_written(
