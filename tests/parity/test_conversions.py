@@ -50,7 +50,8 @@ def test_conversions_pass_the_gate_and_equal_pytorch(name: str, tmp_path: Path) 
     saved = prepare(case, tmp_path / "saved")
     add_tokenizer(case.model_type, saved.folder)
     torch2mlx.convert(saved.folder, tmp_path / "mlx", dtype="float32")
-    assert model_error(saved, load_model(tmp_path / "mlx")[0]) < TOLERANCE
+    model, _ = load_model(tmp_path / "mlx", trust_remote_code=True)
+    assert model_error(saved, model) < TOLERANCE
 
 
 def test_quantized_values_are_carried_back_through_folded_factors(tmp_path: Path) -> None:
