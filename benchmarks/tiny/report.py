@@ -30,6 +30,9 @@ _REASONS: tuple[tuple[str, str], ...] = (
     (r"^CompileError", "refused: torch.export cannot follow it"),
 )
 
+# Converted by `torch2mlx.compiler.speech` where no example is given.
+_SPOKEN = {"fastspeech2_conformer", "vits"}
+
 
 def reason(text: str) -> str:
     """The group of a failure."""
@@ -179,6 +182,15 @@ def _failures(results: Sequence[Result]) -> list[str]:
     lines = ["## Failures by reason", "", "| reason | types | |", "|---|---|---|"]
     for group, names in sorted(groups.items(), key=lambda item: -len(item[1])):
         lines.append(f"| {group} | {len(names)} | {', '.join(sorted(names))} |")
+    refused = {name for names in groups.values() for name in names}
+    if spoken := sorted(refused & _SPOKEN):
+        lines += [
+            "",
+            *_wrapped(
+                f"Modules were given an example here. Without one, {' and '.join(spoken)} convert "
+                "as wholes ([speech.md](speech.md)); that has tests of its own."
+            ),
+        ]
     idle = [r for r in results if r["outcome"] == "not run"]
     lines += [
         "",
