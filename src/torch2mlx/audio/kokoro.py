@@ -24,7 +24,6 @@ __all__ = ["Kokoro", "is_kokoro", "open_kokoro", "port_name"]
 _PARTS = ("bert", "bert_encoder", "predictor", "decoder", "text_encoder")
 _MARKS = ("istftnet", "plbert", "vocab")  # of config.json
 _PREFIX = "module."  # of what was trained on several GPUs
-_VOICE = (1, 256)  # of each length of a text
 _LSTM = {
     f"{kind}_{leaf}_l0{back}": f"{ours}_{direction}"
     for back, direction in (("", "forward"), ("_reverse", "backward"))
