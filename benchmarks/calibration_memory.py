@@ -28,6 +28,9 @@ def tell():
     if torch is not None and torch.cuda.is_available():
         print(f"GPU: {torch.cuda.max_memory_allocated() / 1e9:.2f} GB allocated at most")
 atexit.register(tell)
+if rounds := os.environ.get("CALIBRATE_ROUNDS"):
+    from torch2mlx.calibration import conversion, fitting
+    conversion.Settings = lambda: fitting.Settings(sweeps=int(rounds))
 from torch2mlx.cli import run
 sys.argv[0] = "torch2mlx"
 run()
@@ -42,7 +45,12 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=512)
     parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--cpu", action="store_true", help="leave the GPU alone")
+    parser.add_argument(
+        "--rounds", help="of least squares and codes (3): fewer take less time, and the same memory"
+    )
     args = parser.parse_args()
+    if args.rounds:
+        os.environ["CALIBRATE_ROUNDS"] = args.rounds
     if args.cpu:
         os.environ["CALIBRATE_ON_CPU"] = "1"
     fabricate(args.shape, args.folder)

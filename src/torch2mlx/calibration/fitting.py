@@ -22,6 +22,7 @@ __all__ = ["Collected", "Fitting", "Settings", "packed_codes"]
 
 Array = np.ndarray[Any, Any]
 
+_PACKED_BYTES = 1 << 26  # of codes in 64 bits that exist at a time
 _FEW = 0.25  # an expert that saw fewer tokens than this share of its width borrows from others
 
 
@@ -246,10 +247,15 @@ def packed_codes(codes: torch.Tensor, bits: int) -> torch.Tensor:
     """Codes [rows, in] in 32-bit words, lowest bits first: uint32 [rows, in * bits / 32]."""
     import torch
 
-    values = codes.numpy().reshape(len(codes), -1, 8).astype(np.uint64)
-    words = np.zeros(values.shape[:2], np.uint64)
-    for i in range(8):
-        words |= values[..., i] << np.uint64(i * bits)
-    octets = words[..., None].view(np.uint8)[..., :bits]
-    packed = np.ascontiguousarray(octets).reshape(len(codes), -1).view("<u4")
-    return torch.from_numpy(packed.view(np.uint32))
+    packed = np.empty((len(codes), codes.shape[1] * bits // 32), np.uint32)
+    step = max(1, _PACKED_BYTES // (8 * codes.shape[1]))
+    for start in range(0, len(codes), step):
+        part = codes[start : start + step].numpy()
+        values = part.reshape(len(part), -1, 8).astype(np.uint64)
+        words = np.zeros(values.shape[:2], np.uint64)
+        for i in range(8):
+            words |= values[..., i] << np.uint64(i * bits)
+        octets = words[..., None].view(np.uint8)[..., :bits]
+        rows = np.ascontiguousarray(octets).reshape(len(part), -1)
+        packed[start : start + step] = rows.view("<u4")
+    return torch.from_numpy(packed)
