@@ -161,7 +161,7 @@ def _write_others(kokoro: Kokoro, folder: Path) -> None:
     (folder / "voices").mkdir(exist_ok=True)
     for name, file in kokoro.voices.items():
         save_file({"voice": read_voice(file)}, folder / "voices" / f"{name}.safetensors")
-    config: dict[str, Any] = {"model_type": "kokoro", **kokoro.config}
+    config: dict[str, Any] = {**kokoro.config, "model_type": "kokoro"}
     text = json.dumps(config, indent=2, ensure_ascii=False)
     (folder / "config.json").write_text(text + "\n", encoding="utf-8")
     copy_tokenizer_files(kokoro.documents, folder)
