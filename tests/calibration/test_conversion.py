@@ -140,7 +140,7 @@ def test_distillation_brings_predictions_nearer(
     for name, options in (("plain", ()), ("distilled", ("--distill",))):
         run = run_cli(
             "convert", checkpoint("llama_tied", "float32"), tmp_path / name, "-q", "--q-bits", "2",
-            "--calibrate", "--calibration-text", text, "--calibration-tokens", "1024",
+            "--calibrate", "--calibration-text", text, "--calibration-tokens", "4096",
             "--max-context", "64", "--quiet", *options,
         )  # fmt: skip
         assert run.code == 0, run.message
