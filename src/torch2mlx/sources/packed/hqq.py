@@ -56,7 +56,10 @@ def unpack_hqq(state: Mapping[str, Expr], settings: Mapping[str, Any], reader: R
     for name in state:
         module, _, leaf = name.rpartition(".")
         if leaf == "W_q":
-            problem = _module(found, module, state, reader)
+            try:
+                problem = _module(found, module, state, reader)
+            except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+                problem = f"settings that HQQ does not write ({type(error).__name__}: {error})"
             if problem:
                 found.problems.append(f"{module}: {problem}")
     found.notes.append(f"HQQ: {len(found.weights)} weights")

@@ -70,7 +70,10 @@ def unpack_torchao(
                 "dequantize the weights with torchao and convert the result"
             )
         classes.add(str(kind))
-        problem = _weight(found, name, described, state)
+        try:
+            problem = _weight(found, name, described, state)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            problem = f"its header is none that torchao writes ({type(error).__name__}: {error})"
         if problem:
             found.problems.append(f"{name}: {problem}")
     found.notes.append(
