@@ -332,16 +332,11 @@ def _compile_speech(
     from torch2mlx.compiler.speech.synthesizer import load_speech_model, parts_of
     from torch2mlx.sources.companions import companion_files
 
-    given = {
-        "an example": example.given,
-        "--weights": options.weights is not None,
-        f"--dtype {options.dtype}": options.dtype not in (None, "float32"),
-    }
-    if any(given.values()):
+    if given := _not_of_speech(options, example):
         raise OptionError(
             f"{source if isinstance(source, Path) else type(source).__name__}: "
-            f"{' and '.join(n for n, g in given.items() if g)}: a speech model has its own example "
-            "and weights, and computes in float32, because durations are rounded; leave it out"
+            f"{' and '.join(given)}: a speech model has its own example and weights, and computes "
+            "in float32, because durations are rounded; leave it out"
         )
     if isinstance(source, Path):
         model, files, location = load_speech_model(source), companion_files(source), str(source)
@@ -363,6 +358,16 @@ def _compile_speech(
     )
 
 
+def _not_of_speech(options: ConvertOptions, example: Example) -> list[str]:
+    """What was given that a speech model has of its own."""
+    given = {
+        "an example": example.given,
+        "--weights": options.weights is not None,
+        f"--dtype {options.dtype}": options.dtype not in (None, "float32"),
+    }
+    return [name for name, there in given.items() if there]
+
+
 def _convert_kokoro(
     source: Path,
     destination: str | Path,
@@ -372,16 +377,13 @@ def _convert_kokoro(
 ) -> Compiled:
     from torch2mlx.audio.conversion import convert_kokoro
 
-    given = {
-        "an example": example.given,
-        "--weights": options.weights is not None,
-        f"--dtype {options.dtype}": options.dtype not in (None, "float32"),
-        "quantization": options.quant_options() is not None,
-    }
-    if any(given.values()):
+    given = _not_of_speech(options, example)
+    if options.quant_options() is not None:
+        given.append("quantization")
+    if given:
         raise OptionError(
-            f"{source}: {' and '.join(n for n, g in given.items() if g)}: Kokoro is converted with "
-            "its own weights as they are; leave it out"
+            f"{source}: {' and '.join(given)}: Kokoro is converted with its own weights as they "
+            "are; leave it out"
         )
     made = convert_kokoro(source, destination, options, progress)
     weights, compared = made.manifest.weights, made.comparison
