@@ -169,7 +169,8 @@ def _torch_module(request: Mapping[str, Any]) -> dict[str, Any]:
 
     from torch2mlx.benchmarking.modules import call_arguments, example_inputs
     from torch2mlx.benchmarking.torch_engine import TorchDevice
-    from torch2mlx.compiler.route import load_exported, load_factory
+    from torch2mlx.compiler.exported_file import load_exported
+    from torch2mlx.compiler.factory import load_factory
 
     device = TorchDevice(request["device"])
     base = peak_resident()

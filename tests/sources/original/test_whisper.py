@@ -77,7 +77,7 @@ def test_the_state_and_settings_are_those_of_transformers(tmp_path):
 
 def test_openais_own_model_computes_the_same(tmp_path):
     whisper = pytest.importorskip("whisper")
-    from torch2mlx.compiler.encoder_decoder import load_original
+    from torch2mlx.compiler.encoder_decoder.methods import load_original
 
     torch.manual_seed(0)
     theirs = whisper.Whisper(whisper.ModelDimensions(**DIMS)).eval()
@@ -123,7 +123,7 @@ def opened_suppressed(file):
 
 
 def test_what_is_missing_is_named(tmp_path):
-    from torch2mlx.compiler.encoder_decoder import load_original
+    from torch2mlx.compiler.encoder_decoder.methods import load_original
 
     model, file = transformers_model(), tmp_path / "tiny.pt"
     written(model, file, **{"decoder.blocks.2.mlp.0.weight": None})

@@ -1,0 +1,1 @@
+"""Encoder-decoders of transformers: encoded once, decoded step by step."""

@@ -1,0 +1,93 @@
+"""An encoder-decoder of transformers, whose examples are known, as a compiled folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch2mlx.compiler.encoder_decoder.methods import (
+    load_encoder_decoder,
+    load_original,
+    methods_of,
+)
+from torch2mlx.compiler.entry_points import EntryPoint
+from torch2mlx.compiler.package import compile_module
+from torch2mlx.compiler.publish import CompiledModule, Extras
+from torch2mlx.errors import OptionError
+from torch2mlx.options import ConvertOptions
+from torch2mlx.progress import Progress
+from torch2mlx.sources.companions import companion_files
+from torch2mlx.sources.local_files import read_json_object
+
+__all__ = ["compile_checkpoint", "compile_model"]
+
+
+def compile_checkpoint(
+    path: Path, destination: str | Path, options: ConvertOptions, progress: Progress
+) -> CompiledModule:
+    """A folder of transformers, or a file of OpenAI's Whisper.
+
+    Raises:
+        SourceError: see `load_encoder_decoder` and `load_original`.
+        OptionError, CompileError, ParityError: as `compile_model`.
+    """
+    files: Mapping[str, Path] = {}
+    if path.is_file():
+        model = load_original(path)
+    else:
+        model, files = load_encoder_decoder(path), companion_files(path)
+        options = replace(options, dtype=options.dtype or _own_dtype(path, model))
+    return compile_model(model, destination, options, progress, str(path), files)
+
+
+def _own_dtype(path: Path, model: Any) -> str | None:
+    """The half type of a checkpoint, where transformers itself computes in it all through."""
+    found = read_json_object(path / "config.json")
+    name = str(found.get("dtype") or found.get("torch_dtype"))
+    exact = getattr(model, "_keep_in_fp32_modules", None)  # such as T5's, which overflow
+    halves = ("bfloat16",) if exact else ("bfloat16", "float16")
+    return name if name in halves else None
+
+
+def compile_model(
+    model: Any,
+    destination: str | Path,
+    options: ConvertOptions,
+    progress: Progress,
+    location: str = "",
+    files: Mapping[str, Path] | None = None,
+) -> CompiledModule:
+    """A model in memory.
+
+    Args:
+        model: of which `is_encoder_decoder` is true.
+        destination: folder to create.
+        options: dtype, quantization, shards, memory, verification.
+        progress: listener.
+        location: what the user calls it, for the manifest.
+        files: to be copied byte for byte, by their name in the folder.
+
+    Raises:
+        OptionError: weights from elsewhere.
+        CompileError, ParityError: as `compile_module`.
+    """
+    if options.weights is not None:
+        raise OptionError("--weights: an encoder-decoder has its own weights; leave it out")
+    made = methods_of(model.eval())
+    points = [
+        EntryPoint(method, (), arguments, made.dynamic_shapes[method])
+        for method, arguments in made.entry_points.items()
+    ]
+    return compile_module(
+        made.module,
+        destination,
+        entry_points=points,
+        options=options,
+        progress=progress,
+        location=location or f"{type(model).__module__}.{type(model).__qualname__}",
+        extras=Extras(
+            {"generation": {**made.settings, "dtype": options.dtype or "float32"}}, files or {}
+        ),
+    )
