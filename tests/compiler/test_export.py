@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from torch2mlx.compiler.export import export_module
-from torch2mlx.compiler.graph import build_graph
 from torch2mlx.compiler.package import compile_source
 from torch2mlx.compiler.program import build_program
+from torch2mlx.compiler.reading import build_graph
 from torch2mlx.errors import CompileError, UnsupportedError
 
 LIBRARY = torch.library.Library("torch2mlx_test", "DEF")

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from torch2mlx.compiler.dimensions import dimension_names
 from torch2mlx.compiler.export import export_module
-from torch2mlx.compiler.graph import Graph, Ref, build_graph, references, verify
+from torch2mlx.compiler.graph import Graph, Ref, references, verify
 from torch2mlx.compiler.package import compile_module, tied_names
+from torch2mlx.compiler.reading import build_graph
 from torch2mlx.compiler.symbolic import SymbolicInt
 from torch2mlx.errors import CompileError
 

@@ -13,12 +13,12 @@ from torch2mlx.compiler.dimensions import dimension_names
 from torch2mlx.compiler.entry_points import CompiledEntry, EntryPoint, Exported, check_methods
 from torch2mlx.compiler.export import decomposed, export_or_guess
 from torch2mlx.compiler.folding import without_weight_norm
-from torch2mlx.compiler.graph import build_graph, standing_names, unknown_operators
 from torch2mlx.compiler.host import Host
 from torch2mlx.compiler.lowering.registry import registered
 from torch2mlx.compiler.passes import optimized
 from torch2mlx.compiler.program import build_programs
 from torch2mlx.compiler.publish import CompiledModule, Extras, publish
+from torch2mlx.compiler.reading import build_graph, standing_names, unknown_operators
 from torch2mlx.compiler.weights import (
     check_names,
     checkpoint_state,

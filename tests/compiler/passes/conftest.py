@@ -13,9 +13,9 @@ from torch import nn
 
 from torch2mlx.compiler.builder import Value
 from torch2mlx.compiler.export import export_module
-from torch2mlx.compiler.graph import build_graph
 from torch2mlx.compiler.layers import LayerUse
 from torch2mlx.compiler.program import Program, build_program
+from torch2mlx.compiler.reading import build_graph
 from torch2mlx.compiler.symbolic import SymbolicInt
 
 

@@ -24,10 +24,11 @@ from torch2mlx.compiler.decoders.rotary import with_rope
 from torch2mlx.compiler.decoders.skeleton import Skeleton
 from torch2mlx.compiler.decoders.tracing import trace
 from torch2mlx.compiler.dimensions import dimension_names
-from torch2mlx.compiler.graph import Graph, build_graph
+from torch2mlx.compiler.graph import Graph
 from torch2mlx.compiler.package import tied_names
 from torch2mlx.compiler.passes import optimized
 from torch2mlx.compiler.program import build_program
+from torch2mlx.compiler.reading import build_graph
 from torch2mlx.compiler.runtime import decoding
 from torch2mlx.errors import CompileError
 
