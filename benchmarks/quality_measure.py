@@ -23,7 +23,12 @@ import numpy as np
 _PROMPT = 48  # tokens of a text's beginning, for models without a chat template
 _SUBJECTS = (
     "a volcano|the moon|a bicycle|bread|a library|the sea|a computer|music|a chess game|the heart|"
-    "a garden|glass|a train|the weather|a novel|salt"
+    "a garden|glass|a train|the weather|a novel|salt|a bridge|coffee|a clock|the desert|a painting|"
+    "paper|a lighthouse|cheese|a river|the alphabet|a telescope|bees|a market|iron|a dream|rain|"
+    "a violin|the brain|a map|soap|a castle|the wind|a camera|rice|an island|mathematics|a spider|"
+    "steel|a theatre|the stars|a potato|silk|a hospital|gravity|a forest|wine|an airplane|memory|"
+    "a mirror|ice|a school|money|a horse|electricity|a poem|the skin|a ship|honey|a battery|"
+    "history|a mountain|paint|a robot|the eye|a cat|cement|a language|light"
 ).split("|")
 _QUESTIONS = (
     "Explain to a child how {} works or comes about.", "Write a short story about {}.",

@@ -135,12 +135,13 @@ def _plot(measured: Mapping[str, Record], text: str, path: Path) -> None:
             point = (record["bits_per_weight"], found["kl"], found["kl_error"])
             families.setdefault(record["family"], []).append(point)
     figure, axes = plt.subplots(figsize=(7, 4.5))
+    colours = [*plt.get_cmap("tab20").colors[::2], *plt.get_cmap("tab20").colors[1::2]]
     for number, family in enumerate(sorted(families, key=lambda f: (not f.startswith(OURS), f))):
         points = sorted(p for p in families[family] if p[1] == p[1])
         sizes, divergences, errors = (list(values) for values in zip(*points, strict=True))
         own = family.startswith(OURS)
         axes.errorbar(
-            sizes, divergences, yerr=errors, label=family, color=f"C{number % 10}", capsize=2,
+            sizes, divergences, yerr=errors, label=family, color=colours[number % 20], capsize=2,
             marker="o" if own else "xsv^D*+d"[number % 8], linestyle="-" if own else "--",
             linewidth=1.8 if own else 0.9, markersize=4,
         )  # fmt: skip

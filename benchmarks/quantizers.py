@@ -24,8 +24,8 @@ __all__ = ["OURS", "PEER", "TARGETS", "Method", "Settings", "methods"]
 
 OURS, PEER = "torch2mlx", "mlx-lm"
 TARGETS = (3.0, 4.0, 5.0, 6.0)
-_RATES = {"5e-5": "5e-5", "2e-5": "2e-5", "default": "1e-6"}  # of dwq
-_TUNED = ("2e-5", "5e-5")
+_TUNED = ("2e-5", "5e-5", "1e-4", "1e-5")  # learning rates of dwq
+_DEFAULT_RATE = "1e-6"
 _MIXED = {3.0: (2, 4), 4.0: (3, 5), 5.0: (4, 6), 6.0: (5, 8)}  # low and high bits by target
 _CHARACTERS = 8  # of text a token at most
 _DISTILLED = 4  # times as many tokens, as by default
@@ -121,8 +121,8 @@ def _by_default(asked: Settings, bits: Sequence[int]) -> Iterator[Method]:
     """What the product does where no text is given."""
     for method in (m for width in bits for m in _ours(replace(asked, texts=()), width)):
         if method.owner == OURS:
-            name = f"{method.name}, its own text"
-            yield replace(method, name=name, family=f"{OURS}, its own text")
+            own = "its own text"
+            yield replace(method, name=f"{method.name}, {own}", family=f"{method.family}, {own}")
 
 
 def _targeted(asked: Settings, target: float, label: str) -> Method:
@@ -153,7 +153,7 @@ def _dwq(asked: Settings, bits: int, rate: str) -> Method:
         *_peer(asked, "dwq"),
         *("--bits", str(bits), "--group-size", str(asked.group_size)),
         *("--num-samples", str(16 * asked.samples), "--max-seq-length", str(asked.length)),
-        *("--learning-rate", _RATES[rate], "--mlx-path"),
+        *("--learning-rate", _DEFAULT_RATE if rate == "default" else rate, "--mlx-path"),
     )
     return Method(f"{PEER} {bits}-bit dwq {rate}", PEER, arguments, f"mlx-lm dwq {rate}")
 
