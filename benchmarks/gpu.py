@@ -177,8 +177,8 @@ def torch_rows(
     from transformers import AutoModelForCausalLM
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    from torch2mlx.benchmarking.machine import peak_resident
     from torch2mlx.benchmarking.torch_engine import TorchDevice, compiled_stream, eager_stream
+    from torch2mlx.conversion.memory import peak_resident
 
     values = config_of(name, tiny)
     config = CONFIG_MAPPING[values.pop("model_type")](**values)

@@ -6,12 +6,9 @@ and verified, and published at the end.  Modules take `torch2mlx.compiler.route`
 
 from __future__ import annotations
 
-import resource
-import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -543,12 +540,13 @@ class CheckpointConversion:
         sources: Mapping[str, FileRecord] | None,
         notes: Sequence[str],
     ) -> Manifest:
+        from torch2mlx.conversion.memory import peak_resident
         from torch2mlx.evidence.certificate import write_certificate
         from torch2mlx.packaging.card import write_card
         from torch2mlx.packaging.manifest import build_manifest
 
         folder, plan, port = staging.folder, self.plan, self.port
-        self.measured["peak_rss_bytes"] = _peak_rss()
+        self.measured["peak_rss_bytes"] = peak_resident()
         limit = self.options.max_context
         if limit is not None and report is not None:
             notes = (*notes, f"compared with PyTorch on texts of up to {limit} tokens only")
@@ -601,30 +599,10 @@ class CheckpointConversion:
         write_arrays(folder, runs)
         return runs
 
-    def timed(self, name: str) -> _Timer:
-        return _Timer(self.measured, name)
+    def timed(self, name: str) -> AbstractContextManager[None]:
+        from torch2mlx.evidence.timing import timed
 
-
-class _Timer:
-    """Adds wall and CPU seconds of a block to a dict."""
-
-    def __init__(self, into: dict[str, float], name: str) -> None:
-        self.into = into
-        self.name = name
-
-    def __enter__(self) -> None:
-        self.start = (time.perf_counter(), time.process_time())
-
-    def __exit__(self, *_: object) -> None:
-        wall, cpu = time.perf_counter() - self.start[0], time.process_time() - self.start[1]
-        for key, value in ((f"{self.name}_wall_s", wall), (f"{self.name}_cpu_s", cpu)):
-            self.into[key] = round(self.into.get(key, 0.0) + value, 3)
-
-
-def _peak_rss() -> int:
-    """Bytes of memory that this process held at most (kilobytes on Linux, bytes on macOS)."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        return timed(self.measured, name)
 
 
 def _embedding_rows(plan: Plan) -> int | None:

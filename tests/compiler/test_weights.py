@@ -220,7 +220,7 @@ def test_options_that_do_not_apply(tmp_path: Path) -> None:
 
 
 def test_a_model_too_large_to_compare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch2mlx.compiler.publish.available_bytes", lambda: 1000)
+    monkeypatch.setattr("torch2mlx.compiler.proof.available_bytes", lambda: 1000)
     with pytest.raises(OptionError, match=r"about 0\.0 GB.*--no-verify"):
         torch2mlx.convert(_net(), tmp_path / "out", example_inputs=(X,))
     assert list(tmp_path.iterdir()) == []
@@ -238,7 +238,7 @@ def test_weights_are_freed_before_mlx_reads_its_own(
         return import_model(folder)
 
     save_file(_stored(_net()), "weights.safetensors")
-    monkeypatch.setattr("torch2mlx.compiler.publish.import_model", loading)
+    monkeypatch.setattr("torch2mlx.compiler.proof.import_model", loading)
     others = [
         m for m in gc.get_objects() if type(m).__name__ == "Net"
     ]  # of other tests, kept alive

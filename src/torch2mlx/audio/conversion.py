@@ -18,9 +18,7 @@ from torch2mlx.audio.libraries import (
 )
 from torch2mlx.audio.parity import Comparison, compare
 from torch2mlx.compiler.weights import plan_weights
-from torch2mlx.conversion.executor import execute
 from torch2mlx.conversion.identity import SourceState, plan_identity
-from torch2mlx.errors import ParityError
 from torch2mlx.options import ConvertOptions
 from torch2mlx.packaging.files import output_records, source_record
 from torch2mlx.packaging.index import write_index
@@ -33,6 +31,7 @@ from torch2mlx.packaging.manifest import (
 )
 from torch2mlx.packaging.staging import Staging, check_destination
 from torch2mlx.packaging.tokenizer import copy_tokenizer_files
+from torch2mlx.packaging.weights import write_weights
 from torch2mlx.planning.plan import Plan
 from torch2mlx.planning.shards import parse_size
 from torch2mlx.progress import Progress
@@ -99,21 +98,18 @@ def _convert(
     ) as staging:
         staging.require_room(plan.nbytes)
         folder = staging.folder
-        with progress.stage("Writing weights", plan.nbytes) as advance:
-            files = execute(
-                plan,
-                kokoro.source,
-                folder,
-                memory_limit=parse_size(options.memory_limit),
-                progress=advance,
-                journal=staging.journal,
-                check=source.check,
-            )
+        files = write_weights(
+            plan,
+            kokoro.source,
+            staging,
+            memory_limit=parse_size(options.memory_limit),
+            progress=progress,
+            check=source.check,
+        )
         summary = write_index(folder, {})
         _write_others(kokoro, folder)
         proof = audit(plan.outputs, files, kokoro.source)
-        if proof.first_failure is not None:
-            raise ParityError(f"audit: {proof.first_failure.detail}; nothing was written")
+        proof.require()
         port = load_port(folder)
         check_tensors(kokoro, port)
         comparison = None

@@ -4,30 +4,16 @@ from __future__ import annotations
 
 import os
 import platform
-import resource
 import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-__all__ = ["EnergyMeter", "conditions", "peak_resident", "processor_name"]
+__all__ = ["EnergyMeter", "conditions", "processor_name"]
 
 _POWERCAP = Path("/sys/class/powercap")
 _HOT = 90  # degrees Celsius at which processors slow down
-
-
-def peak_resident() -> int:
-    """Bytes of memory that this process held at most.
-
-    On Linux from /proc, because `getrusage` starts a child at its parent's size.
-    """
-    status = Path("/proc/self/status")
-    if status.exists():
-        line = next(x for x in status.read_text().splitlines() if x.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def processor_name() -> str:

@@ -14,9 +14,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from torch2mlx.benchmarking.machine import EnergyMeter, peak_resident
+from torch2mlx.benchmarking.machine import EnergyMeter
 from torch2mlx.benchmarking.rows import Row, Spread
 from torch2mlx.benchmarking.timing import Words, time_calls, time_streams
+from torch2mlx.conversion.memory import peak_resident
 from torch2mlx.errors import Torch2MLXError
 
 __all__ = ["main", "measure"]

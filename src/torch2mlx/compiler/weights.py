@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,10 +17,12 @@ from torch2mlx.dtypes import dtype_from_torch
 from torch2mlx.errors import PlanError
 from torch2mlx.planning.expressions import Expr, Source, Transpose, cast
 from torch2mlx.planning.plan import DEFAULT_SHARD_SIZE, Output, Plan, output_specs
+from torch2mlx.planning.regions import full
 from torch2mlx.planning.shards import plan_shards
 from torch2mlx.sources.base import Checkpoint, TensorSource
 from torch2mlx.sources.in_memory import MemorySource
 from torch2mlx.sources.joined import JoinedSource
+from torch2mlx.verification.reference import to_torch
 
 if TYPE_CHECKING:
     import torch
@@ -35,6 +38,7 @@ __all__ = [
     "plan_weights",
     "values_digest",
     "weight_expressions",
+    "weights_of",
 ]
 
 _BLOCK = 8 << 20  # bytes that are hashed at a time
@@ -264,3 +268,38 @@ def plan_weights(
         dropped={},
         notes=(*notes, *(assignment.notes if assignment else ())),
     )
+
+
+@contextmanager
+def weights_of(module: torch.nn.Module, weights: WeightState) -> Iterator[None]:
+    """While it lasts, the module holds the values of `weights`, in its own dtypes.
+
+    A module that holds them anyway is left alone.
+    """
+    import torch
+
+    if not weights.source.files:
+        yield
+        return
+    replaced = []
+    made: dict[int, torch.Tensor] = {}
+    for path, inner in module.named_modules():
+        for held in (inner._parameters, inner._buffers):
+            for name, tensor in held.items():
+                expr = weights.tensors.get(f"{path}.{name}" if path else name)
+                if tensor is None or expr is None:
+                    continue
+                replaced.append((held, name, tensor))
+                if id(tensor) not in made:
+                    bits = expr.read(full(expr.shape), weights.source)
+                    value = to_torch(bits, expr.dtype).to(tensor.dtype)
+                    if isinstance(tensor, torch.nn.Parameter):
+                        value = torch.nn.Parameter(value, requires_grad=False)
+                    made[id(tensor)] = value
+    for held, name, tensor in replaced:
+        held[name] = made[id(tensor)]
+    try:
+        yield
+    finally:
+        for held, name, tensor in replaced:
+            held[name] = tensor

@@ -7,11 +7,25 @@ import resource
 import sys
 from pathlib import Path
 
-__all__ = ["Meter", "available_bytes", "resident_bytes"]
+__all__ = ["Meter", "available_bytes", "peak_resident", "resident_bytes"]
 
 _STATM = Path("/proc/self/statm")
+_STATUS = Path("/proc/self/status")
 _MEMINFO = Path("/proc/meminfo")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+def peak_resident() -> int:
+    """Bytes of memory that this process held at most.
+
+    On Linux from /proc, because `getrusage` starts a child at its parent's size.
+    """
+    if _STATUS.exists():
+        for line in _STATUS.read_text().splitlines():
+            if line.startswith("VmHWM"):
+                return int(line.split()[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def resident_bytes() -> int:
@@ -19,8 +33,7 @@ def resident_bytes() -> int:
     try:
         return int(_STATM.read_bytes().split()[1]) * _PAGE
     except OSError:
-        unit = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        return peak_resident()
 
 
 def available_bytes() -> int | None:

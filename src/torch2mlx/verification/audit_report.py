@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any, Literal
 
+from torch2mlx.errors import ParityError
+
 __all__ = ["AuditReport", "Kind", "TensorCheck"]
 
 Kind = Literal[
@@ -88,6 +90,16 @@ class AuditReport:
     def first_failure(self) -> TensorCheck | None:
         """The first parameter that is wrong."""
         return next((check for check in self.checks if not check.ok), None)
+
+    def require(self) -> None:
+        """Raise ParityError if a tensor differs."""
+        failure = self.first_failure
+        if failure is not None:
+            count = sum(not check.ok for check in self.checks)
+            raise ParityError(
+                f"audit: {count} of {len(self.checks)} tensors differ from their source; the "
+                f"first: {failure.detail}"
+            )
 
     @property
     def nbytes(self) -> int:

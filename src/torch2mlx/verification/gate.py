@@ -166,13 +166,7 @@ class Gate:
                 "chosen on data, so nothing else tells what they should be; copy the folder "
                 "again, or convert the source again"
             )
-        failure = report.first_failure
-        if failure is not None:
-            count = sum(not check.ok for check in report.checks)
-            raise ParityError(
-                f"audit: {count} of {len(report.checks)} tensors differ from their source; the "
-                f"first: {failure.detail}"
-            )
+        report.require()
         return report
 
     def _tied(self) -> Iterator[TensorCheck]:
