@@ -225,6 +225,44 @@ def test_overflow(copied: Copied, fails: Callable[..., str]) -> None:
     fails(source, "-q", "--dtype", "float16", code=6, words=words)
 
 
+def test_complex_numbers_are_no_weights(copied: Copied, fails: Callable[..., str]) -> None:
+    source = copied("llama_short", "float32")
+    name = "model.layers.0.mlp.down_proj.weight"
+
+    def edit(tensors: dict[str, Any]) -> None:
+        _, shape, data = tensors[name]
+        tensors[name] = ("C64", shape, (np.frombuffer(data, "<f4") * 1j).astype("<c8").tobytes())
+
+    _edit_tensors(source, edit)
+    for options in ((), ("-q", "--no-verify")):
+        fails(source, *options, code=5, words=(f"complex: {name}",))
+
+
+def test_codes_without_scales_are_the_numbers_that_pytorch_takes_them_for(
+    copied: Copied, run_cli: Callable[..., Any], place: Path, read_weights: Callable[..., Any]
+) -> None:
+    source = copied("llama_short", "float32")
+    small, whole = (f"model.layers.0.mlp.{n}_proj.weight" for n in ("down", "up"))
+    values = np.random.default_rng(0).integers(-9, 9, (256, 128), np.int8)
+
+    def edit(tensors: dict[str, Any]) -> None:
+        # Of 4 exponent bits, biased by 7, and 3 of the fraction: 0x18 to 0x37 are 1/16 to 15/16.
+        codes = np.random.default_rng(1).integers(0x18, 0x38, 256 * 128, np.uint8)
+        tensors[small] = ("F8_E4M3", [128, 256], codes.tobytes())
+        tensors[whole] = ("I8", [256, 128], values.tobytes())
+
+    _edit_tensors(source, edit)
+    done = run_cli("convert", source, place / "out")
+    assert done.code == 0, done
+    assert f"whole numbers are taken as such (1, the first: {whole})" in done.message
+    written = read_weights(place / "out")
+    assert written[whole] == ("F32", [256, 128], values.astype("<f4").tobytes())
+    decoded = np.frombuffer(written[small][2], "<f4")
+    assert decoded.min() == 1 / 16
+    assert decoded.max() == 15 / 16
+    assert run_cli("convert", source, place / "q", "-q", "--no-verify").code == 0
+
+
 # The config.
 
 

@@ -17,8 +17,9 @@ from torch2mlx.architectures.bounds import check_sizes
 from torch2mlx.architectures.catalog import ENDS_PROGRAM, available_ports, similar_ports
 from torch2mlx.architectures.drops import drop_reason
 from torch2mlx.architectures.tracing import trace_call
+from torch2mlx.dtypes import DTYPES
 from torch2mlx.errors import PlanError, UnsupportedError
-from torch2mlx.planning.expressions import Expr, sources_of
+from torch2mlx.planning.expressions import Expr, cast, sources_of
 
 __all__ = ["MODEL_FILE", "Port", "PortMapping", "Target", "load_port", "plain_port"]
 
@@ -52,10 +53,13 @@ class PortMapping:
     Attributes:
         outputs: an expression for each parameter of the port, in the port's order.
         dropped: checkpoint tensors that no output uses, each with the reason.
+        integers: matrices that the checkpoint holds in whole numbers; their numbers are taken as
+            they are, as transformers does.
     """
 
     outputs: Mapping[str, Expr]
     dropped: Mapping[str, str]
+    integers: tuple[str, ...] = ()
 
 
 class Port:
@@ -157,7 +161,7 @@ class Port:
 
         Raises:
             PlanError: parameters that nothing fills, tensors that fit nowhere or are left out
-                for no known reason, or wrong shapes; all of them in one message.
+                for no known reason, wrong shapes, or complex numbers; all in one message.
             UnsupportedError: the port's mapping cannot be planned.
         """
         outputs = self._outputs(state)
@@ -170,7 +174,13 @@ class Port:
                 + "\nThe checkpoint is incomplete, of another model, or its config.json differs."
             )
         dropped = self._dropped(outputs, state)
-        return PortMapping({name: outputs[name] for name in self.targets}, dropped)
+        integers = tuple(
+            name
+            for name, target in self.targets.items()
+            if target.quantizable and not outputs[name].dtype.floating
+        )
+        outputs |= {name: cast(outputs[name], DTYPES["F32"]) for name in integers}
+        return PortMapping({name: outputs[name] for name in self.targets}, dropped, integers)
 
     def _outputs(self, state: Mapping[str, Expr]) -> dict[str, Expr]:
         """An expression for each parameter, as far as the checkpoint has its tensors."""
@@ -231,6 +241,8 @@ class Port:
                     f"misshapen: {name} should be {list(target.shape)}, the checkpoint gives "
                     f"{list(outputs[name].shape)} (from {stored!r})"
                 )
+            elif outputs[name].dtype.name == "C64":
+                problems.append(f"complex: {name}, which the model computes with as real numbers")
         for name, expr in outputs.items():
             if name not in self.targets:
                 problems.append(f"unexpected: {name} {list(expr.shape)}")

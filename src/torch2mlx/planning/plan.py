@@ -198,6 +198,11 @@ def build_plan(
         plain = {id(checkpoint.state[name]) for name in checkpoint.plain}
         assignment = _keep_grids(assignment, grids, port, mapping.outputs, plain)
     notes = list(checkpoint.notes)
+    if mapping.integers:
+        notes.append(
+            f"matrices stored as whole numbers are taken as such ({len(mapping.integers)}, the "
+            f"first: {mapping.integers[0]}); if these are codes, their scales are missing"
+        )
     outputs = []
     for name, expr in mapping.outputs.items():
         target = port.targets[name]

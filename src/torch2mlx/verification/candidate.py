@@ -41,12 +41,15 @@ def build_candidate(port: Port, state: Mapping[str, Expr], reader: Reader) -> Mo
     """
     import mlx.core as mx
 
-    from torch2mlx.dtypes import to_mx
+    from torch2mlx.dtypes import DTYPES, to_mx
+    from torch2mlx.planning.expressions import cast
     from torch2mlx.planning.regions import full
 
     model: Module = port.build()
     weights = {}
     for name, expr in port.map_state(state).outputs.items():
+        if expr.dtype.floating and expr.dtype.mx_name is None:  # fp8: MLX would see its codes
+            expr = cast(expr, DTYPES["F32"])
         bits = np.ascontiguousarray(expr.read(full(expr.shape), reader))
         value = _float32(to_mx(bits.reshape(expr.shape), expr.dtype))
         mx.eval(value)
