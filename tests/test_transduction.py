@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,24 @@ def test_a_forced_first_token_is_said() -> None:
     assert model.generate(np.array([[5, 6, 2]]), max_tokens=5) == [[8, 6]]
 
 
+def test_beam_search_that_a_checkpoint_asks_for_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_cli: Callable[..., Any]
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"generation": SETTINGS}))
+    asked = {"num_beams": 4, "no_repeat_ngram_size": 0, "min_length": 56, "max_length": 142}
+    (tmp_path / "generation_config.json").write_text(json.dumps(asked))
+    add_tokenizer(tmp_path)
+    monkeypatch.setattr(
+        "torch2mlx.transduction.load_transducer", lambda *_, **__: Transducer(Echo(), SETTINGS)
+    )
+    done = run_cli("generate", tmp_path, "--prompt", "w5 w6", "--json")
+    assert "asks for num_beams 4, min_length 56: not followed" in done.message
+    assert "num_beams 4" in json.loads(done.out)["notes"][0]
+    (tmp_path / "generation_config.json").write_text(json.dumps({"num_beams": 1}))
+    done = run_cli("generate", tmp_path, "--prompt", "w5 w6")
+    assert (done.code, "not followed" in done.message) == (0, False)
+
+
 def test_a_folder_runs_only_with_permission_and_sound_has_the_right_form(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"generation": SETTINGS}))
     with pytest.raises(torch2mlx.Torch2MLXError, match="trust-remote-code"):
@@ -96,6 +115,7 @@ def test_text_goes_in_and_the_tokens_of_transformers_come_out(tmp_path: Path) ->
         torch2mlx.generate(tmp_path / "mlx", "w5 w6")
     answer = torch2mlx.generate(tmp_path / "mlx", "w5 w6", max_tokens=4, trust_remote_code=True)
     assert answer.generated_tokens == 4
+    assert answer.notes == ()
     with pytest.raises(torch2mlx.Torch2MLXError, match="takes text"):
         torch2mlx.generate(tmp_path / "mlx", sound="a.npy", trust_remote_code=True)
 

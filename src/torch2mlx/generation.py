@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch2mlx.errors import OptionError, SourceError
 from torch2mlx.loading import load_language_model
+from torch2mlx.sources.local_files import read_json_object
 
 __all__ = ["Generation", "generate_text"]
+
+# Settings of generation_config.json that change which tokens transformers takes, and the values
+# with which they do not.
+_NOT_FOLLOWED: dict[str, tuple[Any, ...]] = {
+    "num_beams": (None, 1),
+    "no_repeat_ngram_size": (None, 0),
+    "encoder_no_repeat_ngram_size": (None, 0),
+    "repetition_penalty": (None, 1),
+    "encoder_repetition_penalty": (None, 1),
+    "min_length": (None, 0),
+    "min_new_tokens": (None, 0),
+    "bad_words_ids": (None, []),
+}
 
 
 @dataclass(frozen=True)
@@ -24,6 +38,7 @@ class Generation:
         prompt_tps, generation_tps: tokens a second in each phase.
         peak_memory: bytes that MLX held at most.
         finish_reason: "stop" or "length".
+        notes: what a user should know.
     """
 
     text: str
@@ -33,10 +48,11 @@ class Generation:
     generation_tps: float
     peak_memory: int
     finish_reason: str | None
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return dict(vars(self))
+        return {**vars(self), "notes": list(self.notes)}
 
 
 def generate_text(
@@ -156,4 +172,18 @@ def _transduce(
         generation_tps=len(tokens) / seconds,
         peak_memory=int(mx.get_peak_memory()),
         finish_reason="length" if len(tokens) == max_tokens else "stop",
+        notes=tuple(_settings_not_followed(folder)),
     )
+
+
+def _settings_not_followed(folder: Path) -> Iterator[str]:
+    """What of a checkpoint's settings an encoder-decoder leaves to transformers."""
+    path = folder / "generation_config.json"
+    asked = read_json_object(path) if path.exists() else {}
+    names = [key for key, idle in _NOT_FOLLOWED.items() if asked.get(key) not in idle]
+    if names:
+        listed = ", ".join(f"{key} {str(asked[key])[:20]}" for key in names)
+        yield (
+            f"generation_config.json asks for {listed}: not followed here, where tokens are greedy "
+            "or sampled one after the other, so transformers' generate may answer otherwise"
+        )

@@ -48,4 +48,6 @@ def generate(
         trust_remote_code=trust_remote_code,
         on_text=None if as_json else lambda part: print(part, end="", flush=True),  # noqa: T201
     )
+    for note in result.notes:
+        typer.echo(f"\n{note}", err=True)
     show(result, as_json)
