@@ -251,6 +251,19 @@ def test_generate(converted: Path, run_cli: RunCli) -> None:
     assert answer["peak_memory"] > 0
 
 
+def test_generate_says_what_a_chat_template_refuses(converted: Path, run_cli: RunCli) -> None:
+    template = converted / "chat_template.jinja"
+    assert template.exists()
+    template.write_text("{{ raise_exception('begin with a system message') }}")
+    done = run_cli("generate", converted, "-p", "the sun", "-m", 2)
+    assert done.code == 3
+    assert "begin with a system message; --raw leaves the template out" in done.message
+    assert run_cli("generate", converted, "-p", "the sun", "-m", 2, "--raw").code == 0
+    template.write_text("{{ '' }}")
+    done = run_cli("generate", converted, "-p", "the sun", "-m", 2)
+    assert (done.code, "the prompt is empty" in done.message) == (2, True)
+
+
 def test_generate_reads_the_prompt_from_stdin(
     converted: Path, run_cli: RunCli, monkeypatch: pytest.MonkeyPatch
 ) -> None:

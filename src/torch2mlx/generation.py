@@ -10,6 +10,7 @@ from typing import Any
 
 from torch2mlx.errors import OptionError, SourceError
 from torch2mlx.loading import load_language_model
+from torch2mlx.packaging.chats import render_chat
 from torch2mlx.sources.local_files import read_json_object
 
 __all__ = ["Generation", "generate_text"]
@@ -93,9 +94,12 @@ def generate_text(
     mx.random.seed(seed)
     text: Any = prompt
     if not raw and tokenizer.chat_template is not None:
-        render: Any = tokenizer.apply_chat_template
-        text = render([{"role": "user", "content": prompt}], add_generation_prompt=True)
-    if not text and not tokenizer.encode(text):
+        try:
+            rendered = render_chat(tokenizer, [{"role": "user", "content": prompt}], answer=True)
+        except SourceError as error:
+            raise SourceError(f"{folder}: {error}; --raw leaves the template out") from error
+        text = tokenizer.encode(rendered, add_special_tokens=False)
+    if not (text or (isinstance(text, str) and tokenizer.encode(text))):
         raise OptionError("the prompt is empty; give at least one token of text")
     parts, last = [], None
     answers = stream_generate(

@@ -243,6 +243,61 @@ def test_the_model_answers_questions_in_its_chat_template(checkpoint) -> None:
     opened.source.close()
 
 
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{{ raise_exception('begin with a system message') }}", "begin with a system message"),
+        ("{% for m in messages %", "end of template"),
+        ("{{ '' }}", "writes nothing"),
+    ],
+)
+def test_a_template_that_refuses_questions_leaves_the_text_without_chats(
+    copied, template: str, reason: str
+) -> None:
+    from torch2mlx.calibration.conversion import _answers
+    from torch2mlx.progress import Silent
+    from torch2mlx.sources import open_checkpoint
+
+    source = copied("llama_short")
+    (source / "chat_template.jinja").write_text(template)
+    opened = open_checkpoint(source)
+    roomy = replace(opened, config={**opened.config, "max_position_embeddings": 1024})
+    told = []
+    listener = Silent()
+    listener.note = told.append
+    assert _answers(roomy, 256, 128, 10**9, False, listener) is None
+    opened.source.close()
+    assert len(told) == 1
+    assert reason in told[0]
+
+
+def test_chats_that_the_template_refuses_are_named(copied, tmp_path: Path) -> None:
+    from torch2mlx.calibration.conversion import text_ids
+    from torch2mlx.errors import SourceError
+    from torch2mlx.sources import open_checkpoint
+
+    source = copied("llama_short")
+    refusing = (
+        "{% if messages[0].role != 'user' %}{{ raise_exception('a user begins') }}{% endif %}"
+    )
+    (source / "chat_template.jinja").write_text(refusing)
+    opened = open_checkpoint(source)
+    path = tmp_path / "data.jsonl"
+    for entry, reason in (
+        ({"messages": [{"role": "assistant", "content": "me"}]}, "a user begins"),
+        ({"messages": ["who?"]}, "entry 1: expected"),
+        ({"messages": []}, "entry 1: expected"),
+    ):
+        path.write_text(json.dumps(entry))
+        with pytest.raises(SourceError, match=reason) as caught:
+            text_ids(opened, [str(path)], 64, 64, False)
+        assert str(path) in str(caught.value)
+    path.write_text(json.dumps({"prompt": "and the stars " * 20, "completion": None}))
+    found = text_ids(opened, [str(path)], 32, 32, False)
+    opened.source.close()
+    assert found.shape == (1, 32)
+
+
 def test_chats_and_lines_of_json_give_their_texts(checkpoint, tmp_path: Path) -> None:
     """Against the tokenizer's own rendering."""
     from transformers import AutoTokenizer

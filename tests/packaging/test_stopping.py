@@ -38,7 +38,7 @@ def test_no_source_no_ids() -> None:
     assert find_stop_ids({"eos_token_id": None}, {}).ids == ()
 
 
-@pytest.mark.parametrize("bad", ["2", True, -1, 1.5, {"a": 1}])
+@pytest.mark.parametrize("bad", ["2", True, -1, 2**31, 1.5, {"a": 1}])
 def test_what_is_no_id_is_ignored_with_a_note(bad: object) -> None:
     stop = find_stop_ids({"eos_token_id": [bad, 3]}, {})
     assert stop.ids == (3,)

@@ -12,7 +12,8 @@ import numpy as np
 from torch2mlx.calibration.engine import Calibration, calibrate
 from torch2mlx.calibration.fitting import Settings
 from torch2mlx.calibration.texts import calibration_ids, installed_texts, read_texts
-from torch2mlx.errors import OptionError
+from torch2mlx.errors import OptionError, SourceError
+from torch2mlx.packaging.chats import render_chat
 from torch2mlx.planning.plan import Output
 from torch2mlx.progress import Progress
 from torch2mlx.sources.base import Checkpoint
@@ -166,6 +167,14 @@ def _answers(
             f"--memory-limit ({memory_limit / 1e9:.1f} GB)"
         )
         return None
+    try:
+        empty = not render_chat(tokenizer, [{"role": "user", "content": "Hello"}], answer=True)
+        reason = "the chat template writes nothing"
+    except SourceError as error:
+        empty, reason = True, str(error)
+    if empty:
+        progress.note(f"the calibration text has no chats with the model: {reason}")
+        return None
     with progress.stage(f"Drawing {tokens:,} tokens of chats with the model"):
         return answer_ids(checkpoint, tokenizer, tokens, length, trust_remote_code=trust)
 
@@ -207,6 +216,9 @@ def text_ids(
                 f"{path}: holds chats, but the checkpoint's tokenizer has no chat template; give "
                 "plain text"
             )
-        rendered = [tokenizer.apply_chat_template(chat, tokenize=False) for chat in chats]
+        try:
+            rendered = [render_chat(tokenizer, chat) for chat in chats]
+        except SourceError as error:
+            raise SourceError(f"{path}: {error}; correct the chats, or give plain text") from error
         documents.append("\n\n".join([text, *rendered] if text else rendered))
     return calibration_ids(tokenizer, [d for d in documents if d], tokens, length)

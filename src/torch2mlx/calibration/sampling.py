@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from torch2mlx.errors import OptionError
+from torch2mlx.packaging.chats import render_chat
 from torch2mlx.sources.base import Checkpoint
 from torch2mlx.verification.blocks import peak_bytes
 from torch2mlx.verification.reference import build_reference, quiet, read_state
@@ -171,6 +172,9 @@ def answer_ids(
 
     Returns:
         int64 [sequences, length].
+
+    Raises:
+        SourceError: the template refuses a question without a system message.
     """
     import torch
 
@@ -204,8 +208,7 @@ def answer_ids(
 
 
 def _prompt(tokenizer: Any, question: str) -> list[int]:
-    chat = [{"role": "user", "content": question}]
-    text = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+    text = render_chat(tokenizer, [{"role": "user", "content": question}], answer=True)
     return list(tokenizer(text, add_special_tokens=False).input_ids)
 
 

@@ -135,17 +135,22 @@ def _read(path: Path) -> tuple[str, list[Any]]:
     for number, entry in _entries(path, text):
         if isinstance(entry, str):
             texts.append(entry)
-        elif isinstance(entry, dict) and isinstance(entry.get("messages"), list):
+        elif isinstance(entry, dict) and _is_chat(entry.get("messages")):
             chats.append(entry["messages"])
         elif isinstance(entry, dict) and isinstance(entry.get("text"), str):
             texts.append(entry["text"])
         elif isinstance(entry, dict) and isinstance(entry.get("prompt"), str):
-            texts.append(entry["prompt"] + str(entry.get("completion", "")))
+            texts.append(entry["prompt"] + str(entry.get("completion") or ""))
         else:
             raise SourceError(
-                f"{path}, entry {number}: expected an object with 'text', 'messages' or 'prompt'"
+                f"{path}, entry {number}: expected an object with 'text', 'prompt' or 'messages' "
+                "(a list of objects with 'role' and 'content')"
             )
     return "\n\n".join(texts), chats
+
+
+def _is_chat(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(each, dict) for each in value)
 
 
 def _entries(path: Path, text: str) -> Iterator[tuple[int, Any]]:

@@ -12,6 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from torch2mlx.errors import SourceError
+from torch2mlx.packaging.chats import render_chat
+
 __all__ = ["END_OF_TURN", "StopIds", "end_of_turn", "find_stop_ids"]
 
 END_OF_TURN = (
@@ -41,6 +44,7 @@ END_OF_TURN = (
 """Tokens that chat formats write after an assistant's last word."""
 
 _ANSWER = "torch2mlx answer"
+_IDS = 2**31  # programs in Swift read a larger number as a damaged file
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,7 @@ def find_stop_ids(
         for item in value if isinstance(value, list | tuple) else (value,):
             if item is None:
                 continue
-            if type(item) is not int or item < 0:
+            if type(item) is not int or not 0 <= item < _IDS:
                 notes.append(f"{origin}: eos_token_id {item!r} is no token id and was ignored")
                 continue
             origins[item] = (*origins.get(item, ()), origin)
@@ -120,8 +124,8 @@ def end_of_turn(tokenizer: Any) -> int | None:
         {"role": "assistant", "content": _ANSWER},
     ]
     try:
-        text = str(tokenizer.apply_chat_template(conversation, tokenize=False))
-    except Exception:  # the template is a program of the checkpoint: it may raise anything
+        text = render_chat(tokenizer, conversation)
+    except SourceError:
         return None
     _, answer, rest = text.rpartition(_ANSWER)
     if not answer:
