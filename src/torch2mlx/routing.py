@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 from torch2mlx import without_torch
-from torch2mlx.architectures.port import MODEL_FILE
+from torch2mlx.architectures.port import MODEL_FILE, Port
 from torch2mlx.errors import ParityError, PlanError, Torch2MLXError, UnsupportedError
+from torch2mlx.planning.expressions import Expr
 from torch2mlx.sources.base import Checkpoint
 
 __all__ = ["may_generate", "open_convertible", "route"]
@@ -67,11 +69,37 @@ def open_convertible(
     )
     if text_only:
         checkpoint = text_model(checkpoint)
+    checkpoint = _in_names_of_port(checkpoint)
     state = usual_experts(checkpoint.state, checkpoint.config, expert_layout)
     if state.keys() != checkpoint.state.keys() or expert_layout is not None:
         kept = {n: p for n, p in checkpoint.packed.items() if state.get(n) is checkpoint.state[n]}
         checkpoint = replace(checkpoint, state=state, packed=kept)
     return checkpoint if adapter is None else with_adapter(checkpoint, Path(adapter))
+
+
+def _in_names_of_port(checkpoint: Checkpoint) -> Checkpoint:
+    """A checkpoint of PyTorch without what a trainer put before every name."""
+    from torch2mlx.architectures.bounds import check_counts
+    from torch2mlx.architectures.port import load_port
+    from torch2mlx.sources.prefix import without_prefix
+
+    if checkpoint.kind == "mlx":
+        return checkpoint
+    config = {k: v for k, v in checkpoint.config.items() if k != "model_file"}
+
+    @cache
+    def port() -> Port | None:
+        try:
+            check_counts(config, checkpoint.state)
+            return load_port(config)
+        except (PlanError, UnsupportedError):  # told when the conversion is planned
+            return None
+
+    def fits(state: Mapping[str, Expr]) -> bool:
+        found = port()
+        return found is None or found.knows(state)
+
+    return without_prefix(checkpoint, fits)
 
 
 def route(

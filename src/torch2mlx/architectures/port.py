@@ -20,6 +20,7 @@ from torch2mlx.architectures.tracing import trace_call
 from torch2mlx.dtypes import DTYPES
 from torch2mlx.errors import PlanError, UnsupportedError
 from torch2mlx.planning.expressions import Expr, cast, sources_of
+from torch2mlx.sources.text_model import body_name
 
 __all__ = ["MODEL_FILE", "Port", "PortMapping", "Target", "load_port", "plain_port"]
 
@@ -181,6 +182,21 @@ class Port:
         )
         outputs |= {name: cast(outputs[name], DTYPES["F32"]) for name in integers}
         return PortMapping({name: outputs[name] for name in self.targets}, dropped, integers)
+
+    def knows(self, state: Mapping[str, Expr]) -> bool:
+        """Whether tensors have names of this model; what is wrong with some is told by `map_state`.
+
+        The port's own mapping would not do: some of them take off prefixes that PyTorch's model
+        does not know.
+
+        Args:
+            state: tensors under what may be their Hugging Face names.
+        """
+        if 2 * sum(name in self.targets for name in state) > len(state):
+            return True
+        body = f"{body_name(self.config)}."
+        within = [name for name in state if name.startswith(body)]
+        return bool(within) and not any(name.startswith(2 * body) for name in within)
 
     def _outputs(self, state: Mapping[str, Expr]) -> dict[str, Expr]:
         """An expression for each parameter, as far as the checkpoint has its tensors."""

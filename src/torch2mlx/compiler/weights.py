@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from torch2mlx.planning.shards import plan_shards
 from torch2mlx.sources.base import Checkpoint, TensorSource
 from torch2mlx.sources.in_memory import MemorySource
 from torch2mlx.sources.joined import JoinedSource
+from torch2mlx.sources.prefix import without_prefix
 from torch2mlx.verification.reference import to_torch
 
 if TYPE_CHECKING:
@@ -146,21 +147,9 @@ def _sources(source: TensorSource) -> dict[str, Expr]:
 
 
 def in_names_of(module: torch.nn.Module, checkpoint: Checkpoint) -> Checkpoint:
-    """A checkpoint under the names of a module, where every name of it has one prefix more.
-
-    Trainers hold the module as an attribute: Lightning writes "model.", others "net.".
-    """
-    own, state = module.state_dict(), checkpoint.state
-    parts = next(iter(state), "").split(".")
-    for count in range(1, len(parts)):
-        prefix = ".".join(parts[:count]) + "."
-        if any(n in own or not n.startswith(prefix) for n in state):
-            break
-        if any(n.removeprefix(prefix) in own for n in state):
-            note = f"{checkpoint.location}: the prefix {prefix!r} was taken off every name"
-            named = {n.removeprefix(prefix): expr for n, expr in state.items()}
-            return replace(checkpoint, state=named, notes=(*checkpoint.notes, note))
-    return checkpoint
+    """A checkpoint under the names of a module, where every name of it has one prefix more."""
+    own = module.state_dict()
+    return without_prefix(checkpoint, lambda state: any(name in own for name in state))
 
 
 def check_names(module: torch.nn.Module, checkpoint: Checkpoint) -> None:

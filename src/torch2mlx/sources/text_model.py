@@ -9,8 +9,9 @@ from typing import Any
 
 from torch2mlx.errors import OptionError
 from torch2mlx.sources.base import Checkpoint
+from torch2mlx.sources.prefix import renamed
 
-__all__ = ["text_model", "text_model_config"]
+__all__ = ["body_name", "text_model", "text_model_config"]
 
 # Where multimodal models keep a whole causal model, and where the body of one beside its head.
 _WHOLE = ("language_model.", "model.language_model.", "text_model.", "llm.")
@@ -70,19 +71,13 @@ def text_model(checkpoint: Checkpoint) -> Checkpoint:
     config["tie_word_embeddings"] = not any(_HEAD.search(name) for name in names.values())
     left = len(checkpoint.state) - len(names)
     note = f"--text-only: {left} tensors that belong to no language model are left out"
-    return replace(
-        checkpoint,
-        config=config,
-        state={new: checkpoint.state[old] for old, new in names.items()},
-        packed={new: checkpoint.packed[o] for o, new in names.items() if o in checkpoint.packed},
-        plain=frozenset(new for old, new in names.items() if old in checkpoint.plain),
-        notes=(*checkpoint.notes, note),
-    )
+    found = renamed(checkpoint, names)
+    return replace(found, config=config, notes=(*checkpoint.notes, note))
 
 
 def _names(state: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, str]:
     """Tensor → its name in the causal model."""
-    body = _body(config)
+    body = body_name(config)
     for prefix in _WHOLE:
         found = {n: n.removeprefix(prefix) for n in state if n.startswith(prefix)}
         if any(new.startswith(f"{body}.") for new in found.values()):
@@ -95,9 +90,14 @@ def _names(state: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, str
     return {}
 
 
-def _body(config: Mapping[str, Any]) -> str:
-    """Attribute that holds all but the head."""
+def body_name(config: Mapping[str, Any]) -> str:
+    """Attribute of transformers' causal model that holds all but the head; "model" if unknown."""
     import transformers
+    from transformers.models.auto import modeling_auto
 
-    prefix: str = getattr(transformers, config["architectures"][0]).base_model_prefix
-    return prefix
+    model_type = str(config.get("source_model_type") or config.get("model_type"))
+    name = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type)
+    try:
+        return str(getattr(transformers, str(name)).base_model_prefix)
+    except (AttributeError, ImportError):  # no such class, or no torch
+        return "model"
