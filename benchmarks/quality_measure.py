@@ -61,7 +61,7 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from torch2mlx.quantization.measure import measure_bits_per_weight
+    from torch2mlx.packaging.index import measure_weights
     from torch2mlx.verification.quality import measure_quality, tail_loop_rate
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -83,7 +83,7 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
     quantized = copy.deepcopy(reference)
     take_weights(quantized, tensors)
     result: dict[str, Any] = {
-        "bits_per_weight": measure_bits_per_weight(args.folder).bits_per_weight,
+        "bits_per_weight": measure_weights(args.folder).bits_per_weight,
         "device": device.type,
         "texts": {
             name: _figures(measure_quality(reference, quantized, found))

@@ -15,9 +15,9 @@ from torch2mlx.calibration.allocation import Choice, allocate, sensitivities
 from torch2mlx.calibration.blocks import Blocks
 from torch2mlx.calibration.engine import find_head
 from torch2mlx.errors import OptionError
+from torch2mlx.packaging.index import measure_weights
 from torch2mlx.planning.plan import build_plan
 from torch2mlx.quantization.kernel import dequantize_rows, quantize_rows
-from torch2mlx.quantization.measure import measure_bits_per_weight
 from torch2mlx.quantization.recipe import QuantOptions
 from torch2mlx.quantization.scheme import Scheme
 from torch2mlx.sources import open_checkpoint
@@ -95,7 +95,7 @@ def test_the_written_folder_has_the_size_that_was_asked_for(
         "--quiet",
     )  # fmt: skip
     assert run.code == 0, run.message
-    size = measure_bits_per_weight(tmp_path / "out").bits_per_weight
+    size = measure_weights(tmp_path / "out").bits_per_weight
     assert 4.7 < size <= 5.0
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     widths = {v["bits"] for v in config["quantization"].values() if isinstance(v, dict)}

@@ -8,11 +8,17 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten
+from mlx_lm.convert import mixed_quant_predicate_builder
 from mlx_lm.models import llama, mamba
-from mlx_lm.utils import compute_bits_per_weight, get_total_parameters, save_model
+from mlx_lm.utils import (
+    compute_bits_per_weight,
+    get_total_parameters,
+    quantize_model,
+    save_model,
+)
 
 from torch2mlx.errors import SourceError
-from torch2mlx.packaging.index import INDEX, leaf_paths, write_index
+from torch2mlx.packaging.index import INDEX, leaf_paths, measure_weights, write_index
 from torch2mlx.planning.shards import shard_name
 
 
@@ -85,6 +91,20 @@ def test_equals_the_index_of_mlx_lm(
     assert summary.total_parameters == get_total_parameters(model)
     assert summary.bits_per_weight == pytest.approx(compute_bits_per_weight(model))
     assert summary.files == ("model.safetensors",)
+
+
+def test_any_folder_is_measured_by_its_config(tmp_path: Path) -> None:
+    model = _llama()
+    predicate = mixed_quant_predicate_builder("mixed_3_6", model, 64)
+    model, config = quantize_model(model, {}, group_size=64, bits=None, quant_predicate=predicate)
+    save_model(tmp_path, model)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    found = measure_weights(tmp_path)
+    assert found.bits_per_weight == pytest.approx(compute_bits_per_weight(model), rel=1e-12)
+    assert found.total_parameters == get_total_parameters(model)
+    (tmp_path / "config.json").write_text(json.dumps({"quantization": {"group_size": 64}}))
+    with pytest.raises(SourceError, match=r"config\.json: names no bits"):
+        measure_weights(tmp_path)
 
 
 def test_without_leaves_every_parameter_counts(tmp_path: Path) -> None:

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from torch2mlx.dtypes import DTYPES
 from torch2mlx.errors import SourceError
+from torch2mlx.sources.local_files import read_json_object
 from torch2mlx.sources.safetensors import read_header
 
 if TYPE_CHECKING:
     from mlx.nn.layers.base import Module
 
-__all__ = ["INDEX", "WeightSummary", "leaf_paths", "write_index"]
+__all__ = ["INDEX", "WeightSummary", "leaf_paths", "measure_weights", "write_index"]
 
 INDEX = "model.safetensors.index.json"
 
@@ -71,8 +72,56 @@ def write_index(
         SourceError: a weight file is damaged, holds a tensor that another one holds, or there
             is none.
     """
-    weight_map: dict[str, str] = {}
-    total_size = total_parameters = 0
+    tensors = _tensors(folder)
+    summary = _summary(tensors, bits, leaves)
+    index: dict[str, Any] = {
+        "metadata": {
+            "total_size": summary.total_size,
+            "total_parameters": summary.total_parameters,
+        },
+        "weight_map": {name: tensors[name].file for name in sorted(tensors)},
+    }
+    text = json.dumps(index, indent=4) + "\n"
+    (folder / INDEX).write_text(text, encoding="utf-8")
+    return summary
+
+
+def measure_weights(folder: Path) -> WeightSummary:
+    """What the weight files of any folder in MLX's layout hold; all parameters count.
+
+    Args:
+        folder: holds model*.safetensors, and config.json, which says how modules are quantized.
+
+    Raises:
+        SourceError: as `write_index`; or config.json does not say how a module is quantized.
+    """
+    tensors = _tensors(folder)
+    settings = read_json_object(folder / "config.json").get("quantization") or {}
+    bits = {}
+    for path in (name.removesuffix(".scales") for name in tensors if name.endswith(".scales")):
+        own = settings.get(path, settings)
+        found = own.get("bits") if isinstance(own, Mapping) else None
+        if not isinstance(found, int) or found < 1:
+            raise SourceError(
+                f"{folder / 'config.json'}: names no bits under 'quantization' for {path!r}, which "
+                "is quantized; restore it or convert the model again"
+            )
+        bits[path] = found
+    return _summary(tensors, bits, None)
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """A tensor's file, its number of elements, and its bytes."""
+
+    file: str
+    size: int
+    nbytes: int
+
+
+def _tensors(folder: Path) -> dict[str, _Stored]:
+    """The tensors of model*.safetensors by name, from the headers."""
+    tensors: dict[str, _Stored] = {}
     files = sorted(folder.glob("model*.safetensors"))
     if not files:
         raise SourceError(f"{folder}: no model*.safetensors in it; nothing was converted")
@@ -81,21 +130,23 @@ def write_index(
         for name, entry in header.items():
             if name == "__metadata__":
                 continue
-            if name in weight_map:
+            if name in tensors:
                 raise SourceError(
-                    f"{path}: tensor {name!r} is in {weight_map[name]} too; convert again"
+                    f"{path}: tensor {name!r} is in {tensors[name].file} too; convert again"
                 )
-            weight_map[name] = path.name
             size = prod(entry["shape"])
-            total_size += size * DTYPES[entry["dtype"]].itemsize
-            total_parameters += _parameters(name, size, bits, leaves)
-    index: dict[str, Any] = {
-        "metadata": {"total_size": total_size, "total_parameters": total_parameters},
-        "weight_map": dict(sorted(weight_map.items())),
-    }
-    text = json.dumps(index, indent=4) + "\n"
-    (folder / INDEX).write_text(text, encoding="utf-8")
-    return WeightSummary(total_size, total_parameters, tuple(p.name for p in files))
+            tensors[name] = _Stored(path.name, size, size * DTYPES[entry["dtype"]].itemsize)
+    return tensors
+
+
+def _summary(
+    tensors: Mapping[str, _Stored], bits: Mapping[str, int], leaves: Collection[str] | None
+) -> WeightSummary:
+    return WeightSummary(
+        sum(stored.nbytes for stored in tensors.values()),
+        sum(_parameters(name, stored.size, bits, leaves) for name, stored in tensors.items()),
+        tuple(sorted({stored.file for stored in tensors.values()})),
+    )
 
 
 def _parameters(
