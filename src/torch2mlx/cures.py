@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch2mlx.errors import PlanError
 from torch2mlx.options import ConvertOptions
+from torch2mlx.packaging.manifest import library_versions
 from torch2mlx.quantization.targets import matches
 
 if TYPE_CHECKING:
@@ -72,13 +73,15 @@ class Attempts:
     Args:
         folder: exists.
         asked: the user's options.
-        source: what the source files are, in plain values; other ones start anew.
+        source: what the source files are, in plain values; other ones, and other versions of the
+            libraries, start anew.
     """
 
     def __init__(self, folder: Path, asked: ConvertOptions, source: Mapping[str, Any]) -> None:
         self._path = folder / "attempts.json"
         self._asked = asked
-        self._question = json.loads(json.dumps([asked.to_dict(), source], default=str))
+        question = [asked.to_dict(), source, library_versions()]
+        self._question = json.loads(json.dumps(question, default=str))
         self.done: list[Attempt] = []
         self.cure = Cure("as asked", asked)
         if self._path.exists():
@@ -165,7 +168,7 @@ def _for_all(asked: ConvertOptions, now: Cure, plan: Plan) -> Iterator[Cure]:
             q_mode=None,
             q_bits=bits,
             q_group_size=group,
-            bits=now.options.bits if bits == base.bits else asked.bits,
+            bits=(now.options if bits == base.bits else asked).patterns,
         )
         yield Cure(f"--q-bits {bits} --q-group-size {group} for all", changed, _ROUNDS)
 

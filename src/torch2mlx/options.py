@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch2mlx.errors import OptionError
 from torch2mlx.planning.shards import parse_size
 from torch2mlx.precision import AUTO, parse_precision
-from torch2mlx.quantization.recipe import RECIPES, QuantOptions, parse_override
+from torch2mlx.quantization.recipe import RECIPES, QuantOptions, override_text, parse_override
 from torch2mlx.quantization.recipe_file import read_recipe
 from torch2mlx.quantization.scheme import Scheme
 
@@ -232,6 +232,13 @@ class ConvertOptions:
     @property
     def _recipe_file(self) -> bool:
         return self.recipe is not None and self.recipe not in RECIPES
+
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        """Values of `--bits` that say the same as a recipe file's modules and `bits`."""
+        written = read_recipe(Path(self.recipe)) if self._recipe_file and self.recipe else None
+        overrides = written.overrides if written else ()
+        return (*(override_text(*entry) for entry in overrides), *self.bits)
 
     def check_source(self, kind: str, location: str) -> None:
         """Raise OptionError where the kind of source calls for another option.

@@ -53,6 +53,25 @@ def test_a_budget_below_the_fewest_bits_is_refused() -> None:
         allocate(choices(0), 10)
 
 
+def test_a_module_that_gradients_do_not_reach_loses_as_its_rounding_errors_grow(checkpoint) -> None:
+    source = open_checkpoint(checkpoint("llama_short", "float32"))
+    options = QuantOptions(scheme=Scheme(4, 64))
+    plan = build_plan(source, load_port(source.config), quantize=options)
+    outputs = [o for o in plan.outputs if o.scheme is not None]
+    blocks = Blocks(source.config, source.state, source.source, torch.device("cpu"))
+    ids = np.random.default_rng(0).integers(3, 280, (2, 16))
+    found = sensitivities(blocks, outputs, find_head(plan.outputs), ids)
+    table = source.source.read("model.embed_tokens.weight")
+    dtype = plan.outputs[0].expr.dtype
+    curvatures = []
+    for choice in found["model.embed_tokens"]:
+        scheme = Scheme(choice.bits, 64)
+        rounded = dequantize_rows(quantize_rows(table, dtype, scheme), dtype, scheme)
+        curvatures.append(choice.divergence / float(np.square(rounded - table).sum()))
+    source.source.close()
+    assert curvatures == pytest.approx([curvatures[0]] * 6, rel=1e-4)
+
+
 def test_predicted_divergence_is_that_of_the_rounded_module(checkpoint) -> None:
     """Against the KL divergence measured with one module rounded, summed over the layer."""
     source = open_checkpoint(checkpoint("llama_tied", "float32"))

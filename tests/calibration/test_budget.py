@@ -68,6 +68,21 @@ def test_what_fits_at_eight_bits_gets_eight(
     assert "while running with 64 tokens, of 1 GB" in " ".join(run.out.split())
 
 
+def test_what_fits_with_the_fewest_bits_alone_gets_them(
+    checkpoint, run_cli, tmp_path: Path, sizes: dict[str, int]
+) -> None:
+    fewest = torch2mlx.convert(
+        checkpoint("llama"), tmp_path / "fewest", quantize=True, q_bits=2, verify=False
+    )
+    least = (fewest.destination / "model.safetensors").stat().st_size
+    run = run_cli(
+        "convert", checkpoint("llama"), tmp_path / "out", "-q", "--fit", least + sizes["beside"],
+        "--context", "64", "--no-verify", "--quiet",
+    )  # fmt: skip
+    assert run.code == 0, run.message
+    assert (tmp_path / "out" / "model.safetensors").stat().st_size == least
+
+
 def test_what_cannot_fit_is_refused_with_what_would(
     checkpoint, run_cli, tmp_path: Path, sizes: dict[str, int]
 ) -> None:

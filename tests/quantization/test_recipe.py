@@ -23,6 +23,7 @@ from torch2mlx.quantization.recipe import (
     Assignment,
     QuantOptions,
     assign_schemes,
+    override_text,
     parse_override,
 )
 from torch2mlx.quantization.scheme import Scheme
@@ -291,10 +292,12 @@ def test_a_recipe_without_down_proj_is_refused_as_by_mlx_lm() -> None:
         ("lm_head=4:32", ("lm_head", Scheme(4, 32))),
         ("x=mxfp8", ("x", Scheme(8, 32, "mxfp8"))),
         ("a=b=nvfp4", ("a=b", Scheme(4, 16, "nvfp4"))),
+        ("x=keep", ("x", None)),
     ],
 )
-def test_overrides_are_read(text: str, value: tuple[str, int | Scheme]) -> None:
+def test_overrides_are_read(text: str, value: tuple[str, int | Scheme | None]) -> None:
     assert parse_override(text) == value
+    assert parse_override(override_text(*value)) == value
 
 
 @pytest.mark.parametrize("text", ["6", "=6", "x=", "x=6:", "x=:32", "x=7", "x=4:16", "x=q4", "x=²"])

@@ -79,6 +79,8 @@ def test_a_pattern_that_matches_nothing_is_named(
         ('[modules]\n"a" = { bit = 6 }', "unknown key 'bit'"),
         ('[modules]\n"a" = { bits = "6", group_size = 32 }', "'a.bits' is '6'"),
         ('[modules]\n"a" = { bits = 7, group_size = 64 }', "bits must be 2, 3, 4, 5, 6 or 8"),
+        ('[modules]\n"a" = 7', "'a': quantization mode 'affine': bits must be 2, 3, 4, 5, 6 or 8"),
+        ('[modules]\n"a" = { bits = true }', "'a.bits' is True; expected a whole number"),
         ("[base]\nmode = 'q4'", "quantization mode must be"),
         ('[runtime_precision]\n"a" = 16', "expected the name of a type"),
     ],

@@ -278,20 +278,20 @@ class _Sensitivities:
     def _note(self, output: Output, curvature: float | None) -> None:
         """Turn a curvature into the choices of a module."""
         assert output.scheme is not None
+        squares = {w: float(e.square().sum()) for w, e in self._errors(output).items()}
         if curvature is None:
             known = [c for found in self.found.values() for c in found if c.bits == 4]
-            mean = float(np.median([c.divergence / c.nbytes for c in known])) if known else 1.0
+            usual = float(np.median([c.divergence / c.nbytes for c in known])) if known else 1.0
+            codes = (
+                output.expr.size // 2
+            )  # bytes of 4 bits, where groups count alike in all modules
+            curvature = usual * codes / max(squares[4], 1e-30)
         choices = []
-        squares = {w: float(e.square().sum()) for w, e in self._errors(output).items()}
         for width in WIDTHS:
             scheme = Scheme(width, output.scheme.group_size)
             layout = scheme.layout(output.expr.shape, output.expr.dtype)
             nbytes = sum(prod(shape) * dtype.itemsize for dtype, shape in layout.values())
-            if curvature is not None:
-                divergence = curvature * squares[width]
-            else:
-                divergence = mean * nbytes * squares[width] / max(squares[4], 1e-30)
-            choices.append(Choice(width, nbytes, divergence))
+            choices.append(Choice(width, nbytes, curvature * squares[width]))
         self.found[output.module] = choices
 
 

@@ -194,7 +194,8 @@ def choose_for_memory(
     stored = sum(spec.nbytes for output in least.outputs for spec in output.specs)
     entries = sum(len(output.specs) for output in least.outputs)
     headers = (least.nbytes - stored) * len(widest.shards) // len(least.shards)
-    budget = running.room - headers - _HEADER * entries
+    # With the fewest bits for every module nothing is mixed, and that is known to fit.
+    budget = max(stored, running.room - headers - _HEADER * entries)
     try:
         found = _allocated(sensitivity, planned(asked), asked, budget)
     except (UnsupportedError, SourceError) as error:

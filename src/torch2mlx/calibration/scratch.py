@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from torch2mlx.conversion.journal import sync
+from torch2mlx.packaging.manifest import library_versions
 from torch2mlx.sources.base import TensorInfo, TensorSource
 from torch2mlx.sources.safetensors import SafetensorsSource
 
@@ -41,12 +42,14 @@ class Scratch:
 
     Args:
         folder: created where it does not exist.
-        settings: plain values that decide the result; a folder of others is emptied.
+        settings: plain values that decide the result; a folder of others, or of other versions of
+            the libraries that compute it, is emptied.
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
         self.folder = folder
         path = folder / "settings.json"
+        settings = {**settings, "versions": library_versions()}
         text = json.dumps(settings, sort_keys=True, indent=1)
         self.prefix = f"{PREFIX}-{hashlib.sha256(text.encode()).hexdigest()[:16]}:"
         if not path.exists() or path.read_text(encoding="utf-8") != text:

@@ -43,6 +43,7 @@ __all__ = [
     "Skipped",
     "assign_schemes",
     "nothing_quantized",
+    "override_text",
     "parse_override",
 ]
 
@@ -237,6 +238,16 @@ def parse_override(text: str) -> tuple[str, int | Scheme | None]:
         f"'{text}' must be pattern=bits, pattern=bits:group_size, pattern=mode or pattern=keep, as "
         "in '*.down_proj=6', '*.down_proj=6:32' or '*.down_proj=mxfp8'."
     )
+
+
+def override_text(pattern: str, value: int | Scheme | None) -> str:
+    """An override as `parse_override` reads it."""
+    if value is None:
+        return f"{pattern}=keep"
+    if isinstance(value, Scheme):
+        affine = f"{value.bits}:{value.group_size}"
+        return f"{pattern}={affine if value.affine else value.mode}"
+    return f"{pattern}={value}"
 
 
 _Rule = Callable[[str], Scheme]

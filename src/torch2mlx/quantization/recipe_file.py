@@ -96,11 +96,10 @@ def _override(path: Path, pattern: str, value: Any) -> int | Scheme | None:
     if value == "keep":
         return None
     if isinstance(value, int) and not isinstance(value, bool):
-        return value
+        return _scheme(path, pattern, {"bits": value}).bits
     if isinstance(value, dict):
-        if set(value) == {"bits"} and isinstance(value["bits"], int):
-            return int(value["bits"])
-        return _scheme(path, pattern, value)
+        found = _scheme(path, pattern, value)
+        return found.bits if set(value) == {"bits"} else found
     raise _wrong(path, pattern, value, "a number of bits, 'keep', or a table of bits, group_size "
                  "and mode")  # fmt: skip
 
