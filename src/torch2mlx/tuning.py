@@ -12,7 +12,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch2mlx.errors import DestinationError, QualityError
+from torch2mlx.errors import QualityError
 
 if TYPE_CHECKING:
     from torch2mlx.checkpoint_route import CheckpointConversion, Conversion
@@ -53,29 +53,10 @@ class Tuning:
         """
         if not (self.asked.calibrate or self.asked.auto):
             return self._attempt(convert)
-        from torch2mlx.calibration.conversion import calibration_folder
-        from torch2mlx.packaging.lock import Lock
-        from torch2mlx.packaging.staging import disk_errors_told
+        from torch2mlx.calibration.conversion import calibration_work
 
-        folder = calibration_folder(self.conversion.destination)
-        lock = Lock(folder, wait=self.asked.wait)
-        try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            lock.acquire()
-        except OSError as error:
-            raise DestinationError(
-                f"{folder}: cannot be created: {error.strerror or error}; choose another place"
-            ) from error
-        try:
-            with disk_errors_told(self.conversion.destination):
-                auto = self.asked.auto
-                result = self._try_all(folder, convert) if auto else self._attempt(convert)
-            lock.remove_folder()
-            return result
-        finally:
-            if folder.exists() and not any(path != lock.path for path in folder.iterdir()):
-                lock.remove_folder()
-            lock.release()
+        with calibration_work(self.conversion.destination, self.asked.wait) as folder:
+            return self._try_all(folder, convert) if self.asked.auto else self._attempt(convert)
 
     def _try_all(self, folder: Path, convert: Callable[[], Conversion]) -> Conversion:
         from torch2mlx.cures import Attempts

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import torch2mlx
-from torch2mlx.errors import OptionError
+from torch2mlx.errors import DestinationError, OptionError
 
 
 class Reader(nn.Module):
@@ -97,3 +97,16 @@ def test_options_of_language_models_are_refused(tmp_path: Path) -> None:
     text.write_text("words")
     with pytest.raises(OptionError, match=r"--calibration-text .*text\.txt"):
         torch2mlx.convert(module, tmp_path / "a", calibration_text=(str(text),), **options)
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    (tmp_path / ".out.calibration").write_text("in the way")
+    with pytest.raises(DestinationError, match=r"\.out\.calibration: cannot be created"):
+        torch2mlx.convert(
+            nn.Sequential(nn.Linear(64, 64)).eval(),
+            tmp_path / "out",
+            quantize=True,
+            calibrate=True,
+            example_inputs=(torch.randn(8, 64),),
+        )
+    assert not (tmp_path / "out").exists()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,10 @@ import numpy as np
 from torch2mlx.calibration.engine import Calibration, calibrate
 from torch2mlx.calibration.fitting import Settings
 from torch2mlx.calibration.texts import calibration_ids, installed_texts, read_texts
-from torch2mlx.errors import OptionError, SourceError
+from torch2mlx.errors import DestinationError, OptionError, SourceError
 from torch2mlx.packaging.chats import render_chat
+from torch2mlx.packaging.lock import Lock
+from torch2mlx.packaging.staging import disk_errors_told
 from torch2mlx.planning.plan import Output
 from torch2mlx.progress import Progress
 from torch2mlx.sources.base import Checkpoint
@@ -24,6 +26,7 @@ __all__ = [
     "DISTILLED_TOKENS",
     "calibrate_outputs",
     "calibration_folder",
+    "calibration_work",
     "text_ids",
 ]
 
@@ -45,6 +48,39 @@ def calibration_folder(destination: Path) -> Path:
         attempts.json   see `torch2mlx.cures.Attempts`
     """
     return destination.parent / f".{destination.name}.calibration"
+
+
+@contextmanager
+def calibration_work(destination: Path, wait: bool) -> Iterator[Path]:
+    """The folder of `calibration_folder` while it belongs to this run.
+
+    It is removed when the block ends well, and where nothing was put into it.
+
+    Args:
+        destination: of the conversion.
+        wait: wait for another run instead of raising.
+
+    Raises:
+        DestinationError: another run calibrates for this destination, the folder cannot be
+            created, or the disk is full or fails.
+    """
+    folder = calibration_folder(destination)
+    lock = Lock(folder, wait=wait)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except OSError as error:
+        raise DestinationError(
+            f"{folder}: cannot be created: {error.strerror or error}; choose another place"
+        ) from error
+    try:
+        with disk_errors_told(destination):
+            yield folder
+        lock.remove_folder()
+    finally:
+        if folder.exists() and not any(path != lock.path for path in folder.iterdir()):
+            lock.remove_folder()
+        lock.release()
 
 
 def calibrate_outputs(

@@ -155,19 +155,10 @@ class _Publication:
             self.sides.require_memory(plan)
         if not self.options.calibrate:
             return self._publish(destination, plan, seed)
-        from torch2mlx.calibration.conversion import calibration_folder
-        from torch2mlx.packaging.lock import Lock
+        from torch2mlx.calibration.conversion import calibration_work
 
-        folder = calibration_folder(Path(destination))
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = Lock(folder, wait=self.options.wait)
-        lock.acquire()
-        try:
-            made = self._publish(destination, self._calibrated(plan, folder), seed)
-            lock.remove_folder()
-            return made
-        finally:
-            lock.release()
+        with calibration_work(Path(destination), self.options.wait) as folder:
+            return self._publish(destination, self._calibrated(plan, folder), seed)
 
     def _calibrated(self, plan: Plan, folder: Path) -> Plan:
         """The plan with calibrated tensors, which the reader then knows too."""

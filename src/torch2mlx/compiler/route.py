@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,94 +85,66 @@ def convert_program(
         ParityError: the result differs from PyTorch's; nothing is published.
     """
     check_options(options)
-    listener = progress or Silent()
+    asked = _Asked(destination, options, example, progress or Silent())
     if isinstance(source, str | Path):
         path = Path(source)
         for is_one, convert in _FORMATS:
             if is_one(path):
-                return convert(path, destination, options, example, listener)
+                return convert(path, asked)
     if not isinstance(source, str):
-        return _compile(source, destination, options, example, listener)
+        return _compile(source, asked)
     require_example(source, example)
-    made = load_factory(source, on_meta=options.weights is not None)
-    return _compile(made, destination, options, example, listener, source)
+    return _compile(load_factory(source, on_meta=options.weights is not None), asked, source)
 
 
-def _exported_file(
-    path: Path,
-    destination: str | Path,
-    options: ConvertOptions,
-    example: Example,
-    progress: Progress,
-) -> Compiled:
-    program = load_exported(path, options.trust_remote_code)
-    return _compile(program, destination, options, example, progress, str(path))
+@dataclass(frozen=True)
+class _Asked:
+    """What `convert_program` is asked for, beside the source."""
+
+    destination: str | Path
+    options: ConvertOptions
+    example: Example
+    progress: Progress
 
 
-def _torchscript(
-    path: Path,
-    destination: str | Path,
-    options: ConvertOptions,
-    example: Example,
-    progress: Progress,
-) -> Compiled:
-    script = load_torchscript(path, options.trust_remote_code)
-    return _compile(script, destination, options, example, progress, str(path))
+def _exported_file(path: Path, asked: _Asked) -> Compiled:
+    program = load_exported(path, asked.options.trust_remote_code)
+    return _compile(program, asked, str(path))
 
 
-def _pipeline(
-    path: Path,
-    destination: str | Path,
-    options: ConvertOptions,
-    example: Example,
-    progress: Progress,
-) -> Compiled:
+def _torchscript(path: Path, asked: _Asked) -> Compiled:
+    script = load_torchscript(path, asked.options.trust_remote_code)
+    return _compile(script, asked, str(path))
+
+
+def _pipeline(path: Path, asked: _Asked) -> Compiled:
     from torch2mlx.compiler.pipelines.conversion import convert_pipeline
 
-    check_pipeline(str(path), options, example)
-    return of_pipeline(convert_pipeline(path, destination, options, progress))
+    check_pipeline(str(path), asked.options, asked.example)
+    return of_pipeline(convert_pipeline(path, asked.destination, asked.options, asked.progress))
 
 
-def _encoder_decoder(
-    path: Path,
-    destination: str | Path,
-    options: ConvertOptions,
-    example: Example,
-    progress: Progress,
-) -> Compiled:
+def _encoder_decoder(path: Path, asked: _Asked) -> Compiled:
     from torch2mlx.compiler.encoder_decoder.conversion import compile_checkpoint
 
-    return of_module(compile_checkpoint(path, destination, options, progress))
+    return of_module(compile_checkpoint(path, asked.destination, asked.options, asked.progress))
 
 
-def _kokoro(
-    path: Path,
-    destination: str | Path,
-    options: ConvertOptions,
-    example: Example,
-    progress: Progress,
-) -> Compiled:
+def _kokoro(path: Path, asked: _Asked) -> Compiled:
     from torch2mlx.audio.conversion import convert_kokoro
 
-    check_kokoro(str(path), options, example)
-    return of_kokoro(convert_kokoro(path, destination, options, progress))
+    check_kokoro(str(path), asked.options, asked.example)
+    return of_kokoro(convert_kokoro(path, asked.destination, asked.options, asked.progress))
 
 
-def _synthesizer(
-    path: Path,
-    destination: str | Path,
-    options: ConvertOptions,
-    example: Example,
-    progress: Progress,
-) -> Compiled:
+def _synthesizer(path: Path, asked: _Asked) -> Compiled:
     from torch2mlx.compiler.speech.conversion import compile_speech
 
-    check_speech(str(path), options, example)
-    return of_module(compile_speech(path, destination, options, progress))
+    check_speech(str(path), asked.options, asked.example)
+    return of_module(compile_speech(path, asked.destination, asked.options, asked.progress))
 
 
-_Convert = Callable[[Path, str | Path, ConvertOptions, Example, Progress], Compiled]
-_FORMATS: tuple[tuple[Callable[[Path], bool], _Convert], ...] = (
+_FORMATS: tuple[tuple[Callable[[Path], bool], Callable[[Path, _Asked], Compiled]], ...] = (
     (is_exported_file, _exported_file),
     (is_torchscript, _torchscript),
     (is_pipeline, _pipeline),
@@ -183,14 +156,7 @@ _FORMATS: tuple[tuple[Callable[[Path], bool], _Convert], ...] = (
 it.  The first that knows a path takes it."""
 
 
-def _compile(
-    source: Any,
-    destination: str | Path,
-    options: ConvertOptions,
-    example: Example,
-    progress: Progress,
-    location: str = "",
-) -> Compiled:
+def _compile(source: Any, asked: _Asked, location: str = "") -> Compiled:
     """An object of torch; `location` is what the user calls it."""
     import torch
     from torch.export import ExportedProgram
@@ -200,46 +166,49 @@ def _compile(
     if isinstance(source, ExportedProgram):
         from torch2mlx.compiler.package import compile_exported
 
-        check_exported(options, example)
+        check_exported(asked.options, asked.example)
         name = location or "an exported program"
         return of_module(
-            compile_exported(source, destination, options=options, progress=progress, location=name)
+            compile_exported(
+                source,
+                asked.destination,
+                options=asked.options,
+                progress=asked.progress,
+                location=name,
+            )
         )
     if not isinstance(source, torch.nn.Module):
         raise OptionError(
             f"convert(): {type(source).__name__} is no source; give an nn.Module, an "
             "ExportedProgram, 'package.module:factory' or the path of a checkpoint"
         )
-    if not example.given:
+    if not asked.example.given:
         from torch2mlx.compiler.encoder_decoder.methods import is_encoder_decoder
         from torch2mlx.compiler.speech.synthesizer import is_speech_model
 
         if is_speech_model(source):
             from torch2mlx.compiler.speech.conversion import compile_speech
 
-            check_speech(type(source).__name__, options, example)
-            return of_module(compile_speech(source, destination, options, progress))
+            check_speech(type(source).__name__, asked.options, asked.example)
+            return of_module(
+                compile_speech(source, asked.destination, asked.options, asked.progress)
+            )
         if is_encoder_decoder(source):
             from torch2mlx.compiler.encoder_decoder.conversion import compile_model
 
-            return of_module(compile_model(source, destination, options, progress, location))
-    return _compile_module(source, destination, options, example, progress, location)
+            made = compile_model(source, asked.destination, asked.options, asked.progress, location)
+            return of_module(made)
+    return _compile_module(source, asked, location)
 
 
-def _compile_module(
-    module: torch.nn.Module,
-    destination: str | Path,
-    options: ConvertOptions,
-    example: Example,
-    progress: Progress,
-    location: str,
-) -> Compiled:
+def _compile_module(module: torch.nn.Module, asked: _Asked, location: str) -> Compiled:
     """Any module, on the example that was given."""
     import torch
 
     from torch2mlx.compiler.package import compile_module
     from torch2mlx.compiler.publish import Extras
 
+    options, example = asked.options, asked.example
     require_example(location or type(module).__name__, example)
     original = module
     if isinstance(module, torch.jit.ScriptModule):
@@ -249,12 +218,12 @@ def _compile_module(
         return of_module(
             compile_module(
                 module,
-                destination,
+                asked.destination,
                 original=original,
                 entry_points=points,
                 weights=weights,
                 options=options,
-                progress=progress,
+                progress=asked.progress,
                 location=location,
                 extras=Extras(files=_companions(options, weights)),
             )
