@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from torch2mlx.conversion.team import ALONE, Team, deal_out, find_team
-from torch2mlx.errors import DestinationError, NumericError
+from torch2mlx.errors import DestinationError, NumericError, OptionError
 from torch2mlx.planning.shards import ShardPlan
 
 
@@ -42,6 +42,8 @@ class Memory:
 def test_without_a_launcher_a_process_is_alone() -> None:
     assert find_team({}) is ALONE
     assert find_team({"WORLD_SIZE": "1", "RANK": "0", "MASTER_ADDR": "x"}) is ALONE
+    with pytest.raises(OptionError, match=r"WORLD_SIZE.*'two'; start all processes with torchrun"):
+        find_team({"WORLD_SIZE": "two"})
     ALONE.check()
     ALONE.hear_all("anything")
 
@@ -80,6 +82,9 @@ def test_a_launcher_that_is_gone_is_not_waited_for(monkeypatch: pytest.MonkeyPat
         for name, value in launch.items():
             monkeypatch.setenv(name, value)
         with pytest.raises(DestinationError, match="cannot be reached any more"):
+            find_team()
+        monkeypatch.delenv("MASTER_PORT")
+        with pytest.raises(OptionError, match=r"MASTER_PORT .*unset these variables"):
             find_team()
 
 

@@ -16,7 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from torch2mlx.errors import NumericError, SourceError, Torch2MLXError
+from torch2mlx.errors import NumericError, SourceError, Torch2MLXError, UnsupportedError
 from torch2mlx.planning.regions import full
 from torch2mlx.sources import open_checkpoint
 from torch2mlx.sources.gguf import GGUFSource
@@ -175,6 +175,20 @@ def test_dtype_is_stated_where_most_values_have_it(tmp_path: Path) -> None:
             {},
             "holds no tokenizer",
         )
+
+
+def test_settings_that_the_model_has_no_place_for_are_refused(tmp_path: Path) -> None:
+    for number, (causal, scale) in enumerate([(True, 0.0), (False, 0.0), (True, 0.25)]):
+        path = tmp_path / f"{number}.gguf"
+        writer = writer_of(path)
+        writer.add_causal_attention(causal)
+        writer.add_float32("llama.attention.scale", scale)
+        writer.add_tensor("token_embd.weight", np.zeros((8, 64), np.float32))
+        finish(writer)
+    assert open_checkpoint(tmp_path / "0.gguf").config["model_type"] == "llama"
+    for number, named in ((1, "llama.attention.causal = False"), (2, "attention.scale = 0.25")):
+        with pytest.raises(UnsupportedError, match=named):
+            open_checkpoint(tmp_path / f"{number}.gguf")
 
 
 def test_experts_of_old_files_are_single_tensors(tmp_path: Path) -> None:

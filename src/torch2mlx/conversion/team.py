@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Protocol
 
-from torch2mlx.errors import DestinationError, Torch2MLXError
+from torch2mlx.errors import DestinationError, OptionError, Torch2MLXError
 from torch2mlx.planning.shards import ShardPlan
 
 __all__ = ["ALONE", "Store", "Team", "deal_out", "find_team"]
@@ -239,14 +239,21 @@ def _reached() -> Iterator[None]:
 
 ALONE = Team()
 
+_UNSET = "start all processes with torchrun, or unset these variables to run as one process"
+
 
 def find_team(environment: Mapping[str, str] = os.environ) -> Team:
     """The team that a launcher's environment variables (RANK, WORLD_SIZE ...) describe.
 
     Raises:
+        OptionError: the variables are incomplete, or no numbers.
         DestinationError: the store that they name does not answer.
     """
-    size = int(environment.get("WORLD_SIZE") or 1)
+    try:
+        size = int(environment.get("WORLD_SIZE") or 1)
+        local_size = int(environment.get("LOCAL_WORLD_SIZE") or 1)
+    except ValueError as error:
+        raise OptionError(f"WORLD_SIZE, LOCAL_WORLD_SIZE: {error}; {_UNSET}") from None
     if size == 1 or "RANK" not in environment or "MASTER_ADDR" not in environment:
         return ALONE
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # lost connections are told in words
@@ -255,14 +262,17 @@ def find_team(environment: Mapping[str, str] = os.environ) -> Team:
 
     kept = environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     timeout = _STORE_OF_LAUNCHER if kept else _STORE_OF_PROCESS
-    with _reached():
-        store, rank, size = next(rendezvous("env://", timeout=timeout))
+    try:
+        with _reached():
+            store, rank, size = next(rendezvous("env://", timeout=timeout))
+    except ValueError as error:  # a variable is missing, or no number
+        raise OptionError(f"RANK and WORLD_SIZE are set, but {error}; {_UNSET}") from error
     # A launcher that starts its processes again keeps its store.
     launch = environment.get("TORCHELASTIC_RESTART_COUNT", "0")
     return Team(
         rank=rank,
         size=size,
-        local_size=int(environment.get("LOCAL_WORLD_SIZE") or 1),
+        local_size=local_size,
         store=PrefixStore(f"torch2mlx/{launch}", store),
     )
 

@@ -107,3 +107,6 @@ def test_what_is_missing_or_mixed_is_named(llama, tmp_path):
     (folder / "params.json").write_text(json.dumps({**PARAMS, "yarn": {"factor": 4}}))
     with pytest.raises(UnsupportedError, match="yarn = "):
         open_checkpoint(folder)
+    (folder / "params.json").write_text(json.dumps({**PARAMS, "rope_type": "linear"}))
+    with pytest.raises(UnsupportedError, match="rope_type = linear"):
+        open_checkpoint(folder)

@@ -322,6 +322,25 @@ def test_malformed_checkpoints_end_in_one_message(checkpoint, tmp_path):
             r"sparse weights \(sparse-24-bitmask\) .*decompress it with compressed-tensors",
         ),
         (
+            {
+                "quant_method": "compressed-tensors",
+                "config_groups": {},
+                "transform_config": {
+                    "config_groups": {
+                        "R4": {
+                            "type": "hadamard",
+                            "apply": [
+                                {"targets": ["re:.*down_proj$"], "location": "weight_input"},
+                                {"targets": ["re:.*down_proj$"], "location": "input"},
+                            ],
+                        }
+                    }
+                },
+            },
+            UnsupportedError,
+            r"transforms of activations \(input\), .*another model's",
+        ),
+        (
             {"quant_method": "modelopt", "quant_algo": "W4A8_AWQ"},
             UnsupportedError,
             "quant_algo 'W4A8_AWQ'.*dequantize the weights with ModelOpt",

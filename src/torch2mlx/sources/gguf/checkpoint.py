@@ -33,6 +33,22 @@ _TOP = re.compile(r"(?P<tensor>\w+)\.(?P<kind>weight|bias)")
 # Tensors that hold settings of the position embedding, which belong into the config.
 _ROPE_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 _NEEDED = ("num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads")
+# Settings of llama.cpp's graphs that the models here have no place for, with the values at which
+# they change nothing.
+_IDLE: dict[str, tuple[Any, ...]] = {
+    "attention.causal": (True,),
+    "attention.clamp_kqv": (0,),
+    "attention.max_alibi_bias": (0,),
+    "attention.scale": (0,),
+    "attention.output_scale": (0, 1),
+    "attention.temperature_length": (0,),
+    "attention.temperature_scale": (0,),
+    "embedding_scale": (0, 1),
+    "expert_gating_func": (0, 1),  # softmax
+    "expert_weights_scale": (0, 1),
+    "logit_scale": (0, 1),
+    "residual_scale": (0, 1),
+}
 _END_TOKENS = ("eos_token_id", "eot_token_id", "eom_token_id")
 
 
@@ -127,6 +143,16 @@ def _config(
                     "cannot express"
                 )
             config[hf_key] = value
+    moved = [
+        f"{name}.{key} = {str(metadata[key])[:40]}"
+        for key, idle in _IDLE.items()
+        if key in metadata and metadata[key] not in idle
+    ]
+    if moved:
+        raise UnsupportedError(
+            f"{file}: {', '.join(moved)}: {architecture.model_type} has no such setting, so the "
+            "result would be another model; convert from the original checkpoint instead"
+        )
     config.setdefault("num_key_value_heads", config.get("num_attention_heads"))
     missing = [key for key in _NEEDED if type(config.get(key)) is not int or config[key] < 1]
     if missing or len(shapes.get("token_embd.weight", ())) != 2:

@@ -23,7 +23,10 @@ _KNOWN = {
     "norm_type", "activation", "rope_type", "bos_token_id", "eos_token_id",
 }  # fmt: skip
 # Keys that stand for the usual model at this value.
-_USUAL = {"use_biases": False, "causal": True, "norm_type": "RMSNorm", "activation": "SiLU"}
+_USUAL = {
+    "use_biases": False, "causal": True, "norm_type": "RMSNorm", "activation": "SiLU",
+    "rope_type": "default",
+}  # fmt: skip
 # In Llama 3.2 the factor is not written down: 32 in the two small models, 8 in those of 3.1.
 _SMALL_SCALED = (2048, 3072)
 

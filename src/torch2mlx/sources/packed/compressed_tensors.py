@@ -56,7 +56,8 @@ def unpack_compressed_tensors(
         reader: of the stored tensors; shapes are read where nothing else tells them.
 
     Raises:
-        UnsupportedError: a format that is not known, or sparse weights.
+        UnsupportedError: a format that is not known, sparse weights, or transforms that are
+            applied while the model runs.
     """
     groups = list(_groups(settings))
     sparsity = settings.get("sparsity_config")
@@ -64,6 +65,13 @@ def unpack_compressed_tensors(
         raise UnsupportedError(
             f"config.json: compressed-tensors with sparse weights ({sparsity.get('format')}) is "
             "not known here; decompress it with compressed-tensors"
+        )
+    moved = sorted(set(_online_transforms(settings)))
+    if moved:
+        raise UnsupportedError(
+            f"config.json: compressed-tensors with transforms of activations ({', '.join(moved)}), "
+            "which no MLX model applies; without them the weights are another model's. Take a "
+            "checkpoint whose transforms are all in its weights"
         )
     found = Unpacked()
     for name in state:
@@ -85,6 +93,18 @@ def unpack_compressed_tensors(
     forms = sorted({str(group["format"]) for group in groups})
     found.notes.append(f"compressed-tensors, {', '.join(forms)}: {len(found.weights)} weights")
     return found
+
+
+def _online_transforms(settings: Mapping[str, Any]) -> Iterator[str]:
+    """Where transforms are applied to activations; those of weights are in what is stored."""
+    transforms = settings.get("transform_config")
+    groups = transforms.get("config_groups") if isinstance(transforms, Mapping) else None
+    for group in (groups or {}).values():
+        yield from (
+            str(place["location"])
+            for place in group.get("apply") or ()
+            if not str(place["location"]).startswith("weight_")
+        )
 
 
 def _groups(settings: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
