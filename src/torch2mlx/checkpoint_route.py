@@ -14,10 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch2mlx.errors import (
-    DestinationError,
     OptionError,
     PlanError,
-    SourceError,
     Torch2MLXError,
     UnsupportedError,
 )
@@ -25,7 +23,6 @@ from torch2mlx.options import ConvertOptions
 from torch2mlx.progress import Progress, Silent
 
 if TYPE_CHECKING:
-    from torch2mlx.conversion.executor import Target
     from torch2mlx.conversion.identity import SourceState
     from torch2mlx.conversion.records import FileRecord
     from torch2mlx.conversion.team import Team
@@ -33,6 +30,7 @@ if TYPE_CHECKING:
     from torch2mlx.evidence.reference import StoredRun
     from torch2mlx.packaging.index import WeightSummary
     from torch2mlx.packaging.manifest import Manifest
+    from torch2mlx.packaging.sharing import SharedOutput, Writing
     from torch2mlx.packaging.staging import Staging
     from torch2mlx.planning.plan import Plan
     from torch2mlx.quantization.recipe import QuantOptions
@@ -149,7 +147,15 @@ class CheckpointConversion:
 
         policy = self.options.precision_policy()
         if policy is None:
-            policy = self._measured_precision()
+            from torch2mlx.verification.ranges import precision_of_ranges
+
+            policy = precision_of_ranges(
+                self.checkpoint,
+                self.plan.outputs,
+                self.port.module_paths,
+                self.progress,
+                self.options.trust_remote_code,
+            )
             self.progress.note(
                 f"--runtime-precision auto: {describe(policy)}"
                 if policy
@@ -161,19 +167,6 @@ class CheckpointConversion:
             self.decisions["runtime_precision"] = policy
         if self.gate is not None:
             self.gate.precision = policy
-
-    def _measured_precision(self) -> dict[str, str]:
-        """What the activations of a model in float16 call for."""
-        from torch2mlx.verification.budgets import evaluation_windows
-        from torch2mlx.verification.ranges import choose_precision, measure_ranges
-
-        if not any(output.expr.dtype.name == "F16" for output in self.plan.outputs):
-            return {}
-        trust = self.options.trust_remote_code
-        with self.progress.stage("Measuring how large activations become"):
-            windows = evaluation_windows(self.checkpoint, trust)[0]
-            ranges = measure_ranges(self.checkpoint, windows, trust_remote_code=trust)
-        return choose_precision(ranges, self.port.module_paths)
 
     def _prove(self, checkpoint: Checkpoint) -> Comparison | None:
         """Plan, and prove the port on a twin; without a proof, none that is known to differ."""
@@ -230,6 +223,8 @@ class CheckpointConversion:
         return plan
 
     def _lead(self, team: Team, source: SourceState) -> Conversion:
+        from torch2mlx.packaging.sharing import write_shared
+
         if self.order is not None:
             self.order.check_bytes(self.plan.nbytes)
         with ExitStack() as stack:
@@ -240,7 +235,15 @@ class CheckpointConversion:
             for conversion, staging in zip(todo, stagings, strict=True):
                 staging.require_room(conversion.room)
             with self.timed("convert"):
-                self._write(team, todo, stagings, source)
+                outputs = self._outputs(source, todo)
+                write_shared(
+                    team,
+                    outputs,
+                    stagings,
+                    self.checkpoint.config,
+                    self._writing(source),
+                    self.progress,
+                )
             manifests = [c._finish(s) for c, s in zip(todo, stagings, strict=True)]
             source.check(thorough=True)
             # The first is last: while it is missing, the same command puts right what is not.
@@ -275,11 +278,7 @@ class CheckpointConversion:
     def _help(self, team: Team, source: SourceState) -> Conversion:
         """Make the files that the leading process deals out, then wait for its end."""
         from torch2mlx.architectures.port import load_port
-        from torch2mlx.conversion.executor import Target
-        from torch2mlx.conversion.identity import differences, same_work
-        from torch2mlx.conversion.journal import Journal
-        from torch2mlx.packaging.lock import work_folder
-        from torch2mlx.packaging.staging import check_destination
+        from torch2mlx.packaging.sharing import help_writing
 
         with suppress(Torch2MLXError):  # imports take seconds: meanwhile the first one plans
             load_port(self.checkpoint.config)
@@ -287,25 +286,7 @@ class CheckpointConversion:
         self._prepare(replace(self.checkpoint, config=dealt["config"]))
         for other in self.further:
             other.prepare_like(self)
-        with ExitStack() as stack:
-            targets = []
-            for conversion in (self, *self.further):
-                own = conversion._identity(source)
-                share = dealt["outputs"].get(conversion.destination.name)
-                if share is None:  # published by an earlier run
-                    continue
-                if not same_work(share["identity"], own):
-                    raise DestinationError(
-                        f"process {team.rank} does not see what process 0 sees: "
-                        f"{'; '.join(differences(share['identity'], own))}"
-                    )
-                work = work_folder(check_destination(conversion.destination))
-                journal = Journal(work, own, rank=team.rank)
-                stack.callback(journal.close)
-                mine = frozenset(f for f, rank in share["files"].items() if rank == team.rank)
-                targets.append(Target(conversion.plan, work / "output", journal, mine))
-            self._execute(team, targets, source, lambda _: None)
-        team.tell(f"written/{team.rank}", True)
+        help_writing(team, dealt, self._outputs(source), self._writing(source))
         team.hear("published")
         return self._published()
 
@@ -320,7 +301,18 @@ class CheckpointConversion:
 
     def _finish(self, staging: Staging) -> Manifest:
         """Everything beside the weights, the proof of them, and the manifest."""
-        summary, tokenizer, notes = self._package(staging.folder)
+        from torch2mlx.packaging.port_folder import package_port
+
+        with self.timed("package"):
+            summary, tokenizer, notes = package_port(
+                staging.folder,
+                self.checkpoint,
+                self.plan,
+                self.port,
+                self.precision,
+                self.progress,
+                self.options.trust_remote_code,
+            )
         report, sources = None, None
         if self.gate is not None:
             files = [staging.folder / shard.file for shard in self.plan.shards]
@@ -346,7 +338,8 @@ class CheckpointConversion:
     @property
     def room(self) -> int:
         """Bytes of the output."""
-        return self.plan.nbytes + sum(p.stat().st_size for p in self._companions().values())
+        others = self.checkpoint.tokenizer_files.values()
+        return self.plan.nbytes + sum(path.stat().st_size for path in others)
 
     def _source_state(self) -> SourceState:
         from torch2mlx.conversion.identity import SourceState
@@ -363,6 +356,28 @@ class CheckpointConversion:
             source.to_dict(self.checkpoint.folder),
             self.options.to_dict(),
             library_versions(),
+        )
+
+    def _outputs(
+        self, source: SourceState, conversions: Sequence[CheckpointConversion] | None = None
+    ) -> list[SharedOutput]:
+        """What is written, of all conversions of this run if none are named."""
+        from torch2mlx.packaging.sharing import SharedOutput
+
+        return [
+            SharedOutput(c.destination, c.plan, c._identity(source))
+            for c in (conversions or (self, *self.further))
+        ]
+
+    def _writing(self, source: SourceState) -> Writing:
+        from torch2mlx.packaging.sharing import Writing
+        from torch2mlx.planning.shards import parse_size
+
+        return Writing(
+            self.checkpoint.source,
+            parse_size(self.options.memory_limit),
+            source.check,
+            self.options.verify,
         )
 
     def new_gate(self) -> Any:
@@ -382,154 +397,6 @@ class CheckpointConversion:
             loops=self.options.bounds.max_loops is not None,
             precision=self.precision,
         )
-
-    def _companions(self) -> Mapping[str, Path]:
-        return self.checkpoint.tokenizer_files
-
-    def _write(
-        self,
-        team: Team,
-        conversions: Sequence[CheckpointConversion],
-        stagings: Sequence[Staging],
-        source: SourceState,
-    ) -> None:
-        from torch2mlx.conversion.executor import Target
-        from torch2mlx.conversion.team import deal_out
-
-        missing = [
-            (staging, shard)
-            for c, staging in zip(conversions, stagings, strict=True)
-            for shard in c.plan.shards
-            if shard.file not in staging.records()
-        ]
-        ranks = deal_out([shard for _, shard in missing], team.size)
-        dealt: dict[Staging, dict[str, int]] = {staging: {} for staging in stagings}
-        for (staging, shard), rank in zip(missing, ranks, strict=True):
-            dealt[staging][shard.file] = rank
-        team.tell(
-            "dealt",
-            {
-                "config": self.checkpoint.config,
-                "outputs": {
-                    c.destination.name: {"identity": c._identity(source), "files": dealt[staging]}
-                    for c, staging in zip(conversions, stagings, strict=True)
-                },
-            },
-        )
-        targets = [
-            Target(
-                c.plan,
-                staging.folder,
-                staging.journal,
-                frozenset(f for f, rank in dealt[staging].items() if rank == team.rank),
-            )
-            for c, staging in zip(conversions, stagings, strict=True)
-        ]
-        total = sum(c.plan.nbytes for c in conversions)
-        done = total - sum(shard.nbytes for _, shard in missing)
-        with self.progress.stage("Converting", total) as advance:
-            if done:
-                count = sum(len(c.plan.shards) for c in conversions)
-                self.progress.note(
-                    f"going on: {count - len(missing)} of {count} weight files are finished"
-                )
-                advance(done)
-            self._execute(team, targets, source, advance)
-            team.hear_all("written")
-        for staging in stagings:
-            assert staging.journal is not None
-            staging.journal.join()
-
-    def _execute(
-        self,
-        team: Team,
-        targets: Sequence[Target],
-        source: SourceState,
-        advance: Callable[[int], None],
-    ) -> None:
-        from torch2mlx.conversion import executor
-        from torch2mlx.planning.shards import parse_size
-
-        def progress(count: int) -> None:
-            team.check()
-            advance(count)
-
-        executor.execute_together(
-            targets,
-            self.checkpoint.source,
-            memory_limit=parse_size(self.options.memory_limit),
-            progress=progress,
-            check=source.check,
-            processes=team.local_size,
-            read_again=self.options.verify,
-        )
-
-    def _package(self, folder: Path) -> tuple[WeightSummary, dict[str, Any], tuple[str, ...]]:
-        from torch2mlx.packaging.config import (
-            output_config,
-            write_config,
-            write_generation_config,
-        )
-        from torch2mlx.packaging.index import leaf_paths, write_index
-        from torch2mlx.packaging.stopping import find_stop_ids
-        from torch2mlx.packaging.tokenizer import (
-            check_tokenizer,
-            copy_tokenizer_files,
-            has_tokenizer,
-            load_tokenizer,
-        )
-        from torch2mlx.packaging.tokenizer_json import write_tokenizer_json
-        from torch2mlx.precision import CONFIG_KEY, with_precision
-
-        checkpoint, options, plan, port = self.checkpoint, self.options, self.plan, self.port
-        with self.timed("package"), self.progress.stage("Copying and checking the tokenizer"):
-            notes = list(copy_tokenizer_files(self._companions(), folder))
-            tokenizer: Any = None
-            if has_tokenizer(folder):
-                try:
-                    tokenizer = load_tokenizer(folder, options.trust_remote_code)
-                except SourceError:  # the tokenizer's own check reports it
-                    tokenizer = None
-                else:
-                    told = write_tokenizer_json(tokenizer, folder, options.trust_remote_code)
-                    notes.extend([told] if told else [])
-            stops = find_stop_ids(
-                checkpoint.config,
-                checkpoint.generation_config,
-                tokenizer,
-                None if port.model_file else port.module,
-            )
-            notes.extend(stops.notes)
-            written = output_config(
-                port.config,
-                plan.quantization,
-                eos_token_id=stops.ids,
-                dtype=plan.dtype.torch_name if plan.dtype else None,
-            )
-            if self.precision:
-                written[CONFIG_KEY] = self.precision
-            if port.model_file:
-                written["model_file"] = port.module
-                source = with_precision(port.model_file, self.precision)
-                (folder / port.module).write_text(source, encoding="utf-8")
-            write_config(folder, written)
-            if write_generation_config(folder, checkpoint.generation_config, stops.ids):
-                notes.append("generation_config.json: eos_token_id united with the other sources'")
-            summary = write_index(
-                folder,
-                {o.module: o.scheme.bits for o in plan.outputs if o.scheme is not None},
-                leaf_paths(port.build()),
-            )
-            report = check_tokenizer(
-                checkpoint.tokenizer_source,
-                folder,
-                options.trust_remote_code,
-                _embedding_rows(plan),
-            )
-            report.require()
-        for warning in (*report.warnings, *notes):
-            self.progress.note(warning)
-        return summary, report.to_dict(), tuple(notes)
 
     def _describe(
         self,
@@ -603,9 +470,3 @@ class CheckpointConversion:
         from torch2mlx.evidence.timing import timed
 
         return timed(self.measured, name)
-
-
-def _embedding_rows(plan: Plan) -> int | None:
-    from torch2mlx.planning.plan import is_token_embedding
-
-    return next((o.expr.shape[0] for o in plan.outputs if is_token_embedding(o.name)), None)

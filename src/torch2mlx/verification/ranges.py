@@ -6,7 +6,7 @@ small; the result is then infinite or NaN on the GPU while every weight is right
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from torch2mlx.errors import NumericError
-from torch2mlx.planning.plan import is_token_embedding
+from torch2mlx.planning.plan import Output, is_token_embedding
+from torch2mlx.progress import Progress
 from torch2mlx.quantization.targets import matches
 from torch2mlx.sources.base import Checkpoint
 from torch2mlx.verification.reference import Trace, run_reference
@@ -27,6 +28,7 @@ __all__ = [
     "Ranges",
     "choose_precision",
     "measure_ranges",
+    "precision_of_ranges",
     "recorded_ranges",
     "require_float16",
 ]
@@ -155,6 +157,35 @@ def measure_ranges(
                 else:
                     stream = max(stream, left)
     return Ranges(stream, inside)
+
+
+def precision_of_ranges(
+    checkpoint: Checkpoint,
+    outputs: Iterable[Output],
+    paths: Sequence[str],
+    progress: Progress,
+    trust_remote_code: bool = False,
+) -> dict[str, str]:
+    """Types that modules of a result need, as its activations on text call for.
+
+    Args:
+        checkpoint: what is converted.
+        outputs: of the plan; only float16 among them can be too narrow.
+        paths: of the result's modules.
+        progress: listener.
+        trust_remote_code: run the checkpoint's own code.
+
+    Returns:
+        pattern of module paths → type, as `choose_precision` gives it.
+    """
+    from torch2mlx.verification.budgets import evaluation_windows
+
+    if not any(output.expr.dtype.name == "F16" for output in outputs):
+        return {}
+    with progress.stage("Measuring how large activations become"):
+        windows = evaluation_windows(checkpoint, trust_remote_code)[0]
+        ranges = measure_ranges(checkpoint, windows, trust_remote_code=trust_remote_code)
+    return choose_precision(ranges, paths)
 
 
 def choose_precision(ranges: Ranges, paths: Sequence[str]) -> dict[str, str]:
