@@ -104,6 +104,16 @@ def test_every_dtype(tmp_path: Path) -> None:
     check(TorchZipSource([saved(tensors, tmp_path / "x.pt")]), tensors)
 
 
+def test_files_without_checksums(tmp_path: Path) -> None:
+    tensors = {"a": torch.randn(3, 4)}
+    torch.serialization.set_crc32_options(False)
+    try:
+        path = saved(tensors, tmp_path / "x.pt")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    check(TorchZipSource([path]), tensors)
+
+
 @pytest.mark.parametrize("protocol", [2, 4])
 def test_a_module_state_dict(tmp_path: Path, protocol: int) -> None:
     net = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3))
