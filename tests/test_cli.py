@@ -251,6 +251,23 @@ def test_generate(converted: Path, run_cli: RunCli) -> None:
     assert answer["peak_memory"] > 0
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--temp", "nan"), "--temp nan: at least 0"),
+        (("--temp", "inf"), "--temp inf: at least 0"),
+        (("--seed", "-1"), "--seed -1: from 0"),
+        (("--seed", str(2**64)), "from 0 to 2^64 - 1"),
+        (("-p", "half \ud83d"), "the prompt is no valid text"),
+    ],
+)
+def test_generate_refuses_numbers_and_texts_that_are_none(
+    tmp_path: Path, run_cli: RunCli, arguments: tuple[str, ...], words: str
+) -> None:
+    done = run_cli("generate", tmp_path, "-p", "x", *arguments)
+    assert (done.code, words in done.message) == (2, True)
+
+
 def test_generate_says_what_a_chat_template_refuses(converted: Path, run_cli: RunCli) -> None:
     template = converted / "chat_template.jinja"
     assert template.exists()

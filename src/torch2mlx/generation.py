@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -73,8 +74,14 @@ def generate_text(
     """As `torch2mlx.generate`, which says what the arguments are."""
     if max_tokens < 1:
         raise OptionError(f"--max-tokens {max_tokens}: at least 1 token")
-    if temperature < 0:
-        raise OptionError(f"--temp {temperature}: at least 0, which is greedy")
+    if not 0 <= temperature < math.inf:
+        raise OptionError(f"--temp {temperature}: at least 0, which is greedy, and finite")
+    if not 0 <= seed < 2**64:
+        raise OptionError(f"--seed {seed}: from 0 to 2^64 - 1")
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        raise OptionError(f"the prompt is no valid text: {error}; give it in UTF-8") from error
     from torch2mlx.transduction import is_transducer
 
     if is_transducer(folder):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import torch2mlx
-from torch2mlx.errors import SourceError
+from torch2mlx.errors import PlanError, SourceError
 
 Make = Callable[[], Path]
 
@@ -58,3 +58,25 @@ def test_an_index_of_other_files_plays_no_part(
     index = {"weight_map": {"lm_head.weight": "model-00001-of-00004.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     assert torch2mlx.verify(checkpoint("llama"), folder).report.passed
+
+
+def test_settings_of_config_that_do_not_fit_the_weights_are_named(
+    checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    source = checkpoint("llama_short")
+    folder = torch2mlx.convert(source, tmp_path / "mlx", quantize=True, verify=False).destination
+    config = json.loads((folder / "config.json").read_text())
+    assert config["quantization"] == {"group_size": 64, "bits": 4, "mode": "affine"}
+    module = "model.layers.0.mlp.down_proj"
+    for changes, words in (
+        ({"quantization": {"group_size": 64, "bits": 3}}, "stored as 4-bit affine, groups of 64"),
+        ({"quantization": "4bit"}, "quantization is '4bit'; expected an object"),
+        ({"quantization": {**config["quantization"], module: {"bits": "x"}}}, f"{module}.weight: "),
+        ({"runtime_precision": {"self_attn": "int4"}}, "'self_attn=int4': choose one of"),
+        ({"runtime_precision": {"attn": "float32"}}, "'attn' matches no module"),
+        ({"runtime_precision": "float32"}, "runtime_precision: expected an object"),
+    ):
+        (folder / "config.json").write_text(json.dumps({**config, **changes}))
+        with pytest.raises(PlanError) as caught:
+            torch2mlx.verify(source, folder)
+        assert words in str(caught.value)

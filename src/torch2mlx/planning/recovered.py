@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from torch2mlx.architectures.port import Port, Target
-from torch2mlx.errors import PlanError
+from torch2mlx.errors import OptionError, PlanError
 from torch2mlx.planning.expressions import Expr, cast
 from torch2mlx.planning.grids import StoredGrids
 from torch2mlx.planning.plan import Output
@@ -98,13 +98,39 @@ def _output(
 
 
 def _scheme(target: Target, config: Mapping[str, Any], written: Mapping[str, TensorInfo]) -> Scheme:
-    """The format that a loader will assume: the module's own entry, else what the shapes say."""
-    module = target.name.removesuffix("weight")
-    entry = (config.get("quantization") or {}).get(target.module)
-    if isinstance(entry, Mapping):
-        return Scheme.resolve(
-            entry.get("bits"), entry.get("group_size"), entry.get("mode", "affine")
+    """The format that a loader will assume: the module's own entry, else the one for all.
+
+    mlx-lm goes by the shapes where a module has no entry, other programs by the format for all,
+    so these must agree.
+    """
+    entries = config.get("quantization") or {}
+    if not isinstance(entries, Mapping):
+        raise PlanError(f"config.json: quantization is {str(entries)[:40]!a}; expected an object")
+    entry = entries.get(target.module)
+    try:
+        if isinstance(entry, Mapping):
+            return _named(entry)
+        found = _by_shapes(target, written)
+    except OptionError as error:
+        raise PlanError(f"{target.name}: {error}") from None
+    if "bits" in entries and found.to_config() != {"mode": "affine", **_format(entries)}:
+        raise PlanError(
+            f"{target.name}: stored as {found}, but quantization in config.json says "
+            f"{_format(entries)}"
         )
+    return found
+
+
+def _format(entries: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: entries[key] for key in ("group_size", "bits", "mode") if key in entries}
+
+
+def _named(entry: Mapping[str, Any]) -> Scheme:
+    return Scheme.resolve(entry.get("bits"), entry.get("group_size"), entry.get("mode", "affine"))
+
+
+def _by_shapes(target: Target, written: Mapping[str, TensorInfo]) -> Scheme:
+    module = target.name.removesuffix("weight")
     width = target.shape[-1]
     bits = written[target.name].shape[-1] * 32 // width
     scales = written[f"{module}scales"]

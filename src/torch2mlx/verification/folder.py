@@ -10,12 +10,12 @@ from typing import Any
 
 from torch2mlx.architectures.bounds import check_counts
 from torch2mlx.architectures.port import MODEL_FILE, Port, load_port, plain_port
-from torch2mlx.errors import ParityError, SourceError
+from torch2mlx.errors import OptionError, ParityError, PlanError, SourceError
 from torch2mlx.packaging.manifest import MANIFEST, read_manifest
 from torch2mlx.packaging.tokenizer import check_tokenizer
 from torch2mlx.planning.recovered import recover_outputs
 from torch2mlx.planning.shards import parse_size
-from torch2mlx.precision import CONFIG_KEY
+from torch2mlx.precision import CONFIG_KEY, check_patterns, parse_precision
 from torch2mlx.progress import Progress
 from torch2mlx.sources.base import Checkpoint
 from torch2mlx.sources.local_files import read_json_object, read_small
@@ -79,7 +79,7 @@ def verify_folder(
         trust_remote_code=trust_remote_code,
         progress=progress,
         converting=False,
-        precision=config.get(CONFIG_KEY),
+        precision=_precision(folder, config, port),
         published=_chosen_on_data(folder),
     )
     gate.prove_port()
@@ -102,7 +102,22 @@ def _chosen_on_data(folder: Path) -> dict[str, str] | None:
     return {name: record.sha256 or "" for name, record in manifest.outputs.items()}
 
 
+def _precision(folder: Path, config: dict[str, Any], port: Port) -> dict[str, str]:
+    """The types that modules of the folder compute in."""
+    written = config.get(CONFIG_KEY) or {}
+    try:
+        if not isinstance(written, dict):
+            raise OptionError(f"expected an object, found {str(written)[:40]!a}")
+        policy = parse_precision("", {str(k): str(v) for k, v in written.items()})
+        check_patterns(policy, port.module_paths)
+    except OptionError as error:
+        raise PlanError(f"{folder}/config.json: {CONFIG_KEY}: {error}") from error
+    return policy
+
+
 def _read_config(folder: Path) -> dict[str, Any]:
+    if not folder.is_dir():
+        raise SourceError(f"{folder}: no such folder; name an MLX folder")
     return read_json_object(folder / "config.json")
 
 
