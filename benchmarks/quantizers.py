@@ -248,9 +248,9 @@ def _round_embedding() -> None:
     from torch2mlx.calibration import engine
     from torch2mlx.calibration.scratch import save_step
     from torch2mlx.cli import run
+    from torch2mlx.dtypes import to_torch
     from torch2mlx.planning.regions import full
     from torch2mlx.quantization.kernel import quantize_rows
-    from torch2mlx.verification.reference import to_torch
 
     class Walk(engine._Walk):
         def __init__(self, *args: Any) -> None:

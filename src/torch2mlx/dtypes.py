@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import mlx.core as mx
     import torch
 
-__all__ = ["DTYPES", "DType", "dtype_from_torch", "from_mx", "parse_dtype", "to_mx"]
+__all__ = ["DTYPES", "DType", "dtype_from_torch", "from_mx", "parse_dtype", "to_mx", "to_torch"]
 
 
 @dataclass(frozen=True)
@@ -117,3 +117,17 @@ def from_mx(array: mx.array) -> np.ndarray[Any, Any]:
     if array.dtype == mx.bfloat16:
         array = array.view(mx.uint16)
     return np.array(array, copy=False)
+
+
+def to_torch(bits: np.ndarray[Any, Any], dtype: DType) -> torch.Tensor:
+    """The torch tensor of a bit view, values unchanged."""
+    import torch
+
+    array = np.ascontiguousarray(bits).reshape(np.shape(bits))  # numpy makes 0-d arrays 1-d
+    if not array.flags.writeable:
+        array = array.copy()
+    target = getattr(torch, dtype.torch_name)
+    if dtype.storage.startswith("<u") and not dtype.name.startswith("U"):
+        signed = array.view(array.dtype.str.replace("u", "i"))
+        return torch.from_numpy(signed).view(target)
+    return torch.from_numpy(array).view(target)

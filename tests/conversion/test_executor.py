@@ -15,7 +15,8 @@ from torch2mlx.conversion.blocks import row_regions
 from torch2mlx.conversion.executor import execute
 from torch2mlx.dtypes import DTYPES, from_mx, to_mx
 from torch2mlx.errors import DestinationError, NumericError, OptionError
-from torch2mlx.planning.expressions import Source, Transpose, cast, stack
+from torch2mlx.planning.expressions import Source, Transpose, stack
+from torch2mlx.planning.functions import cast
 from torch2mlx.planning.plan import Output
 from torch2mlx.planning.shards import TensorSpec, plan_shards
 from torch2mlx.quantization.scheme import Scheme

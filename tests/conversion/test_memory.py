@@ -15,7 +15,8 @@ from torch2mlx.conversion import executor
 from torch2mlx.conversion.executor import execute
 from torch2mlx.dtypes import DTYPES
 from torch2mlx.errors import OptionError
-from torch2mlx.planning.expressions import Source, Whole
+from torch2mlx.planning.expressions import Source
+from torch2mlx.planning.functions import Whole
 from torch2mlx.planning.plan import Output
 from torch2mlx.planning.shards import TensorSpec, plan_shards
 

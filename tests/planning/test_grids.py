@@ -9,15 +9,8 @@ from typing import ClassVar
 import pytest
 
 from torch2mlx.dtypes import DTYPES
-from torch2mlx.planning.expressions import (
-    Concat,
-    Reshape,
-    Slice,
-    Source,
-    Transpose,
-    cast,
-    stack,
-)
+from torch2mlx.planning.expressions import Concat, Reshape, Slice, Source, Transpose, stack
+from torch2mlx.planning.functions import cast
 from torch2mlx.planning.grids import StoredGrids
 from torch2mlx.quantization.scheme import Scheme
 from torch2mlx.sources.base import Checkpoint, Packed, TensorSource

@@ -12,18 +12,8 @@ from hypothesis import strategies as st
 
 from torch2mlx.architectures.tracing import trace_call
 from torch2mlx.dtypes import DTYPES
-from torch2mlx.planning.expressions import (
-    Apply,
-    Bits,
-    Concat,
-    Reshape,
-    Slice,
-    Source,
-    Transpose,
-    Whole,
-    cast,
-    stack,
-)
+from torch2mlx.planning.expressions import Bits, Concat, Reshape, Slice, Source, Transpose, stack
+from torch2mlx.planning.functions import Apply, Whole, cast
 from torch2mlx.planning.inverse import NotInvertible, push, restore_state
 from torch2mlx.planning.regions import full
 

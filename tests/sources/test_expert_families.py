@@ -17,7 +17,7 @@ from torch2mlx.architectures.port import load_port
 from torch2mlx.dtypes import DTYPES
 from torch2mlx.errors import PlanError, SourceError
 from torch2mlx.inspection.moves import moved_experts
-from torch2mlx.planning.expressions import cast
+from torch2mlx.planning.functions import cast
 from torch2mlx.planning.inverse import restore_state
 from torch2mlx.planning.regions import full
 from torch2mlx.sources import open_checkpoint

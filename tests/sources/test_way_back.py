@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from torch2mlx.architectures.port import load_port
 from torch2mlx.conversion.executor import execute
+from torch2mlx.dtypes import to_torch
 from torch2mlx.planning.expressions import sources_of
 from torch2mlx.planning.inverse import restore_state
 from torch2mlx.planning.plan import build_plan
@@ -23,7 +24,7 @@ from torch2mlx.quantization.scheme import Scheme
 from torch2mlx.sources import open_checkpoint
 from torch2mlx.sources.safetensors import SafetensorsSource
 from torch2mlx.verification.audit import audit
-from torch2mlx.verification.reference import read_state, to_torch
+from torch2mlx.verification.reference import read_state
 
 INT4 = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 32}
 

@@ -11,18 +11,8 @@ from safetensors.torch import save_file
 
 from torch2mlx.dtypes import DTYPES, dtype_from_mx
 from torch2mlx.errors import SourceError
-from torch2mlx.planning.expressions import (
-    Apply,
-    Bits,
-    Concat,
-    Reshape,
-    Slice,
-    Source,
-    Transpose,
-    Whole,
-    cast,
-    stack,
-)
+from torch2mlx.planning.expressions import Bits, Concat, Reshape, Slice, Source, Transpose, stack
+from torch2mlx.planning.functions import Apply, Whole, cast
 from torch2mlx.planning.plan import Output
 from torch2mlx.planning.shards import TensorSpec
 from torch2mlx.quantization.scheme import Scheme

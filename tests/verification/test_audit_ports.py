@@ -8,6 +8,7 @@ import torch
 
 from torch2mlx.architectures.port import load_port
 from torch2mlx.conversion.executor import execute
+from torch2mlx.dtypes import to_torch
 from torch2mlx.planning.inverse import restore_state
 from torch2mlx.planning.plan import build_plan
 from torch2mlx.quantization.kernel import dequantize_rows
@@ -16,7 +17,6 @@ from torch2mlx.quantization.scheme import Scheme
 from torch2mlx.sources.checkpoint import open_checkpoint
 from torch2mlx.sources.safetensors import SafetensorsSource
 from torch2mlx.verification.audit import audit
-from torch2mlx.verification.reference import to_torch
 
 SIZES = {
     "vocab_size": 96, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from torch2mlx.dtypes import DTYPES
+from torch2mlx.dtypes import DTYPES, to_torch
 from torch2mlx.errors import PlanError, UnsupportedError
 from torch2mlx.verification.reference import (
     allow_code,
@@ -19,7 +19,6 @@ from torch2mlx.verification.reference import (
     reference_config,
     run_reference,
     swap_gelu,
-    to_torch,
 )
 
 CODE = """

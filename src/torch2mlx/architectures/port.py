@@ -19,7 +19,8 @@ from torch2mlx.architectures.drops import drop_reason
 from torch2mlx.architectures.tracing import trace_call
 from torch2mlx.dtypes import DTYPES
 from torch2mlx.errors import PlanError, UnsupportedError
-from torch2mlx.planning.expressions import Expr, cast, sources_of
+from torch2mlx.planning.expressions import Expr, sources_of
+from torch2mlx.planning.functions import cast
 from torch2mlx.sources.text_model import body_name
 
 __all__ = ["MODEL_FILE", "Port", "PortMapping", "Target", "load_port", "plain_port"]

@@ -19,18 +19,8 @@ from typing import Any
 
 from torch2mlx.dtypes import DTYPES, DType, dtype_from_mx
 from torch2mlx.errors import UnsupportedError
-from torch2mlx.planning.expressions import (
-    Apply,
-    Bits,
-    Concat,
-    Expr,
-    Reshape,
-    Slice,
-    Transpose,
-    Whole,
-    cast,
-    stack,
-)
+from torch2mlx.planning.expressions import Bits, Concat, Expr, Reshape, Slice, Transpose, stack
+from torch2mlx.planning.functions import Apply, Whole, cast
 from torch2mlx.planning.regions import Region, as_slices
 
 __all__ = ["Traced", "trace_call"]

@@ -22,13 +22,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from torch2mlx.calibration.matching import match_rows
+from torch2mlx.dtypes import to_torch
 from torch2mlx.errors import OptionError
 from torch2mlx.planning.expressions import sources_of
 from torch2mlx.planning.plan import Output
 from torch2mlx.planning.regions import full
 from torch2mlx.quantization.kernel import dequantize_rows, quantize_rows
 from torch2mlx.quantization.scheme import Scheme
-from torch2mlx.verification.reference import to_torch
 
 if TYPE_CHECKING:
     import torch

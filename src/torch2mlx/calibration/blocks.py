@@ -16,17 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from torch2mlx.dtypes import to_torch
 from torch2mlx.errors import UnsupportedError
 from torch2mlx.planning.plan import is_output_head, is_token_embedding
 from torch2mlx.verification.depth import thin_config
 from torch2mlx.verification.layers import layer_signatures, text_part
-from torch2mlx.verification.reference import (
-    allow_code,
-    build_reference,
-    decoder_layers,
-    read_state,
-    to_torch,
-)
+from torch2mlx.verification.reference import allow_code, build_reference, decoder_layers, read_state
 from torch2mlx.verification.shrinking import place_special_ids
 from torch2mlx.verification.thinning import LayerNames, pick_layers
 

@@ -12,6 +12,7 @@ from torch2mlx.architectures.port import Port
 from torch2mlx.calibration.allocation import Choice, allocate, sensitivities
 from torch2mlx.calibration.conversion import text_ids
 from torch2mlx.calibration.engine import find_head
+from torch2mlx.dtypes import to_torch
 from torch2mlx.errors import OptionError, SourceError, UnsupportedError
 from torch2mlx.planning.plan import Output, Plan
 from torch2mlx.planning.regions import full
@@ -21,7 +22,6 @@ from torch2mlx.quantization.scheme import MODES, Scheme
 from torch2mlx.selection.fitting import Running, describe_misfit
 from torch2mlx.sources.base import Checkpoint
 from torch2mlx.verification.layers import longest_sequence
-from torch2mlx.verification.reference import to_torch
 
 __all__ = ["Chosen", "Sensitivity", "choose_for_memory", "choose_for_size"]
 

@@ -20,12 +20,12 @@ from torch2mlx.calibration.fitting import Collected, Fitting, Settings
 from torch2mlx.calibration.grid import Grid
 from torch2mlx.calibration.scratch import Overlay, Scratch, Stream, save_step
 from torch2mlx.calibration.solver import Moments, Solver
+from torch2mlx.dtypes import to_torch
 from torch2mlx.errors import UnsupportedError
 from torch2mlx.planning.expressions import Source, sources_of
 from torch2mlx.planning.plan import Output, is_output_head, is_token_embedding
 from torch2mlx.planning.regions import full
 from torch2mlx.sources.base import Checkpoint, TensorSource
-from torch2mlx.verification.reference import to_torch
 
 if TYPE_CHECKING:
     from torch2mlx.calibration.blocks import Block, Blocks

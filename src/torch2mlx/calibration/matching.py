@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from torch2mlx.planning.expressions import Apply, Expr, Reader
+from torch2mlx.dtypes import to_torch
+from torch2mlx.planning.expressions import Expr, Reader
+from torch2mlx.planning.functions import Apply
 from torch2mlx.planning.plan import Output
 from torch2mlx.planning.regions import full
-from torch2mlx.verification.reference import to_torch
 
 if TYPE_CHECKING:
     import torch

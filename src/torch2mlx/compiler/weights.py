@@ -13,9 +13,10 @@ import numpy as np
 
 from torch2mlx.compiler.codegen import GeneratedModel
 from torch2mlx.compiler.graph import Weight
-from torch2mlx.dtypes import dtype_from_torch
+from torch2mlx.dtypes import dtype_from_torch, to_torch
 from torch2mlx.errors import PlanError
-from torch2mlx.planning.expressions import Expr, Source, Transpose, cast
+from torch2mlx.planning.expressions import Expr, Source, Transpose
+from torch2mlx.planning.functions import cast
 from torch2mlx.planning.plan import DEFAULT_SHARD_SIZE, Output, Plan, output_specs
 from torch2mlx.planning.regions import full
 from torch2mlx.planning.shards import plan_shards
@@ -23,7 +24,6 @@ from torch2mlx.sources.base import Checkpoint, TensorSource
 from torch2mlx.sources.in_memory import MemorySource
 from torch2mlx.sources.joined import JoinedSource
 from torch2mlx.sources.prefix import without_prefix
-from torch2mlx.verification.reference import to_torch
 
 if TYPE_CHECKING:
     import torch

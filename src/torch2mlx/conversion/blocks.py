@@ -11,7 +11,8 @@ import numpy as np
 
 from torch2mlx.dtypes import DType
 from torch2mlx.errors import NumericError
-from torch2mlx.planning.expressions import Apply, Expr, Reader, sources_of
+from torch2mlx.planning.expressions import Expr, Reader, sources_of
+from torch2mlx.planning.functions import Apply
 from torch2mlx.planning.plan import Output
 from torch2mlx.planning.regions import Region, full
 from torch2mlx.planning.shards import ShardPlan

@@ -32,7 +32,8 @@ from torch2mlx.conversion.journal import Journal
 from torch2mlx.conversion.memory import Meter
 from torch2mlx.conversion.shard_file import ShardFile
 from torch2mlx.errors import OptionError
-from torch2mlx.planning.expressions import Expr, Reader, whole_bytes
+from torch2mlx.planning.expressions import Expr, Reader
+from torch2mlx.planning.functions import whole_bytes
 from torch2mlx.planning.plan import Plan
 from torch2mlx.planning.regions import Region
 from torch2mlx.planning.shards import ShardPlan

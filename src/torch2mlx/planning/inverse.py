@@ -16,18 +16,8 @@ from typing import Any
 import numpy as np
 
 from torch2mlx.dtypes import DTYPES
-from torch2mlx.planning.expressions import (
-    Apply,
-    Bits,
-    Concat,
-    Expr,
-    Reshape,
-    Slice,
-    Stored,
-    Transpose,
-    Whole,
-    cast,
-)
+from torch2mlx.planning.expressions import Bits, Concat, Expr, Reshape, Slice, Stored, Transpose
+from torch2mlx.planning.functions import Apply, Whole, cast
 from torch2mlx.planning.regions import Region, full
 
 __all__ = [

@@ -14,7 +14,8 @@ from typing import Any
 from torch2mlx.architectures.port import Port, PortMapping, Target
 from torch2mlx.dtypes import DTYPES, DType, parse_dtype
 from torch2mlx.errors import OptionError
-from torch2mlx.planning.expressions import Expr, cast, sources_of, whole_bytes
+from torch2mlx.planning.expressions import Expr, sources_of
+from torch2mlx.planning.functions import cast, whole_bytes
 from torch2mlx.planning.grids import StoredGrids
 from torch2mlx.planning.shards import ShardPlan, TensorSpec, plan_shards
 from torch2mlx.quantization.recipe import (

@@ -12,7 +12,8 @@ from typing import Any
 
 from torch2mlx.architectures.port import Port, Target
 from torch2mlx.errors import OptionError, PlanError
-from torch2mlx.planning.expressions import Expr, cast
+from torch2mlx.planning.expressions import Expr
+from torch2mlx.planning.functions import cast
 from torch2mlx.planning.grids import StoredGrids
 from torch2mlx.planning.plan import Output
 from torch2mlx.planning.shards import TensorSpec

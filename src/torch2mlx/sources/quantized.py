@@ -7,7 +7,8 @@ from typing import Any
 
 from torch2mlx.dtypes import DType, parse_dtype
 from torch2mlx.errors import SourceError
-from torch2mlx.planning.expressions import AlongRows, Expr
+from torch2mlx.planning.expressions import Expr
+from torch2mlx.planning.functions import AlongRows
 
 __all__ = ["dequantized_state"]
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from torch2mlx.dtypes import to_torch
 from torch2mlx.errors import PlanError
 from torch2mlx.verification import tolerance
 from torch2mlx.verification.candidate import open_folder, run_candidate, to_float32
@@ -30,7 +31,6 @@ from torch2mlx.verification.reference import (
     match_rounding,
     read_state,
     run_reference,
-    to_torch,
 )
 from torch2mlx.verification.report import Comparison
 

@@ -15,15 +15,15 @@ from typing import Any
 import numpy as np
 
 from torch2mlx.conversion.blocks import row_regions
-from torch2mlx.dtypes import DTYPES, DType
-from torch2mlx.planning.expressions import Apply, Bits, Expr, Reader, cast
+from torch2mlx.dtypes import DTYPES, DType, to_torch
+from torch2mlx.planning.expressions import Bits, Expr, Reader
+from torch2mlx.planning.functions import Apply, cast
 from torch2mlx.planning.inverse import Chain, NotInvertible, as_numbers, push
 from torch2mlx.planning.plan import Output
 from torch2mlx.planning.regions import Region
 from torch2mlx.quantization.kernel import dequantize_rows
 from torch2mlx.quantization.scheme import Scheme
 from torch2mlx.verification.audit_report import AuditReport, Kind, TensorCheck
-from torch2mlx.verification.reference import to_torch
 from torch2mlx.verification.rounding import rounding_bounds
 from torch2mlx.verification.written import WrittenFiles
 

@@ -42,7 +42,7 @@ def build_candidate(port: Port, state: Mapping[str, Expr], reader: Reader) -> Mo
     import mlx.core as mx
 
     from torch2mlx.dtypes import DTYPES, to_mx
-    from torch2mlx.planning.expressions import cast
+    from torch2mlx.planning.functions import cast
     from torch2mlx.planning.regions import full
 
     model: Module = port.build()

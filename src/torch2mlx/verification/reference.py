@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from torch2mlx.dtypes import DType
+from torch2mlx.dtypes import to_torch
 from torch2mlx.errors import PlanError, UnsupportedError
 from torch2mlx.planning.plan import is_output_head
 from torch2mlx.verification.corrections import DECAYS, correct
@@ -39,7 +39,6 @@ __all__ = [
     "reference_config",
     "run_reference",
     "swap_gelu",
-    "to_torch",
 ]
 
 Array = np.ndarray[Any, Any]
@@ -398,20 +397,6 @@ def run_reference(model: torch.nn.Module, tokens: Array) -> Trace:
 
 def _drop_batch(value: Array | None) -> Array | None:
     return value[0] if value is not None and value.ndim == 3 else value
-
-
-def to_torch(bits: Array, dtype: DType) -> torch.Tensor:
-    """The torch tensor of a bit view, values unchanged."""
-    import torch
-
-    array = np.ascontiguousarray(bits).reshape(np.shape(bits))  # numpy makes 0-d arrays 1-d
-    if not array.flags.writeable:
-        array = array.copy()
-    target = getattr(torch, dtype.torch_name)
-    if dtype.storage.startswith("<u") and not dtype.name.startswith("U"):
-        signed = array.view(array.dtype.str.replace("u", "i"))
-        return torch.from_numpy(signed).view(target)
-    return torch.from_numpy(array).view(target)
 
 
 def read_state(state: Mapping[str, Expr], reader: Reader) -> dict[str, torch.Tensor]:

@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from torch2mlx.dtypes import DTYPES, DType
+from torch2mlx.dtypes import DTYPES, DType, to_torch
 from torch2mlx.quantization.kernel import unpack_codes
 from torch2mlx.quantization.scheme import Scheme
-from torch2mlx.verification.reference import to_torch
 
 __all__ = ["rounding_bounds"]
 

@@ -7,7 +7,7 @@ from packed_checkpoints import gptq, repacked
 
 from torch2mlx.architectures.port import load_port
 from torch2mlx.dtypes import DTYPES
-from torch2mlx.planning.expressions import cast
+from torch2mlx.planning.functions import cast
 from torch2mlx.planning.inverse import restore_state
 from torch2mlx.planning.regions import full
 from torch2mlx.sources import open_checkpoint

@@ -18,7 +18,8 @@ from torch2mlx.compiler.decoders.skeleton import build_skeleton
 from torch2mlx.compiler.decoders.source import generate_decoder
 from torch2mlx.compiler.decoders.weights import module_state
 from torch2mlx.dtypes import dtype_from_torch
-from torch2mlx.planning.expressions import Expr, Transpose, Whole, cast
+from torch2mlx.planning.expressions import Expr, Transpose
+from torch2mlx.planning.functions import Whole, cast
 from torch2mlx.precision import with_precision
 
 __all__ = ["GeneratedPort", "generated_port"]

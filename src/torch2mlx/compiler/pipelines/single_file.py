@@ -92,7 +92,7 @@ def opened_single_file(path: Path) -> Iterator[SingleFile]:
         SourceError: it is damaged, or no such file.
         UnsupportedError: what sizes its models have is not known.
     """
-    from torch2mlx.verification.reference import to_torch
+    from torch2mlx.dtypes import to_torch
 
     with closing(weights_of_file(path)) as source, TemporaryDirectory() as scratch:
         names = source.tensors

@@ -13,7 +13,8 @@ import numpy as np
 
 from torch2mlx.dtypes import DTYPES
 from torch2mlx.errors import SourceError, UnsupportedError
-from torch2mlx.planning.expressions import Apply, Expr, Reshape, Slice, Source, Transpose
+from torch2mlx.planning.expressions import Expr, Reshape, Slice, Source, Transpose
+from torch2mlx.planning.functions import Apply
 from torch2mlx.sources.base import Checkpoint, Packed
 from torch2mlx.sources.gguf.architectures import ARCHITECTURES, GGUFArchitecture
 from torch2mlx.sources.gguf.source import GGUFSource
