@@ -121,12 +121,44 @@ def test_what_does_not_fit_is_named(checkpoint, tmp_path):
     edit(adapter, use_dora=False, peft_type="IA3")
     with pytest.raises(UnsupportedError, match="peft_type 'IA3'"):
         with_adapter(base, adapter)
-    edit(adapter, peft_type="LORA", base_model_name_or_path=None)
+    edit(adapter, peft_type="LORA", base_model_name_or_path=str(adapter))
+    with pytest.raises(SourceError, match="leads back to it"):
+        open_checkpoint(adapter)
+    edit(adapter, base_model_name_or_path=None)
     with pytest.raises(SourceError, match="does not say which model"):
         open_checkpoint(adapter)
     (adapter / "adapter_model.safetensors").unlink()
     with pytest.raises(SourceError, match="but no weights"):
         with_adapter(base, adapter)
+
+
+@pytest.mark.parametrize("start", ["pissa", "olora", "orthogonal"])
+def test_trainings_that_change_the_base_are_refused(checkpoint, tmp_path, start):
+    """PEFT changes the base anew when it loads such an adapter; others give its very weights."""
+    peft = pytest.importorskip("peft")
+    folder = checkpoint("llama", "float32")
+    trained(model_of(folder), tmp_path / "adapter", init_lora_weights=start)
+    loaded = peft.PeftModel.from_pretrained(model_of(folder), tmp_path / "adapter")
+    expected = loaded.merge_and_unload().state_dict()["model.layers.0.self_attn.q_proj.weight"]
+    if start != "orthogonal":
+        with pytest.raises(UnsupportedError, match=f"init_lora_weights '{start}'.*merge with PEFT"):
+            with_adapter(open_checkpoint(folder), tmp_path / "adapter")
+        edit(tmp_path / "adapter", init_lora_weights=True)
+    opened = with_adapter(open_checkpoint(folder), tmp_path / "adapter")
+    expr = opened.state["model.layers.0.self_attn.q_proj.weight"]
+    found = torch.from_numpy(expr.read(full(expr.shape), opened.source))
+    gap = float((found - expected).norm() / expected.norm())
+    assert gap < 1e-6 if start == "orthogonal" else gap > 0.1
+
+
+@pytest.mark.parametrize("kind", [torch.complex64, torch.int8])
+def test_what_is_no_real_number_is_refused(checkpoint, tmp_path, kind):
+    folder = checkpoint("llama", "float32")
+    trained(model_of(folder), tmp_path / "adapter")
+    path = tmp_path / "adapter" / "adapter_model.safetensors"
+    save_file({name: value.to(kind) for name, value in load_file(path).items()}, path)
+    with pytest.raises(PlanError, match=r"lora_A\.weight: (C64|I8), expected real"):
+        with_adapter(open_checkpoint(folder), tmp_path / "adapter")
 
 
 def test_ranks_of_mlx_adapters_are_compared(checkpoint, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from torch2mlx.planning.expressions import Expr
 from torch2mlx.sources.adapters.merging import added, merged
 from torch2mlx.sources.adapters.mlx_lm import read_mlx_lm
 from torch2mlx.sources.adapters.peft import read_peft
-from torch2mlx.sources.adapters.reading import CONFIG, WEIGHTS, open_tensors
+from torch2mlx.sources.adapters.reading import CONFIG, WEIGHTS, Changes, Stored, open_tensors
 from torch2mlx.sources.base import Checkpoint
 from torch2mlx.sources.foreign import foreign_values
 from torch2mlx.sources.joined import JoinedSource
@@ -23,11 +24,15 @@ __all__ = ["base_of_adapter", "with_adapter"]
 _LISTED = 12
 
 
-def base_of_adapter(folder: Path) -> str | None:
+def base_of_adapter(folder: Path, above: tuple[Path, ...] = ()) -> str | None:
     """Where the base of an adapter lies, if a folder is an adapter and nothing else.
 
+    Args:
+        folder: to look at.
+        above: adapters that name it as their base.
+
     Raises:
-        SourceError: it is one, and its config does not name the base.
+        SourceError: it is one, and its config does not name the base, or an adapter above it.
     """
     if not (folder / CONFIG).is_file() or not any((folder / name).is_file() for name in WEIGHTS):
         return None
@@ -41,7 +46,16 @@ def base_of_adapter(folder: Path) -> str | None:
             f"as SRC and --adapter {folder}"
         )
     beside = folder / base
-    return str(beside) if not Path(base).is_absolute() and is_there(beside) else base
+    found = str(beside) if not Path(base).is_absolute() and is_there(beside) else base
+    here = folder.resolve()
+    if here in above:
+        raise SourceError(
+            f"{folder / CONFIG}: names {base} as its base, which leads back to this adapter; give "
+            f"the model as SRC and --adapter {folder}"
+        )
+    if is_there(Path(found)) and Path(found).is_dir():
+        base_of_adapter(Path(found), (*above, here))
+    return found
 
 
 def _is_model(name: str) -> bool:
@@ -65,7 +79,7 @@ def with_adapter(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
     read = read_peft if "peft_type" in config else read_mlx_lm
     with foreign_values(str(folder / CONFIG), "save the adapter again"):
         changes = read(config, tensors, checkpoint.state)
-    problems = changes.problems
+    problems = [*changes.problems, *_unreal(checkpoint, changes, tensors)]
     if problems:
         more = len(problems) - _LISTED
         raise PlanError(
@@ -94,6 +108,15 @@ def with_adapter(checkpoint: Checkpoint, folder: Path) -> Checkpoint:
         packed={n: p for n, p in checkpoint.packed.items() if n not in changed},
         notes=(*checkpoint.notes, note),
     )
+
+
+def _unreal(checkpoint: Checkpoint, changes: Changes, tensors: Stored) -> Iterator[str]:
+    """Tensors that are no real numbers: a sum would lose a part of them."""
+    changed = changes.low_rank.keys() | changes.added.keys()
+    bases = {name: checkpoint.state[name] for name in sorted(changed)}
+    for name, expr in {**tensors, **bases}.items():
+        if expr.dtype.name == "C64" or (name in tensors and not expr.dtype.floating):
+            yield f"{name}: {expr.dtype}, expected real floating-point numbers"
 
 
 def _with_dtype(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -27,10 +27,11 @@ _PARTS = re.compile(
     r"(?P<module>.+)\.(?P<part>lora_A|lora_B|lora_embedding_A|lora_embedding_B|"
     r"lora_magnitude_vector)(?:\.default)?(?:\.(?P<leaf>weight|bias))?"
 )
+# Ways to begin that leave the base as it is, or that PEFT itself does not repeat when it loads.
+_PLAIN_STARTS = ("gaussian", "orthogonal", "eva", "lora_ga")
 # Settings under which a merged weight is not base + scale * B @ A.
 _OTHER = {
     "layer_replication": "layers that are repeated",
-    "lora_ga_config": "",
     "alora_invocation_tokens": "an adapter that is switched on by tokens",
     "arrow_config": "a router between adapters",
     "use_qalora": "QALoRA",
@@ -80,8 +81,15 @@ def _require_lora(config: Mapping[str, Any]) -> None:
             f"adapter_config.json: peft_type {method!r}; LoRA and DoRA are merged, for another "
             "method merge with PEFT (merge_and_unload, then save_pretrained)"
         )
+    begun = config.get("init_lora_weights")
+    if isinstance(begun, str) and begun not in _PLAIN_STARTS:
+        raise UnsupportedError(
+            f"adapter_config.json: init_lora_weights {begun!r}: such a training also changes the "
+            "base's weights, which the adapter does not hold; merge with PEFT (merge_and_unload, "
+            "then save_pretrained), or save it with path_initial_model_for_weight_conversion"
+        )
     for key, words in _OTHER.items():
-        if words and config.get(key):
+        if config.get(key):
             raise UnsupportedError(
                 f"adapter_config.json: {key}: {words}: merge with PEFT (merge_and_unload, then "
                 "save_pretrained) and give that folder"
