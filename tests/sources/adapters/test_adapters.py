@@ -122,7 +122,7 @@ def test_what_does_not_fit_is_named(checkpoint, tmp_path):
     with pytest.raises(UnsupportedError, match="peft_type 'IA3'"):
         with_adapter(base, adapter)
     edit(adapter, peft_type="LORA", base_model_name_or_path=str(adapter))
-    with pytest.raises(SourceError, match="leads back to it"):
+    with pytest.raises(SourceError, match="leads back to this adapter"):
         open_checkpoint(adapter)
     edit(adapter, base_model_name_or_path=None)
     with pytest.raises(SourceError, match="does not say which model"):
