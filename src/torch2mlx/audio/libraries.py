@@ -15,6 +15,7 @@ import torch
 
 from torch2mlx.audio.kokoro import Kokoro, port_name
 from torch2mlx.errors import ParityError, UnsupportedError
+from torch2mlx.messages import first_line
 from torch2mlx.verification.reference import quiet
 
 __all__ = [
@@ -141,7 +142,7 @@ def read_voice(file: Path) -> torch.Tensor:
     try:
         found = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a damaged file provokes
-        raise UnsupportedError(f"{file}: no voice: {str(error).splitlines()[0]:.200}") from error
+        raise UnsupportedError(f"{file}: no voice: {first_line(error)}") from error
     if not isinstance(found, torch.Tensor) or found.ndim != 3 or tuple(found.shape[1:]) != (1, 256):
         shown = list(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
         raise UnsupportedError(f"{file}: no voice: expected [lengths, 1, 256], found {shown}")

@@ -7,7 +7,7 @@ between inputs and outputs is single, as MLX has no other.  `reading` makes it o
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ __all__ = [
     "TensorType",
     "Weight",
     "references",
+    "renamed",
+    "renamed_node",
     "single_precision",
     "verify",
 ]
@@ -236,6 +238,21 @@ def references(value: Any) -> Iterator[Ref]:
     elif isinstance(value, Mapping):
         for item in value.values():
             yield from references(item)
+
+
+def renamed(value: Any, names: Mapping[Ref, Ref]) -> Any:
+    """An argument with other `Ref`s in place of those that are named."""
+    if isinstance(value, Ref):
+        return names.get(value, value)
+    if isinstance(value, list | tuple):
+        return type(value)(renamed(v, names) for v in value)
+    return value
+
+
+def renamed_node(node: Node, names: Mapping[Ref, Ref]) -> Node:
+    """A node with other arguments."""
+    kwargs = {key: renamed(value, names) for key, value in node.kwargs.items()}
+    return replace(node, args=renamed(node.args, names), kwargs=kwargs)
 
 
 def verify(graph: Graph) -> None:

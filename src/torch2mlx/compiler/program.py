@@ -13,6 +13,7 @@ from torch2mlx.compiler.lowering.registry import LoweringError, lowering_for, re
 from torch2mlx.compiler.lowering.types import mx_dtype
 from torch2mlx.compiler.runtime.expectations import require
 from torch2mlx.errors import CompileError
+from torch2mlx.messages import first_line
 
 __all__ = ["Program", "Step", "build_program", "build_programs", "values_in"]
 
@@ -180,7 +181,7 @@ class _Lowerer:
             *(ValueError, TypeError, RuntimeError, IndexError, NotImplementedError),
             OverflowError,  # extents beyond 32 bits
         ) as error:
-            self.fail(f"{node.target} could not be lowered: {_first_line(error)}", place)
+            self.fail(f"{node.target} could not be lowered: {first_line(error)}", place)
         # Go on with values of the right type, to find every reason in one run.
         del self.builder.calls[start:]
         return tuple(None if k is None else self.placeholder(k, place) for k in node.results)
@@ -229,10 +230,6 @@ class _Lowerer:
 def _padded(results: tuple[Any, ...], count: int) -> tuple[Any, ...]:
     """A lowering may leave out trailing results, which no inference program uses."""
     return results + (None,) * (count - len(results))
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def values_in(argument: Any) -> Iterator[Value]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch2mlx.errors import OptionError, SourceError, UnsupportedError
+from torch2mlx.messages import first_line
 
 if TYPE_CHECKING:
     import torch
@@ -54,7 +55,7 @@ def load_torchscript(file: Path, trust_remote_code: bool) -> torch.jit.ScriptMod
     except Exception as error:
         raise SourceError(
             f"{file}: torch {torch.__version__} cannot read it as a TorchScript archive "
-            f"({_first_line(error)})"
+            f"({first_line(error)})"
         ) from error
     return module.eval()
 
@@ -86,7 +87,7 @@ def module_of(
     except Exception as error:
         raise UnsupportedError(
             f"{script.original_name}: torch cannot turn this TorchScript into an exported program "
-            f"({_first_line(error)}); {ADVICE}"
+            f"({first_line(error)}); {ADVICE}"
         ) from error
     _restore_parameters(module, script)
     schema: Any = script.forward.schema  # type: ignore[attr-defined]
@@ -123,8 +124,3 @@ def _named(module: torch.nn.Module, name: str, arguments: Sequence[str]) -> torc
     )
     module.__class__ = type(name, (type(module),), {"forward": forward})
     return module
-
-
-def _first_line(error: BaseException) -> str:
-    lines = (line.strip() for line in str(error).splitlines())
-    return next(filter(None, lines), type(error).__name__)[:200]

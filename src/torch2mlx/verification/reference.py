@@ -17,6 +17,7 @@ import numpy as np
 
 from torch2mlx.dtypes import to_torch
 from torch2mlx.errors import PlanError, UnsupportedError
+from torch2mlx.messages import first_line
 from torch2mlx.planning.plan import is_output_head
 from torch2mlx.verification.corrections import DECAYS, correct
 
@@ -197,10 +198,9 @@ def instance(settings: Any, dtype: torch.dtype | None = None) -> torch.nn.Module
         with quiet():
             model = cls._from_config(settings, dtype=dtype or torch.float32)
     except ImportError as error:
-        first = str(error).strip().splitlines()[0]
         raise UnsupportedError(
-            f"PyTorch's {cls.__name__} cannot be built here: {first} Install what it asks for, or "
-            "convert unproven with --no-verify"
+            f"PyTorch's {cls.__name__} cannot be built here: {first_line(error)} Install what it "
+            "asks for, or convert unproven with --no-verify"
         ) from error
     except (TypeError, ValueError, AttributeError, LookupError, RuntimeError) as error:
         raise UnsupportedError(

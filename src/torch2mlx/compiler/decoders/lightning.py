@@ -6,13 +6,13 @@ here the whole is one operator.
 
 from __future__ import annotations
 
-import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 
+from torch2mlx.compiler.decoders.forwards import forwards_replaced
 from torch2mlx.compiler.decoders.operators import operators
 
 __all__ = ["single_lightning"]
@@ -42,10 +42,5 @@ def single_lightning(model: nn.Module, cache: Callable[[], Tensor]) -> Iterator[
     modules: list[Any] = [
         m for m in model.modules() if type(m).__name__ == "MiniMaxLightningAttention"
     ]
-    for module in modules:
-        module.forward = types.MethodType(forward, module)
-    try:
+    with forwards_replaced(modules, forward):
         yield
-    finally:
-        for module in modules:
-            del module.forward

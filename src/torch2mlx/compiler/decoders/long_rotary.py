@@ -7,7 +7,6 @@ buffer on every call; here both are buffers, and an operator chooses.
 from __future__ import annotations
 
 import inspect
-import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torch2mlx.compiler.decoders.forwards import forwards_replaced
 from torch2mlx.compiler.decoders.operators import operators
 
 __all__ = ["both_frequencies", "chosen_frequencies"]
@@ -64,13 +64,8 @@ def chosen_frequencies(model: nn.Module, cache: Callable[[], Tensor]) -> Iterato
             self._buffers["inv_freq"] = short
 
     modules = _embeddings(model)
-    for module in modules:
-        module.forward = types.MethodType(forward, module)
-    try:
+    with forwards_replaced(modules, forward):
         yield
-    finally:
-        for module in modules:
-            del module.forward
 
 
 def _embeddings(model: nn.Module) -> list[Any]:

@@ -9,7 +9,7 @@ After:   the graph of all 64
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,7 +17,16 @@ from typing import Any
 from torch import nn
 
 from torch2mlx.compiler.decoders.operators import operators
-from torch2mlx.compiler.graph import Graph, Node, Origin, Ref, Weight, references
+from torch2mlx.compiler.graph import (
+    Graph,
+    Node,
+    Origin,
+    Ref,
+    Weight,
+    references,
+    renamed,
+    renamed_node,
+)
 from torch2mlx.errors import UnsupportedError
 from torch2mlx.verification.reference import decoder_layers
 
@@ -158,8 +167,8 @@ class _Copier:
             made, before = self._copy(i, before)
             nodes += made
         last = {self.results[-1]: before}
-        nodes += [_mapped(node, last) for node in graph.nodes[stop:]]
-        outputs = tuple(_renamed(o, last) for o in graph.outputs)
+        nodes += [renamed_node(node, last) for node in graph.nodes[stop:]]
+        outputs = tuple(renamed(o, last) for o in graph.outputs)
         return replace(graph, nodes=tuple(nodes), outputs=outputs, weights=self._weights())
 
     def _number(self, origin: Origin) -> int | None:
@@ -227,7 +236,7 @@ class _Copier:
                 names[Ref(weight.name)] = Ref(f"%.{weight.name.removeprefix(prefix)}")
         found = []
         for node in nodes:
-            node = self._numbered(_mapped(node, names), 0)
+            node = self._numbered(renamed_node(node, names), 0)
             frames = [f.path.removeprefix(prefix) for f in node.origin.frames if prefix in f.path]
             found.append(repr((node.target, node.args, node.kwargs, node.results, frames)))
         return found
@@ -263,7 +272,7 @@ class _Copier:
                     for f in node.origin.frames
                 ),
             )
-            copy = self._numbered(_mapped(node, names), layer)
+            copy = self._numbered(renamed_node(node, names), layer)
             made.append(replace(copy, name=f"{node.name}_of_{layer}", origin=origin))
         return made, names[self.results[template]]
 
@@ -289,16 +298,3 @@ class _Copier:
 
 def _moved(name: str, old: str, new: str) -> str:
     return (new + f"{name}.".removeprefix(old)).removesuffix(".")
-
-
-def _renamed(value: Any, names: Mapping[Ref, Ref]) -> Any:
-    if isinstance(value, Ref):
-        return names.get(value, value)
-    if isinstance(value, list | tuple):
-        return type(value)(_renamed(v, names) for v in value)
-    return value
-
-
-def _mapped(node: Node, names: Mapping[Ref, Ref]) -> Node:
-    args = _renamed(node.args, names)
-    return replace(node, args=args, kwargs={k: _renamed(v, names) for k, v in node.kwargs.items()})

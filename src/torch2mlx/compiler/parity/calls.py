@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 from torch2mlx.compiler.host import Host
 from torch2mlx.compiler.parity.distance import relative_error
 from torch2mlx.compiler.parity.gate import Agreement
-from torch2mlx.compiler.parity.original import first_line
 from torch2mlx.compiler.parity.running import flat_outputs, mlx_array
 from torch2mlx.errors import ParityError
 from torch2mlx.evidence.record import OutputRecord
 from torch2mlx.evidence.reference import StoredRun, store_call
+from torch2mlx.messages import first_line
 
 if TYPE_CHECKING:
     import torch

@@ -13,10 +13,11 @@ from torch2mlx.compiler.entry_points import CompiledEntry
 from torch2mlx.compiler.graph import Graph
 from torch2mlx.compiler.parity.distance import relative_error
 from torch2mlx.compiler.parity.localize import first_difference
-from torch2mlx.compiler.parity.original import Case, first_line, restored, run_case, set_buffers
+from torch2mlx.compiler.parity.original import Case, restored, run_case, set_buffers
 from torch2mlx.compiler.parity.running import call_model
 from torch2mlx.errors import ParityError
 from torch2mlx.evidence.record import OutputRecord
+from torch2mlx.messages import first_line
 
 if TYPE_CHECKING:
     import torch

@@ -12,6 +12,7 @@ from torch2mlx.compiler.dimensions import dimensions
 from torch2mlx.compiler.entry_points import CompiledEntry
 from torch2mlx.compiler.parity.inputs import INTEGERS, STEPS, fresh_inputs, other_sizes
 from torch2mlx.errors import ParityError
+from torch2mlx.messages import first_line
 
 if TYPE_CHECKING:
     import torch
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 __all__ = [
     "Case",
     "changed_buffers",
-    "first_line",
     "restored",
     "run_case",
     "run_original",
@@ -200,8 +200,3 @@ def restored(module: torch.nn.Module, names: Sequence[str]) -> Iterator[None]:
             owner, _, leaf = name.rpartition(".")
             setattr(attrgetter(owner)(module) if owner else module, leaf, tensor)
         set_buffers(module, values)
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says first."""
-    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -17,6 +17,8 @@ from torch2mlx.compiler.graph import (
     TensorType,
     Weight,
     references,
+    renamed,
+    renamed_node,
     single_precision,
 )
 from torch2mlx.compiler.specialization.known_values import ALIKE
@@ -84,9 +86,9 @@ def frozen(
     made = replace(
         graph,
         weights=(*graph.weights, *weights),
-        nodes=tuple(_renamed(n, names) for n in nodes),
-        outputs=tuple(_substituted(list(graph.outputs), names)),
-        states={k: _substituted(v, names) for k, v in graph.states.items()},
+        nodes=tuple(renamed_node(n, names) for n in nodes),
+        outputs=tuple(renamed(list(graph.outputs), names)),
+        states={k: renamed(v, names) for k, v in graph.states.items()},
         expectations=(*at_start, *checks),
     )
     return _without_dead(made), constants
@@ -217,19 +219,6 @@ def _constants(
         constants[name] = value.to(single_precision(value.dtype)).contiguous().clone()
         names[ref] = Ref(name)
     return constants, names
-
-
-def _substituted(value: Any, names: Mapping[Ref, Ref]) -> Any:
-    if isinstance(value, Ref):
-        return names.get(value, value)
-    if isinstance(value, list | tuple):
-        return type(value)(_substituted(v, names) for v in value)
-    return value
-
-
-def _renamed(node: Node, names: Mapping[Ref, Ref]) -> Node:
-    kwargs = {k: _substituted(v, names) for k, v in node.kwargs.items()}
-    return replace(node, args=_substituted(node.args, names), kwargs=kwargs)
 
 
 def _without_dead(graph: Graph) -> Graph:

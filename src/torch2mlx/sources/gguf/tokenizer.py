@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from torch2mlx.errors import SourceError
+from torch2mlx.messages import first_line
 from torch2mlx.sources.remote.files import RemotePath
 
 __all__ = ["GGUFTokenizerFiles"]
@@ -48,7 +49,7 @@ class GGUFTokenizerFiles(Mapping[str, Path]):
             except Exception as error:
                 # transformers raises whatever the missing or unknown piece leads to.
                 folder.cleanup()
-                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+                reason = first_line(error)
                 raise SourceError(
                     f"{self._file}: transformers cannot convert its tokenizer: {reason}; convert "
                     "from the original checkpoint instead"
