@@ -154,6 +154,7 @@ def test_loops_beyond_the_originals_are_counted(checkpoint, run_cli, tmp_path: P
         (("--max-loops", "5"), "a share from 0 to 1"),
         (("--max-perplexity", "0.5"), "1 or more"),
         (("--max-kl", "1", "--no-verify"), "leave out --no-verify"),
+        (("--calibrate", "--distill", "--q-mode", "mxfp4"), "of the affine format, not of mxfp4"),
     ],
 )
 def test_bounds_that_make_no_sense(run_cli, checkpoint, tmp_path, options, expected) -> None:

@@ -164,7 +164,12 @@ class ConvertOptions:
             raise OptionError(f"--max-context {self.max_context}: at least 2 tokens")
         parse_size(self.max_shard_size, "--max-shard-size")
         parse_size(self.memory_limit, "--memory-limit")
-        self.quant_options()
+        asked = self.quant_options()
+        if self.distill and asked is not None and not asked.scheme.affine:
+            raise OptionError(
+                "--distill tunes scales and biases of the affine format, not of "
+                f"{asked.scheme.mode}; leave out --distill or --q-mode"
+            )
         self.precision_policy()
         for options in self.further().values():
             options.check()

@@ -108,6 +108,15 @@ def test_calibration_text_without_calibration_is_refused(run_cli, checkpoint, tm
     assert "--calibrate" in run.message
 
 
+def test_a_checkpoint_without_a_tokenizer_is_refused(run_cli, copied, tmp_path) -> None:
+    source = copied("llama_short")
+    for path in (*source.glob("tokenizer*"), source / "chat_template.jinja"):
+        path.unlink()
+    run = run_cli("convert", source, tmp_path / "o", "-q", "--calibrate", "--no-verify")
+    assert run.code == 3
+    assert f"{source}: has no tokenizer (tokenizer.json" in run.message
+
+
 def test_a_short_text_is_refused(run_cli, checkpoint, tmp_path) -> None:
     path = tmp_path / "short.txt"
     path.write_text("too short")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from torch2mlx.architectures.port import load_port
 from torch2mlx.calibration.blocks import Blocks
@@ -44,3 +45,24 @@ def test_every_quantized_row_of_a_layer_is_found(checkpoint, name: str) -> None:
             written = written.reshape(-1, written.shape[-1])
             here = owners == number
             np.testing.assert_array_equal(values[here], written[rows[here]])
+
+
+def test_rows_of_zeros_belong_to_matrices_of_their_width(copied) -> None:
+    """As in blocks that were added to a model and begin with an output of zeros."""
+    folder = copied("llama_short", "float32")
+    path = folder / "model.safetensors"
+    zeroed = ("o_proj.weight", "down_proj.weight")
+    tensors = {n: v * 0 if n.endswith(zeroed) else v for n, v in load_file(path).items()}
+    save_file(tensors, path, metadata={"format": "pt"})
+    source = open_checkpoint(folder)
+    options = QuantOptions(scheme=Scheme(4, 64))
+    plan = build_plan(source, load_port(source.config), quantize=options)
+    outputs = [o for o in plan.outputs if o.scheme is not None and ".layers.0." in o.name]
+    blocks = Blocks(source.config, source.state, source.source, torch.device("cpu"))
+    block = blocks.block(0)
+    found = match_rows(block.layer, outputs, source.source)
+    source.source.close()
+    assert found.missing == ()
+    for name, (owners, _) in found.places.items():
+        width = block.layer.get_parameter(name).shape[-1]
+        assert {found.outputs[number].expr.shape[-1] for number in np.unique(owners)} == {width}

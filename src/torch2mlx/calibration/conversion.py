@@ -115,7 +115,8 @@ def calibrate_outputs(
         progress: listener.
 
     Raises:
-        OptionError: the checkpoint has no tokenizer, or the texts are too short.
+        OptionError: the texts are too short.
+        SourceError: a text or the tokenizer cannot be read, or there is none.
         UnsupportedError: layers of this model cannot be run on their own.
     """
     length = min(_WINDOW, max_context or _WINDOW, longest_sequence(checkpoint.config))

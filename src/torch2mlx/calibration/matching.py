@@ -115,7 +115,10 @@ def _uncast(expr: Expr) -> Expr:
 
 
 def _hashes(rows: torch.Tensor) -> Array:
-    """A number for each row of float32 values, equal for equal rows: uint64 [rows]."""
+    """A number for each row of float32 values, equal for equal rows: uint64 [rows].
+
+    The width counts too: rows of zeros of different matrices are different rows.
+    """
     bits = np.ascontiguousarray(rows.detach().cpu().numpy()).view(np.uint32)
     factors = np.random.default_rng(0).integers(1, 2**63, bits.shape[1], dtype=np.uint64) | 1
     result = np.empty(len(bits), np.uint64)
@@ -125,4 +128,5 @@ def _hashes(rows: torch.Tensor) -> Array:
         part *= factors
         part ^= part >> np.uint64(29)
         result[start : start + step] = part.sum(1, dtype=np.uint64)
+    result += np.uint64(bits.shape[1]) << np.uint64(40)
     return result

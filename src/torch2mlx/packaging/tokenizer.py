@@ -184,6 +184,11 @@ def load_tokenizer(source: Path, trust_remote_code: bool = False) -> Any:
     folder, gguf = (source.parent, source.name) if source.is_file() else (source, None)
     options: dict[str, Any] = {"gguf_file": gguf} if gguf else {}
     if not gguf:
+        if not has_tokenizer(folder):
+            raise SourceError(
+                f"{source}: has no tokenizer (tokenizer.json, tokenizer.model ...); put the files "
+                "of the original model's there"
+            )
         require_harmless(folder)
     try:
         return AutoTokenizer.from_pretrained(
