@@ -3,9 +3,10 @@
     python benchmarks/fuzz.py --cases 20000
 
 Each case runs in a forked process with all libraries loaded: `intake.py` opens, inspects, plans and
-reads it; every twentieth is also converted as a whole.  A finding is an exception of another kind,
-a crash, more than 10 seconds of processor time or two minutes in all (machines are busy), more than
-1 GB of memory above the process's footprint, a file outside of the output, or a payload that ran.
+reads it; every twentieth is also converted as a whole, of formats that are compiled every two
+hundredth.  A finding is an exception of another kind, a crash, more than 10 seconds of processor
+time (60 where it is compiled) or two minutes in all (machines are busy), more than 1 GB of memory
+above the process's footprint, a file outside of the output, or a payload that ran.
 """
 
 from __future__ import annotations
@@ -35,9 +36,11 @@ from mutations import FORMATS, format_of, make_seeds, mutate_case
 __all__ = ["Outcome", "run_case"]
 
 SECONDS = 10  # of processor time
+COMPILING = 60  # the same where code is generated
 WALL = 120  # seconds after which a silent process is ended
 MEMORY = 1 << 30
 CONVERTED = 20  # every so many cases the whole conversion runs
+COMPILED = {"synthesizer": 200, "whisper": 200}  # the same where it takes seconds of compiling
 
 
 @dataclass(frozen=True)
@@ -78,9 +81,10 @@ def run_case(number: int, seed: int, seeds: Path, room: Path) -> Outcome:
     before = _fingerprint(place)
     start, footprint = time.process_time(), _peak()
     signal.signal(signal.SIGPROF, _too_long)
-    signal.setitimer(signal.ITIMER_PROF, SECONDS)
+    every = COMPILED.get(name, CONVERTED)
+    whole = number % every == every - 1
+    signal.setitimer(signal.ITIMER_PROF, COMPILING if whole and name in COMPILED else SECONDS)
     try:
-        whole = number % CONVERTED == CONVERTED - 1
         result, detail = intake(name, source, output if whole else None), kind
     except TimeoutError:
         result, detail = "!slow", traceback.format_exc(limit=-3)
@@ -114,7 +118,11 @@ _LIBRARIES = (
     *("torch2mlx.packaging.card", "torch2mlx.packaging.preflight", "torch2mlx.packaging.staging"),
     *("torch2mlx.packaging.stopping", "torch2mlx.packaging.tokenizer", "torch2mlx.routing"),
     *("torch2mlx.sources.adapters", "torch2mlx.sources.original", "torch2mlx.sources.packed"),
+    *("torch2mlx.compiler.encoder_decoder", "torch2mlx.compiler.speech.synthesizer"),
+    *("torch2mlx.audio.conversion", "torch2mlx.compiler.publish"),
     *("transformers.models.auto.tokenization_auto", "transformers.models.llama.modeling_llama"),
+    *("transformers.models.fastspeech2_conformer.modeling_fastspeech2_conformer",),
+    *("transformers.models.vits.modeling_vits", "transformers.models.whisper.modeling_whisper"),
 )
 
 

@@ -179,8 +179,78 @@ def _tokenizer(folder: Path, output: Path | None) -> str:
     return _ours([compare])
 
 
+def _synthesizer(folder: Path, output: Path | None) -> str:
+    from torch2mlx.compiler.speech.kinds import is_synthesizer
+    from torch2mlx.compiler.speech.synthesizer import load_speech_model, parts_of
+
+    def speak() -> None:
+        parts_of(_loaded_twice(lambda: load_speech_model(folder)))
+
+    steps = [lambda: _inspect(folder), *([speak] if is_synthesizer(folder) else [])]
+    return _ours([*steps, *_conversion(folder, output)])
+
+
+def _whisper(folder: Path, output: Path | None) -> str:
+    from torch2mlx.compiler.encoder_decoder import load_original, methods_of
+    from torch2mlx.sources.original.whisper import is_whisper
+
+    file = folder / "tiny.pt"
+
+    def listen() -> None:
+        methods_of(_loaded_twice(lambda: load_original(file)))
+
+    steps = [lambda: _inspect(file), *([listen] if is_whisper(file) else [])]
+    return _ours([*steps, *_conversion(file, output)])
+
+
+def _kokoro(folder: Path, output: Path | None) -> str:
+    from torch2mlx.audio.kokoro import is_kokoro, open_kokoro
+    from torch2mlx.audio.libraries import read_voice
+    from torch2mlx.planning.regions import full
+
+    def read() -> None:
+        opened = open_kokoro(folder)
+        with closing(opened.source):
+            for expr in opened.state.values():
+                expr.read(full(expr.shape), opened.source)
+            for voice in opened.voices.values():
+                read_voice(voice)
+
+    steps = [lambda: _inspect(folder), *([read] if is_kokoro(folder) else [])]
+    return _ours([*steps, *_conversion(folder, output)])
+
+
+def _inspect(source: Path) -> None:
+    import torch2mlx
+
+    json.dumps(torch2mlx.inspect(source).to_dict())
+
+
+def _conversion(source: Path, output: Path | None) -> list[Step]:
+    import torch2mlx
+
+    return [] if output is None else [lambda: torch2mlx.convert(source, output, verify=False)]
+
+
+def _loaded_twice(load: Callable[[], Any]) -> Any:
+    """A model whose weights all come from its files: none is drawn anew."""
+    import torch
+
+    first, second = load(), load()
+    again = second.state_dict()
+    for name, value in first.state_dict().items():
+        if not torch.equal(value.nan_to_num(), again[name].nan_to_num()):
+            raise AssertionError(f"{name} has other values each time")
+    return first
+
+
 _STEPS: dict[str, Callable[[Path, Path | None], str]] = {
     "packed": _values,
+    "hqq": _values,
+    "torchao": _values,
+    "whisper": _whisper,
+    "synthesizer": _synthesizer,
+    "kokoro": _kokoro,
     "adapter": _values,
     "original": _values,
     "recipe": _recipe,

@@ -16,11 +16,20 @@ import numpy as np
 
 from mutations.damage import copied, damage_file, rewrite_json
 from mutations.seeds import CONFIG, LAYERS, ROWS, WIDTH, tensors
+from mutations.tensors import Array, retensor, save_tensors
 from mutations.weights import rewrite_archive
 
-__all__ = ["METHODS", "adapter", "original", "packed", "packed_seeds"]
+__all__ = [
+    "METHODS",
+    "adapter",
+    "original",
+    "packed",
+    "packed_seeds",
+    "random_scales",
+    "resettle",
+    "write_packed",
+]
 
-Array = Any  # NumPy's, or PyTorch's where NumPy lacks the type
 _GROUP = 32
 _WORDS = 520  # of originals: 256 bytes, and as many special tokens
 
@@ -28,7 +37,7 @@ _WORDS = 520  # of originals: 256 bytes, and as many special tokens
 def packed_seeds(root: Path) -> None:
     """Write a valid folder of each kind; the codes are random numbers."""
     for name, (settings, pack) in METHODS.items():
-        _write_packed(root / "packed" / name, settings, pack)
+        write_packed(root / "packed" / name, settings, pack)
     _write_adapters(root / "adapters")
     _write_originals(root / "originals")
 
@@ -41,7 +50,7 @@ def _gptq(rng: np.random.Generator, out: int, width: int) -> dict[str, Array]:
     return {
         "qweight": _words(rng, (width // 8, out)),
         "qzeros": _words(rng, (groups, out // 8)),
-        "scales": _scales(rng, (groups, out)).astype(np.float16),
+        "scales": random_scales(rng, (groups, out)).astype(np.float16),
         "g_idx": (np.arange(width) // _GROUP).astype(np.int32),
     }
 
@@ -51,14 +60,14 @@ def _awq(rng: np.random.Generator, out: int, width: int) -> dict[str, Array]:
     return {
         "qweight": _words(rng, (width, out // 8)),
         "qzeros": _words(rng, (groups, out // 8)),
-        "scales": _scales(rng, (groups, out)).astype(np.float16),
+        "scales": random_scales(rng, (groups, out)).astype(np.float16),
     }
 
 
 def _compressed(rng: np.random.Generator, out: int, width: int) -> dict[str, Array]:
     return {
         "weight_packed": _words(rng, (out, width // 8)),
-        "weight_scale": _scales(rng, (out, width // _GROUP)),
+        "weight_scale": random_scales(rng, (out, width // _GROUP)),
         "weight_shape": np.array([out, width]),
     }
 
@@ -72,7 +81,7 @@ def _nf4(rng: np.random.Generator, out: int, width: int) -> dict[str, Array]:
         "weight": rng.integers(0, 256, (out * width // 2, 1), np.uint8),
         "weight.absmax": rng.integers(0, 256, out * width // 64, np.uint8),
         "weight.quant_map": np.linspace(-1, 1, 16, dtype=np.float32),
-        "weight.nested_absmax": _scales(rng, (1,)),
+        "weight.nested_absmax": random_scales(rng, (1,)),
         "weight.nested_quant_map": np.linspace(-1, 1, 256, dtype=np.float32),
         "weight.quant_state.bitsandbytes__nf4": np.frombuffer(json.dumps(state).encode(), np.uint8),
     }
@@ -81,7 +90,7 @@ def _nf4(rng: np.random.Generator, out: int, width: int) -> dict[str, Array]:
 def _int8(rng: np.random.Generator, out: int, width: int) -> dict[str, Array]:
     return {
         "weight": rng.integers(-127, 128, (out, width), np.int8),
-        "SCB": _scales(rng, (out,)),
+        "SCB": random_scales(rng, (out,)),
         "weight_format": np.array(0, np.int8),
     }
 
@@ -92,14 +101,14 @@ def _fp8(rng: np.random.Generator, out: int, width: int) -> dict[str, Array]:
     values = torch.from_numpy(rng.standard_normal((out, width)))
     return {
         "weight": values.to(torch.float8_e4m3fn),
-        "weight_scale_inv": _scales(rng, (out // 16, width // 16)),
+        "weight_scale_inv": random_scales(rng, (out // 16, width // 16)),
     }
 
 
 def _nvfp4(rng: np.random.Generator, out: int, width: int) -> dict[str, Array]:
     import torch
 
-    scales = torch.from_numpy(_scales(rng, (out, width // 16)))
+    scales = torch.from_numpy(random_scales(rng, (out, width // 16)))
     return {
         "weight": rng.integers(0, 256, (out, width // 2), np.uint8),
         "weight_scale": scales.to(torch.float8_e4m3fn),
@@ -111,7 +120,8 @@ def _words(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
     return rng.integers(-(2**31), 2**31, shape, np.int32)
 
 
-def _scales(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
+def random_scales(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
+    """float32 numbers as small as scales are."""
     return rng.uniform(0.01, 0.1, shape).astype(np.float32)
 
 
@@ -141,17 +151,29 @@ METHODS: dict[str, tuple[dict[str, Any], _Pack]] = {
 }  # fmt: skip
 
 
-def _write_packed(folder: Path, settings: dict[str, Any], pack: _Pack) -> None:
+def write_packed(
+    folder: Path, settings: dict[str, Any], pack: _Pack, describe: Callable[[], str] | None = None
+) -> None:
+    """Write the Llama with packed layers.
+
+    Args:
+        folder: to create.
+        settings: `quantization_config`.
+        pack: (random numbers, rows, columns) → tensors by suffix.
+        describe: what the header says of each packed weight.
+    """
     rng = np.random.default_rng(0)
     stored: dict[str, Array] = {}
+    header: dict[str, str] = {}
     for name, array in tensors().items():
         if ".layers." in name and array.ndim == 2:
             parts = pack(rng, *array.shape)
             stored |= {f"{name.removesuffix('.weight')}.{k}": v for k, v in parts.items()}
+            header |= {} if describe is None else {name: describe()}
         else:
             stored[name] = array
     folder.mkdir(parents=True)
-    _save(stored, folder / "model.safetensors")
+    save_tensors(stored, folder / "model.safetensors", header)
     config = CONFIG | {"quantization_config": settings}
     (folder / "config.json").write_text(json.dumps(config))
 
@@ -161,17 +183,21 @@ def packed(rng: random.Random, seeds: Path, folder: Path) -> str:
     method = rng.choice(sorted(METHODS))
     copied(seeds / "packed" / method, folder)
     if rng.random() < 0.5:
-        path = folder / "config.json"
-        config = json.loads(path.read_text())
-        part = folder / "part.json"
-        part.write_text(json.dumps(config["quantization_config"]))
-        rewrite_json(rng, part)
-        text = json.dumps({k: v for k, v in config.items() if k != "quantization_config"})
-        path.write_text(f'{text[:-1]}, "quantization_config": {part.read_text()}}}')
-        part.unlink()
+        resettle(rng, folder / "config.json")
         return f"{method} settings"
-    _retensor(rng, folder / "model.safetensors")
+    retensor(rng, folder / "model.safetensors")
     return f"{method} tensors"
+
+
+def resettle(rng: random.Random, path: Path) -> None:
+    """Damage `quantization_config` in config.json."""
+    config = json.loads(path.read_text())
+    part = path.with_name("part.json")
+    part.write_text(json.dumps(config["quantization_config"]))
+    rewrite_json(rng, part)
+    text = json.dumps({k: v for k, v in config.items() if k != "quantization_config"})
+    path.write_text(f'{text[:-1]}, "quantization_config": {part.read_text()}}}')
+    part.unlink()
 
 
 # Adapters.
@@ -182,10 +208,10 @@ def _write_adapters(root: Path) -> None:
     stored: dict[str, Array] = {}
     for layer in range(LAYERS):
         at = f"base_model.model.model.layers.{layer}.self_attn.q_proj"
-        stored[f"{at}.lora_A.weight"] = _scales(rng, (4, WIDTH))
-        stored[f"{at}.lora_B.weight"] = _scales(rng, (WIDTH, 4))
-        stored[f"{at}.lora_magnitude_vector"] = _scales(rng, (WIDTH,))
-    stored["base_model.model.lm_head.weight"] = _scales(rng, (ROWS, WIDTH))
+        stored[f"{at}.lora_A.weight"] = random_scales(rng, (4, WIDTH))
+        stored[f"{at}.lora_B.weight"] = random_scales(rng, (WIDTH, 4))
+        stored[f"{at}.lora_magnitude_vector"] = random_scales(rng, (WIDTH,))
+    stored["base_model.model.lm_head.weight"] = random_scales(rng, (ROWS, WIDTH))
     config = {
         "peft_type": "LORA", "base_model_name_or_path": "base", "r": 4, "lora_alpha": 8,
         "use_dora": True, "use_rslora": False, "fan_in_fan_out": False, "bias": "none",
@@ -196,8 +222,8 @@ def _write_adapters(root: Path) -> None:
     own = {}
     for layer in range(LAYERS):
         at = f"model.layers.{layer}.mlp.down_proj"
-        own[f"{at}.lora_a"] = _scales(rng, (64, 4))
-        own[f"{at}.lora_b"] = _scales(rng, (4, WIDTH))
+        own[f"{at}.lora_a"] = random_scales(rng, (64, 4))
+        own[f"{at}.lora_b"] = random_scales(rng, (4, WIDTH))
     config = {
         "model": "base", "fine_tune_type": "lora", "num_layers": LAYERS,
         "lora_parameters": {"rank": 4, "scale": 2.0, "dropout": 0.0},
@@ -210,7 +236,7 @@ def _write_adapter(
 ) -> None:
     folder.mkdir(parents=True)
     (folder / "adapter_config.json").write_text(json.dumps(config))
-    _save(stored, folder / file)
+    save_tensors(stored, folder / file)
 
 
 def adapter(rng: random.Random, seeds: Path, folder: Path) -> str:
@@ -220,7 +246,7 @@ def adapter(rng: random.Random, seeds: Path, folder: Path) -> str:
     copied(seeds / "safetensors", folder / "base")
     damaged = rng.randrange(3)
     if damaged == 0:
-        _retensor(rng, next(folder.glob("*.safetensors")))
+        retensor(rng, next(folder.glob("*.safetensors")))
     elif damaged == 1:
         damage_file(rng, next(folder.glob("*.safetensors")), 600)
     else:
@@ -265,7 +291,7 @@ def _write_originals(root: Path) -> None:
     words = [bytes([i]) for i in range(256)] + [b"th", b"the", b" the"]
     lines = [f"{base64.b64encode(word).decode()} {i}" for i, word in enumerate(words)]
     (root / "meta" / "tokenizer.model").write_text("\n".join(lines) + "\n")
-    _save(whole, root / "mistral" / "consolidated.safetensors")
+    save_tensors(whole, root / "mistral" / "consolidated.safetensors")
     more = {"hidden_dim": 64, "head_dim": 8, "vocab_size": _WORDS}
     (root / "mistral" / "params.json").write_text(json.dumps(params | more))
     (root / "mistral" / "tekken.json").write_text(json.dumps(_tekken(words)))
@@ -311,76 +337,9 @@ def original(rng: random.Random, seeds: Path, folder: Path) -> str:
     if damaged == 0:
         rewrite_json(rng, folder / "params.json")
     elif damaged == 1 and kind == "mistral":
-        _retensor(rng, weights)
+        retensor(rng, weights)
     elif damaged == 1:
         rewrite_archive(rng, weights, folder / "canary")
     else:
         rng.choice((weights.unlink, lambda: damage_file(rng, weights, 600)))()
     return kind
-
-
-# Tensors.
-
-
-def _save(stored: dict[str, Array], path: Path) -> None:
-    import torch
-    from safetensors.torch import save_file
-
-    found = {
-        n: torch.from_numpy(v.copy()) if isinstance(v, np.ndarray) else v for n, v in stored.items()
-    }
-    save_file(found, path, metadata={"format": "pt"})
-
-
-def _retensor(rng: random.Random, path: Path) -> None:
-    """Remove, rename, reshape, cut, retype or fill tensors of a safetensors file."""
-    data = path.read_bytes()
-    start = 8 + int.from_bytes(data[:8], "little")
-    header = json.loads(data[8:start])
-    entries = {
-        name: [e["dtype"], e["shape"], data[start + e["data_offsets"][0] :][: _span(e)]]
-        for name, e in header.items()
-        if name != "__metadata__"
-    }
-    for _ in range(rng.choice((1, 1, 2, 5))):
-        name = rng.choice(sorted(entries))
-        dtype, shape, part = entries[name]
-        kind = rng.randrange(8)
-        if kind == 0 and len(entries) > 1:
-            del entries[name]
-        elif kind == 1:
-            entries[rng.choice((name + "x", name.replace("0", "7"), ".", ""))] = entries.pop(name)
-        elif kind == 2:
-            entries[name][1] = rng.choice((shape[::-1], [1, *shape], [_count(shape)], [*shape, 1]))
-        elif kind == 3 and shape and shape[0] > 1:
-            rows = shape[0] // 2
-            entries[name][1:] = [[rows, *shape[1:]], part[: len(part) // shape[0] * rows]]
-        elif kind == 4:
-            same = [s for s in _SAME_SIZE if dtype in s]
-            entries[name][0] = rng.choice(rng.choice(same) if same else (dtype,))
-        elif kind == 5:
-            entries[name][2] = rng.choice((b"\x00", b"\xff", b"\x7f", b"\x80")) * len(part)
-        elif kind == 6:
-            entries[name][2] = rng.randbytes(len(part))
-        else:
-            entries[name][1:] = [[0, *shape[1:]], b""]
-    position, written, parts = 0, {}, []
-    for name, (dtype, shape, part) in entries.items():
-        span = [position, position + len(part)]
-        written[name] = {"dtype": dtype, "shape": shape, "data_offsets": span}
-        parts.append(part)
-        position = span[1]
-    text = json.dumps(written).encode()
-    path.write_bytes(len(text).to_bytes(8, "little") + text + b"".join(parts))
-
-
-_SAME_SIZE = (("F32", "I32", "U32"), ("F16", "BF16", "I16"), ("I8", "U8", "F8_E4M3", "BOOL"))
-
-
-def _span(entry: dict[str, Any]) -> int:
-    first, last = entry["data_offsets"]
-    return int(last - first)
-
-
-def _count(shape: list[int]) -> int:
-    return int(np.prod(shape))
