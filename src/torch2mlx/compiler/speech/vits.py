@@ -25,7 +25,7 @@ from torch2mlx.compiler.speech.parts import SpeechParts, check_frames
 __all__ = ["Vits", "vits_parts"]
 
 _CLEAR = 1e-3  # frames: a duration that is nearer to a whole number may round otherwise in MLX
-_FRAMES = 23  # of an example's latents, where any number will do
+_FRAMES = 5  # of an example's latents: each is hundreds of samples, and whole texts have more
 
 
 class Vits(nn.Module):
