@@ -16,8 +16,9 @@ from torch2mlx.compiler.folding import without_weight_norm
 from torch2mlx.compiler.host import Host
 from torch2mlx.compiler.lowering.registry import registered
 from torch2mlx.compiler.passes import optimized
+from torch2mlx.compiler.prepared import Extras, Prepared
 from torch2mlx.compiler.program import build_programs
-from torch2mlx.compiler.publish import CompiledModule, Extras, publish
+from torch2mlx.compiler.publish import CompiledModule, publish
 from torch2mlx.compiler.reading import build_graph, standing_names, unknown_operators
 from torch2mlx.compiler.weights import (
     check_names,
@@ -46,6 +47,8 @@ __all__ = [
     "compile_module",
     "compile_source",
     "dimension_names",
+    "prepare_exported",
+    "prepare_module",
     "tied_names",
 ]
 
@@ -266,11 +269,33 @@ def compile_module(
         ParityError: an output differs from PyTorch's; nothing is published.
         PlanError: the checkpoint's names or shapes are not the module's.
     """
-    options = options or ConvertOptions()
     points = list(entry_points) or [
         EntryPoint("forward", tuple(example_inputs), example_kwargs or {}, dynamic_shapes)
     ]
     check_destination(destination)  # before the longer work of compiling
+    prepared = prepare_module(
+        module,
+        points,
+        original=original,
+        weights=weights,
+        options=options or ConvertOptions(),
+        location=location,
+        extras=extras or Extras(),
+    )
+    return publish(destination, prepared, progress or Silent(), seed)
+
+
+def prepare_module(
+    module: torch.nn.Module,
+    points: Sequence[EntryPoint],
+    *,
+    original: torch.nn.Module | None = None,
+    weights: Checkpoint | None = None,
+    options: ConvertOptions,
+    location: str,
+    extras: Extras,
+) -> Prepared:
+    """Compile a module and write nothing; arguments and errors as of `compile_module`."""
     for point in points if options.verify else ():
         _require_values(point)
     if weights is None:
@@ -281,24 +306,14 @@ def compile_module(
     else:
         weights = in_names_of(module, weights)
         check_names(module, weights)
-    made = compile_entries(module, points, options.dtype, extras.host if extras else None)
+    made = compile_entries(module, points, options.dtype, extras.host)
     if weights is None:
         name = location or f"{type(module).__module__}.{type(module).__qualname__}"
         state = module_state(module, made.constants, name, "module")
     else:
         state = checkpoint_state(module, made.constants, weights)
-    listener = progress or Silent()
-    return publish(
-        destination,
-        made.generated,
-        made.entries,
-        state,
-        module if original is None else original,
-        options,
-        listener,
-        seed,
-        extras,
-    )
+    compared = module if original is None else original
+    return Prepared(made.generated, made.entries, state, compared, options, extras)
 
 
 def _require_values(point: EntryPoint) -> None:
@@ -351,19 +366,21 @@ def compile_exported(
     Raises:
         CompileError, DestinationError, ParityError: as `compile_module`.
     """
-    assert program.example_inputs is not None
-    options = options or ConvertOptions()
-    args, kwargs = program.example_inputs
     check_destination(destination)
+    prepared = prepare_exported(program, options or ConvertOptions(), location)
+    return publish(destination, prepared, progress or Silent(), seed)
+
+
+def prepare_exported(program: ExportedProgram, options: ConvertOptions, location: str) -> Prepared:
+    """Compile what `torch.export` made and write nothing; errors as of `compile_exported`."""
+    assert program.example_inputs is not None
+    args, kwargs = program.example_inputs
     module = program.module()
     point = EntryPoint("forward", tuple(args), kwargs)
     exported = Exported(decomposed(program))
     made = _lower([(point, point, exported)], module, _root_name(program))
     state = module_state(module, made.constants, location, "exported program")
-    listener = progress or Silent()
-    return publish(
-        destination, made.generated, made.entries, state, module, options, listener, seed
-    )
+    return Prepared(made.generated, made.entries, state, module, options)
 
 
 def _root_name(program: ExportedProgram) -> str:

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from torch2mlx.compiler.codegen import GeneratedModel
-from torch2mlx.compiler.documents import fixed_notes, model_config, readme
-from torch2mlx.compiler.entry_points import CompiledEntry, read_more_arguments
-from torch2mlx.compiler.host import Host
-from torch2mlx.compiler.loading import with_loader
-from torch2mlx.compiler.parity import Agreement, import_model
-from torch2mlx.compiler.proof import Proof, Sides
-from torch2mlx.compiler.quantize import Quantized, assign
-from torch2mlx.compiler.weights import WeightState, plan_weights, values_digest, weight_expressions
+from torch2mlx.compiler.documents import readme
+from torch2mlx.compiler.entry_points import read_more_arguments
+from torch2mlx.compiler.parity import Agreement
+from torch2mlx.compiler.prepared import Prepared
+from torch2mlx.compiler.proof import Proof
+from torch2mlx.compiler.quantize import Quantized
+from torch2mlx.compiler.weights import values_digest
 from torch2mlx.conversion.identity import SourceState, plan_identity
 from torch2mlx.conversion.records import FileRecord
 from torch2mlx.evidence.certificate import hash_sources, write_certificate
@@ -27,7 +22,6 @@ from torch2mlx.evidence.memory import MemoryTrace
 from torch2mlx.evidence.record import build_evidence, write_evidence
 from torch2mlx.evidence.reference import write_arrays
 from torch2mlx.evidence.timing import timed
-from torch2mlx.options import ConvertOptions
 from torch2mlx.packaging.files import output_records, source_record
 from torch2mlx.packaging.index import WeightSummary, write_index
 from torch2mlx.packaging.manifest import (
@@ -47,10 +41,7 @@ from torch2mlx.verification.audit import audit
 from torch2mlx.verification.audit_report import AuditReport
 from torch2mlx.verification.details import Details
 
-if TYPE_CHECKING:
-    import torch
-
-__all__ = ["CompiledModule", "Extras", "publish"]
+__all__ = ["CompiledModule", "publish"]
 
 
 @dataclass(frozen=True)
@@ -74,33 +65,8 @@ class CompiledModule:
     manifest: Manifest
 
 
-@dataclass(frozen=True)
-class Extras:
-    """What a folder has besides code and weights.
-
-    Attributes:
-        settings: further entries of config.json.
-        files: to be copied byte for byte, by their name in the folder.
-        host: what joins the methods of the model.
-        notes: what a user should know.
-    """
-
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    files: Mapping[str, Path] = field(default_factory=dict)
-    host: Host | None = None
-    notes: tuple[str, ...] = ()
-
-
 def publish(
-    destination: str | Path,
-    generated: GeneratedModel,
-    entries: Sequence[CompiledEntry],
-    weights: WeightState,
-    module: torch.nn.Module,
-    options: ConvertOptions,
-    progress: Progress,
-    seed: int = 0,
-    extras: Extras | None = None,
+    destination: str | Path, prepared: Prepared, progress: Progress, seed: int = 0
 ) -> CompiledModule:
     """Write everything, compare with PyTorch, and give the folder its name.
 
@@ -109,15 +75,9 @@ def publish(
 
     Args:
         destination: folder to create.
-        generated: code and list of weights.
-        entries: each method, with its example.
-        weights: values of the weights.
-        module: the original, for the comparison; given the values of `weights` meanwhile if it
-            has none.
-        options: dtype, quantization, shards, memory, verification.
+        prepared: code, values, and what they are compared with.
         progress: listener.
         seed: of the fresh inputs.
-        extras: what the folder has besides.
 
     Raises:
         NumericError: NaN, Inf or overflow in a parameter.
@@ -125,32 +85,23 @@ def publish(
         ParityError: an output or a tensor differs; nothing is published.
     """
     with MemoryTrace(progress) as trace:
-        made = _Publication(generated, entries, weights, module, options, trace, extras or Extras())
-        return made.run(destination, seed)
+        return _Publication(prepared, trace).run(destination, seed)
 
 
 class _Publication:
-    def __init__(
-        self,
-        generated: GeneratedModel,
-        entries: Sequence[CompiledEntry],
-        weights: WeightState,
-        module: torch.nn.Module,
-        options: ConvertOptions,
-        progress: MemoryTrace,
-        extras: Extras,
-    ) -> None:
-        self.extras = extras
-        self.generated, self.entries, self.weights = generated, entries, weights
-        self.options, self.progress = options, progress
-        self.sides = Sides(generated, entries, weights, module, extras.host)
-        self.reader = weights.source
-        self.source = SourceState.take(weights.source.files)
+    def __init__(self, prepared: Prepared, progress: MemoryTrace) -> None:
+        self.prepared = prepared
+        self.extras = prepared.extras
+        self.generated, self.entries = prepared.generated, prepared.entries
+        self.weights, self.options, self.progress = prepared.weights, prepared.options, progress
+        self.sides = prepared.sides
+        self.reader = self.weights.source
+        self.source = SourceState.take(self.weights.source.files)
         self.measured: dict[str, float] = {}
         self.folder: Path
 
     def run(self, destination: str | Path, seed: int) -> CompiledModule:
-        plan = self._plan()
+        plan = self.prepared.plan(self.options)
         if self.options.verify:
             self.sides.require_memory(plan)
         if not self.options.calibrate:
@@ -182,11 +133,7 @@ class _Publication:
         return replace(plan, outputs=found.outputs, notes=(*plan.notes, *found.notes))
 
     def _publish(self, destination: str | Path, plan: Plan, seed: int) -> CompiledModule:
-        sharded, quantized = len(plan.shards) > 1, plan.assignment is not None
-        generated = self.generated
-        code = with_loader(
-            generated.source, generated.class_name, sharded=sharded, quantized=quantized
-        )
+        code = self.prepared.code(plan)
         with Staging(
             destination,
             identity=self._identity(plan, code),
@@ -196,8 +143,7 @@ class _Publication:
             self.folder = staging.folder
             staging.require_room(plan.nbytes)
             _write(self.folder / "model.py", code)
-            config = model_config(generated, self.entries, plan, self.extras.settings)
-            _write(self.folder / "config.json", json.dumps(config, indent=2) + "\n")
+            _write(self.folder / "config.json", self.prepared.config(plan))
             copy_tokenizer_files(self.extras.files, self.folder)
             return self._fill(staging, plan, seed)
 
@@ -248,28 +194,6 @@ class _Publication:
         if in_memory is not None:
             source["(values in memory)"] = in_memory
         return source
-
-    def _plan(self) -> Plan:
-        weights = {w.name: w for entry in self.entries for w in entry.graph.weights}
-        stored = self.generated.weights
-        quantize = self.options.quant_options()
-        expressions = weight_expressions(self.generated, weights, self.weights.tensors)
-        assignment = None
-        if quantize is not None:
-            with TemporaryDirectory() as scratch:
-                _write(Path(scratch) / "model.py", self.generated.source)
-                classes = import_model(Path(scratch))
-            model = getattr(classes, self.generated.class_name)()
-            dtypes = Counter(e.dtype for e in expressions.values() if e.dtype.floating)
-            assignment = assign(model, quantize, *(dtype for dtype, _ in dtypes.most_common(1)))
-        kinds = {name: weights[s.source].kind for name, s in stored.items()}
-        return plan_weights(
-            expressions,
-            assignment=assignment,
-            unchecked={name for name, kind in kinds.items() if kind != "parameter"},
-            max_shard_size=parse_size(self.options.max_shard_size),
-            notes=(*self.weights.notes, *fixed_notes(self.entries), *self.extras.notes),
-        )
 
     def _record(self, plan: Plan, proof: Proof | None, report: AuditReport | None) -> None:
         """Keep what the manifest has no room for, in files that the manifest lists."""

@@ -206,7 +206,7 @@ def _compile_module(module: torch.nn.Module, asked: _Asked, location: str) -> Co
     import torch
 
     from torch2mlx.compiler.package import compile_module
-    from torch2mlx.compiler.publish import Extras
+    from torch2mlx.compiler.prepared import Extras
 
     options, example = asked.options, asked.example
     require_example(location or type(module).__name__, example)

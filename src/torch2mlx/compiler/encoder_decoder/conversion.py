@@ -13,15 +13,16 @@ from torch2mlx.compiler.encoder_decoder.methods import (
     methods_of,
 )
 from torch2mlx.compiler.entry_points import EntryPoint
-from torch2mlx.compiler.package import compile_module
-from torch2mlx.compiler.publish import CompiledModule, Extras
+from torch2mlx.compiler.package import prepare_module
+from torch2mlx.compiler.prepared import Extras, Prepared
+from torch2mlx.compiler.publish import CompiledModule, publish
 from torch2mlx.errors import OptionError
 from torch2mlx.options import ConvertOptions
 from torch2mlx.progress import Progress
 from torch2mlx.sources.companions import companion_files
 from torch2mlx.sources.local_files import read_json_object
 
-__all__ = ["compile_checkpoint", "compile_model"]
+__all__ = ["compile_checkpoint", "compile_model", "prepare_checkpoint"]
 
 
 def compile_checkpoint(
@@ -33,13 +34,18 @@ def compile_checkpoint(
         SourceError: see `load_encoder_decoder` and `load_original`.
         OptionError, CompileError, ParityError: as `compile_model`.
     """
+    return publish(destination, prepare_checkpoint(path, options), progress)
+
+
+def prepare_checkpoint(path: Path, options: ConvertOptions) -> Prepared:
+    """The same, and nothing is written."""
     files: Mapping[str, Path] = {}
     if path.is_file():
         model = load_original(path)
     else:
         model, files = load_encoder_decoder(path), companion_files(path)
         options = replace(options, dtype=options.dtype or _own_dtype(path, model))
-    return compile_model(model, destination, options, progress, str(path), files)
+    return _prepare_model(model, options, str(path), files)
 
 
 def _own_dtype(path: Path, model: Any) -> str | None:
@@ -57,7 +63,6 @@ def compile_model(
     options: ConvertOptions,
     progress: Progress,
     location: str = "",
-    files: Mapping[str, Path] | None = None,
 ) -> CompiledModule:
     """A model in memory.
 
@@ -67,12 +72,18 @@ def compile_model(
         options: dtype, quantization, shards, memory, verification.
         progress: listener.
         location: what the user calls it, for the manifest.
-        files: to be copied byte for byte, by their name in the folder.
 
     Raises:
         OptionError: weights from elsewhere.
         CompileError, ParityError: as `compile_module`.
     """
+    name = location or f"{type(model).__module__}.{type(model).__qualname__}"
+    return publish(destination, _prepare_model(model, options, name, {}), progress)
+
+
+def _prepare_model(
+    model: Any, options: ConvertOptions, location: str, files: Mapping[str, Path]
+) -> Prepared:
     if options.weights is not None:
         raise OptionError("--weights: an encoder-decoder has its own weights; leave it out")
     made = methods_of(model.eval())
@@ -80,14 +91,11 @@ def compile_model(
         EntryPoint(method, (), arguments, made.dynamic_shapes[method])
         for method, arguments in made.entry_points.items()
     ]
-    return compile_module(
+    settings = {"generation": {**made.settings, "dtype": options.dtype or "float32"}}
+    return prepare_module(
         made.module,
-        destination,
-        entry_points=points,
+        points,
         options=options,
-        progress=progress,
-        location=location or f"{type(model).__module__}.{type(model).__qualname__}",
-        extras=Extras(
-            {"generation": {**made.settings, "dtype": options.dtype or "float32"}}, files or {}
-        ),
+        location=location,
+        extras=Extras(settings, files),
     )

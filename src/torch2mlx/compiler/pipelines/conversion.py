@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch2mlx.compiler.package import compile_module
+from torch2mlx.compiler.package import prepare_module
 from torch2mlx.compiler.pipelines.kinds import INDEX, is_single_file
 from torch2mlx.compiler.pipelines.parts import PARTS
 from torch2mlx.compiler.pipelines.single_file import opened_single_file
 from torch2mlx.compiler.pipelines.source import Pipeline, read_pipeline
-from torch2mlx.compiler.publish import CompiledModule
+from torch2mlx.compiler.prepared import Extras, Prepared
+from torch2mlx.compiler.publish import CompiledModule, publish
 from torch2mlx.conversion.identity import SourceState
 from torch2mlx.options import ConvertOptions
 from torch2mlx.packaging.manifest import Manifest, library_versions, read_manifest
@@ -25,7 +26,7 @@ from torch2mlx.sources.companions import check_companion
 from torch2mlx.sources.local_files import read_json_object
 from torch2mlx.verification.reference import quiet
 
-__all__ = ["ConvertedPipeline", "convert_pipeline"]
+__all__ = ["ConvertedPipeline", "convert_pipeline", "prepare_pipeline"]
 
 _MANIFEST = "torch2mlx.json"
 _COPIED = (".json", ".txt", ".model", ".jinja")
@@ -130,18 +131,8 @@ def _compile(
         progress.note(f"going on: {component} is finished")
         return None
     progress.note(f"{component}: {pipeline.models[component][1]}")
-    with quiet():
-        model = pipeline.load(component)
-    part = PARTS[pipeline.models[component][1]](model)
     try:
-        made = compile_module(
-            part.module.eval(),
-            folder,
-            entry_points=part.entry_points,
-            options=options,
-            progress=progress,
-            location=f"{source}/{component}",
-        )
+        made = publish(folder, _prepared(pipeline, component, source, options), progress)
     except KeyboardInterrupt:
         # What it says is kept lies in the folder of this run, which says what is kept of it.
         raise KeyboardInterrupt from None
@@ -150,6 +141,28 @@ def _compile(
     for path in sorted(files, key=lambda p: p.name == _MANIFEST):
         staging.journal.finish(path)
     return made
+
+
+def prepare_pipeline(source: Path, options: ConvertOptions) -> Iterator[tuple[str, Prepared]]:
+    """Compile one model after the other and write nothing; errors as of `convert_pipeline`."""
+    with _opened(source) as pipeline:
+        for component in pipeline.models:
+            yield component, _prepared(pipeline, component, source, options)
+
+
+def _prepared(
+    pipeline: Pipeline, component: str, source: Path, options: ConvertOptions
+) -> Prepared:
+    with quiet():
+        model = pipeline.load(component)
+    part = PARTS[pipeline.models[component][1]](model)
+    return prepare_module(
+        part.module.eval(),
+        part.entry_points,
+        options=options,
+        location=f"{source}/{component}",
+        extras=Extras(),
+    )
 
 
 def _copy_others(pipeline: Pipeline, folder: Path) -> None:

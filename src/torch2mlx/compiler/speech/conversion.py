@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from torch2mlx.compiler.package import compile_module
-from torch2mlx.compiler.publish import CompiledModule, Extras
+from torch2mlx.compiler.package import prepare_module
+from torch2mlx.compiler.prepared import Extras, Prepared
+from torch2mlx.compiler.publish import CompiledModule, publish
 from torch2mlx.compiler.speech.synthesizer import load_speech_model, parts_of
 from torch2mlx.options import ConvertOptions
 from torch2mlx.progress import Progress
@@ -15,7 +16,7 @@ from torch2mlx.sources.companions import companion_files
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["compile_speech"]
+__all__ = ["compile_speech", "prepare_speech"]
 
 
 def compile_speech(
@@ -30,18 +31,21 @@ def compile_speech(
         SourceError, UnsupportedError: see `load_speech_model` and `parts_of`.
         CompileError, ParityError: as `compile_module`.
     """
+    return publish(destination, prepare_speech(source, options), progress)
+
+
+def prepare_speech(source: Path | torch.nn.Module, options: ConvertOptions) -> Prepared:
+    """The same, and nothing is written."""
     if isinstance(source, Path):
         model, files, location = load_speech_model(source), companion_files(source), str(source)
     else:
         model, files = source, {}
         location = f"{type(model).__module__}.{type(model).__qualname__}"
     made = parts_of(model)
-    return compile_module(
+    return prepare_module(
         made.module,
-        destination,
-        entry_points=made.entry_points,
+        made.entry_points,
         options=options,
-        progress=progress,
         location=location,
         extras=Extras(files=files, host=made.host, notes=made.notes),
     )
