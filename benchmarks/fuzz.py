@@ -118,7 +118,7 @@ _LIBRARIES = (
     *("torch2mlx.packaging.card", "torch2mlx.packaging.preflight", "torch2mlx.packaging.staging"),
     *("torch2mlx.packaging.stopping", "torch2mlx.packaging.tokenizer", "torch2mlx.routing"),
     *("torch2mlx.sources.adapters", "torch2mlx.sources.original", "torch2mlx.sources.packed"),
-    *("torch2mlx.compiler.encoder_decoder", "torch2mlx.compiler.speech.synthesizer"),
+    *("torch2mlx.compiler.encoder_decoder.methods", "torch2mlx.compiler.speech.synthesizer"),
     *("torch2mlx.audio.conversion", "torch2mlx.compiler.publish"),
     *("transformers.models.auto.tokenization_auto", "transformers.models.llama.modeling_llama"),
     *("transformers.models.fastspeech2_conformer.modeling_fastspeech2_conformer",),

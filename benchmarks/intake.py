@@ -191,7 +191,7 @@ def _synthesizer(folder: Path, output: Path | None) -> str:
 
 
 def _whisper(folder: Path, output: Path | None) -> str:
-    from torch2mlx.compiler.encoder_decoder import load_original, methods_of
+    from torch2mlx.compiler.encoder_decoder.methods import load_original, methods_of
     from torch2mlx.sources.original.whisper import is_whisper
 
     file = folder / "tiny.pt"

@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 import torch
 from encoder_decoders import WORDS, add_tokenizer, t5, whisper
+from safetensors.torch import load_file, save_file
 
 import torch2mlx
+from torch2mlx.errors import SourceError
 from torch2mlx.transduction import Transducer, load_transducer, read_sound
 
 
@@ -95,6 +97,16 @@ def test_a_folder_runs_only_with_permission_and_sound_has_the_right_form(tmp_pat
 
 
 @pytest.mark.slow
+def test_a_folder_that_lacks_weights_is_told(tmp_path: Path) -> None:
+    t5().save_pretrained(tmp_path / "source")
+    file = tmp_path / "source" / "model.safetensors"
+    weights = load_file(file)
+    del weights["decoder.block.0.layer.2.DenseReluDense.wi.weight"]
+    save_file(weights, file, {"format": "pt"})
+    with pytest.raises(SourceError, match="1 weights of T5ForConditionalGeneration are missing"):
+        torch2mlx.convert(tmp_path / "source", tmp_path / "out")
+
+
 def test_text_goes_in_and_the_tokens_of_transformers_come_out(tmp_path: Path) -> None:
     model = t5()
     model.save_pretrained(tmp_path / "t5")

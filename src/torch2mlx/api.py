@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     import torch
 
     from torch2mlx.benchmarking import Benchmark
+    from torch2mlx.compiler.formats import Format
     from torch2mlx.compiler.route import Compiled, Example
+    from torch2mlx.compiler.verification import ProgramVerification
     from torch2mlx.diagnosis import Examination
     from torch2mlx.evidence.recheck import CertificateCheck
     from torch2mlx.evidence.upload import Upload
@@ -94,13 +96,30 @@ def inspect(
         trust_remote_code: count the checkpoint's Python files as usable.
 
     Raises:
-        SourceError: there is no readable checkpoint.
+        SourceError: there is no readable checkpoint, or a program that only running it with an
+            example could tell of.
     """
+    from torch2mlx.compiler.route import format_of
     from torch2mlx.sources import open_checkpoint
 
-    checkpoint = open_checkpoint(source, revision=revision, trust_remote_code=trust_remote_code)
-    with closing(checkpoint.source):
-        return inspect_checkpoint(checkpoint)
+    known = format_of(source)
+    if known is None:
+        opened = open_checkpoint(source, revision=revision, trust_remote_code=trust_remote_code)
+    else:
+        _refuse_options(source, known, {"--revision": revision})
+        opened = known.answer(known.headers, source)(Path(source).expanduser())
+    with closing(opened.source):
+        return inspect_checkpoint(opened, None if known is None else known.name)
+
+
+def _refuse_options(source: str | Path, known: Format, given: Mapping[str, Any]) -> None:
+    """Raise OptionError for options of language models."""
+    named = [name for name, value in given.items() if value]
+    if named:
+        raise OptionError(
+            f"{source}: {known.name}: {', '.join(named)} belong to checkpoints of language models; "
+            "leave them out"
+        )
 
 
 def plan(
@@ -116,7 +135,8 @@ def plan(
 ) -> Selection:
     """Compare ways to convert a checkpoint: size, memory, quality, machines.
 
-    Headers alone are read, unless `quality` is asked for.
+    Headers alone are read, unless `quality` is asked for.  What `convert` compiles (speech models,
+    encoder-decoders, pipelines) is compiled for it, and nothing is written.
 
     Args:
         source: a folder, a checkpoint file, a hub id or a URL.
@@ -134,8 +154,18 @@ def plan(
     """
     from torch2mlx.architectures.bounds import check_counts
     from torch2mlx.architectures.port import load_port
+    from torch2mlx.compiler.route import format_of
     from torch2mlx.selection import select_strategies
 
+    known = format_of(source)
+    if known is not None:
+        from torch2mlx.selection.programs import select_for_program
+
+        asked = {"--context": context, "--quality": quality, "--strategy": strategy}
+        _refuse_options(source, known, {**asked, "--revision": revision})
+        return select_for_program(
+            known, Path(source).expanduser(), fit=fit, memory_limit=memory_limit
+        )
     checkpoint = open_convertible(source, revision, trust_remote_code)
     with closing(checkpoint.source):
         check_counts(checkpoint.config, checkpoint.state)
@@ -321,7 +351,7 @@ def verify(
     trust_remote_code: bool = False,
     revision: str | None = None,
     progress: Progress | None = None,
-) -> Verification:
+) -> Verification | ProgramVerification:
     """Compare an MLX folder, from this or any other tool, with its PyTorch source.
 
     Args:
@@ -336,11 +366,34 @@ def verify(
         revision: branch, tag or commit of a hub id.
         progress: listener.
 
+    Returns:
+        of what `convert` compiles, a `torch2mlx.compiler.verification.ProgramVerification`: the
+        source is compiled again, the folder's code and settings are compared with that, its
+        tensors with the source's and its outputs with PyTorch's.
+
     Raises:
         Torch2MLXError: source or folder cannot be read, or hold different models.
     """
+    from torch2mlx.compiler.route import format_of, verify_program
     from torch2mlx.verification.folder import verify_folder
 
+    known = format_of(source)
+    if known is not None:
+        asked: dict[str, Any] = {
+            "--text-only": text_only,
+            "--max-context": max_context,
+            "--revision": revision,
+        }
+        asked |= {"--adapter": adapter, "--expert-layout": expert_layout}
+        _refuse_options(source, known, asked)
+        return verify_program(
+            Path(source).expanduser(),
+            Path(folder).expanduser(),
+            known,
+            memory_limit=memory_limit,
+            trust_remote_code=trust_remote_code,
+            progress=progress or Silent(),
+        )
     checkpoint = open_convertible(
         source,
         revision,

@@ -16,7 +16,8 @@ import torch
 
 import torch2mlx
 from torch2mlx.audio.kokoro import is_kokoro, open_kokoro, port_name
-from torch2mlx.errors import OptionError, ParityError, PlanError, SourceError
+from torch2mlx.audio.libraries import read_voice
+from torch2mlx.errors import OptionError, ParityError, PlanError, SourceError, UnsupportedError
 
 needs_libraries = pytest.mark.skipif(
     find_spec("kokoro") is None or find_spec("mlx_audio") is None,
@@ -114,6 +115,7 @@ def test_names_are_those_of_kmodel(tmp_path: Path) -> None:
         (lambda f: torch.save({"bert": {}}, f / "kokoro.pth"), SourceError, "expected state dicts"),
         (lambda f: shutil.copy(f / "kokoro.pth", f / "b.pth"), SourceError, "one .pth file"),
         (lambda f: (f / "voices" / "af.pt").unlink(), SourceError, "no voices"),
+        (lambda f: (f / "LICENSE").symlink_to("LICENSE"), SourceError, "LICENSE"),
         (
             lambda f: torch.save(
                 _parts(decoder={"a.norm.weight": torch.full((3,), 2.0)}), f / "kokoro.pth"
@@ -130,6 +132,26 @@ def test_what_is_no_release_is_refused(
     change(folder)
     with pytest.raises(error, match=message):
         open_kokoro(folder)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        torch.zeros(4, 1, 256).to_sparse(),
+        torch.zeros(4, 1, 256, dtype=torch.complex64),
+        torch.zeros(4, 1, 256, dtype=torch.bool),
+        torch.zeros(0, 1, 256),
+        torch.zeros(1, 1, 1).expand(10**7, 1, 256),
+        torch.empty(4, 1, 256, device="meta"),
+        torch.full((4, 1, 256), float("nan")),
+        [1],
+    ],
+    ids=["sparse", "complex", "bool", "empty", "expanded", "meta", "nan", "list"],
+)
+def test_what_is_no_voice_is_refused(value: Any, tmp_path: Path) -> None:
+    torch.save(value, tmp_path / "one.pt")
+    with pytest.raises(UnsupportedError, match="voice"):
+        read_voice(tmp_path / "one.pt")
 
 
 def test_options_of_other_models_are_refused(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from torch2mlx.selection.plan_file import seal
 
 SEED = 1
 CASES = {"safetensors": 20, "index": 20, "config": 20, "torch": 20, "gguf": 20, "tokenizer": 3}
+CASES |= {"synthesizer": 6}
 OTHERS = 10
 
 
@@ -30,9 +31,23 @@ def seeds(tmp_path_factory: pytest.TempPathFactory) -> Path:
 WHOLE = ("safetensors", "torch", "gguf", "mlx", "originals/meta", "originals/mistral")
 
 
-@pytest.mark.parametrize("kind", [*WHOLE, *(f"packed/{n}" for n in packed.METHODS)])
+PACKED = (*packed.METHODS, "hqq", "torchao")
+
+
+@pytest.mark.parametrize("kind", [*WHOLE, *(f"packed/{n}" for n in PACKED)])
 def test_undamaged_inputs_are_read(kind: str, seeds: Path) -> None:
     assert intake("packed", seeds / kind) == "read"
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        *(("synthesizer", "vits"), ("synthesizer", "fastspeech2")),
+        *(("whisper", "whisper"), ("kokoro", "kokoro")),
+    ],
+)
+def test_undamaged_speech_is_read(name: str, kind: str, seeds: Path) -> None:
+    assert intake(name, seeds / "speech" / kind) == "read"
 
 
 @pytest.mark.parametrize("kind", ["adapter", "output", "plan", "recipe"])
@@ -67,18 +82,21 @@ def _cases(name: str) -> Iterator[int]:
     return itertools.islice(numbers, CASES.get(name, OTHERS))
 
 
-# Found by the fuzzer, as (seed, number).
+# Found by the fuzzer, as (seed, number, format).
 FOUND = [
-    *((31, 1413), (31, 1737), (41, 435)),
-    *((2711, 965), (2711, 979), (2711, 5780), (2712, 1824), (2712, 9439), (2712, 19680)),
+    *((31, 1413, "packed"), (31, 1737, "output"), (41, 435, "original")),
+    *((2711, 965, "output"), (2711, 979, "tokenizer"), (2711, 5780, "code")),
+    *((2712, 1824, "code"), (2712, 9439, "original"), (2712, 19680, "original")),
 ]
 
 
-@pytest.mark.parametrize(("seed", "number"), FOUND)
-def test_cases_that_were_found(seed: int, number: int, seeds: Path, tmp_path: Path) -> None:
-    mutate_case(number, seed, seeds, tmp_path / "source")
+@pytest.mark.parametrize(("seed", "number", "name"), FOUND)
+def test_cases_that_were_found(
+    seed: int, number: int, name: str, seeds: Path, tmp_path: Path
+) -> None:
+    mutate_case(number, seed, seeds, tmp_path / "source", name)
     output = tmp_path / "out" if number % 20 == 19 else None  # as the fuzzer does
-    intake(format_of(number), tmp_path / "source", output)
+    intake(name, tmp_path / "source", output)
 
 
 # Found by the fuzzer: a value of a kind that some library did not expect.
@@ -109,9 +127,12 @@ def test_values_of_foreign_kinds(change: dict[str, object], seeds: Path, tmp_pat
 
 
 def test_a_case_is_the_same_bytes_each_time(seeds: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "case"  # a plan names the folder that it lies in
     for number in random.Random(0).sample(range(1000), 5):
-        first, second = tmp_path / f"{number}a", tmp_path / f"{number}b"
-        assert mutate_case(number, 3, seeds, first) == mutate_case(number, 3, seeds, second)
-        for path in first.iterdir():
-            if path.is_file() and not path.is_symlink():
-                assert path.read_bytes() == (second / path.name).read_bytes()
+        made = []
+        for _ in range(2):
+            found = mutate_case(number, 3, seeds, folder)
+            files = [p for p in folder.iterdir() if p.is_file() and not p.is_symlink()]
+            made.append((found, {path.name: path.read_bytes() for path in files}))
+            shutil.rmtree(folder)
+        assert made[0] == made[1]

@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from torch2mlx.audio.kokoro import Kokoro, open_kokoro
@@ -17,6 +18,7 @@ from torch2mlx.audio.libraries import (
     require_libraries,
 )
 from torch2mlx.audio.parity import Comparison, compare
+from torch2mlx.compiler.verification import ProgramVerification, check_written, require_same
 from torch2mlx.compiler.weights import plan_weights
 from torch2mlx.conversion.identity import SourceState, plan_identity
 from torch2mlx.options import ConvertOptions
@@ -37,7 +39,7 @@ from torch2mlx.planning.shards import parse_size
 from torch2mlx.progress import Progress
 from torch2mlx.verification.audit import audit
 
-__all__ = ["ConvertedKokoro", "convert_kokoro"]
+__all__ = ["ConvertedKokoro", "convert_kokoro", "plan_kokoro", "verify_kokoro"]
 
 _PORT = "mlx_audio.tts.models.kokoro"
 
@@ -84,10 +86,55 @@ def convert_kokoro(
         kokoro.source.close()
 
 
+def plan_kokoro(path: Path, options: ConvertOptions) -> Plan:
+    """Every tensor that would be written; errors as of `open_kokoro`."""
+    kokoro = open_kokoro(path)
+    kokoro.source.close()
+    return _plan(kokoro, options)
+
+
+def _plan(kokoro: Kokoro, options: ConvertOptions) -> Plan:
+    return plan_weights(kokoro.state, max_shard_size=parse_size(options.max_shard_size))
+
+
+def verify_kokoro(
+    path: Path, folder: Path, options: ConvertOptions, progress: Progress
+) -> ProgramVerification:
+    """Hold a folder against its release: files, every tensor, and stages of both models.
+
+    Raises:
+        SourceError, PlanError, UnsupportedError: as `convert_kokoro`.
+        ParityError: something differs.
+    """
+    require_libraries(verify=True)
+    kokoro = open_kokoro(path)
+    try:
+        with TemporaryDirectory() as scratch:
+            _write_others(kokoro, Path(scratch))
+            files = [p for p in Path(scratch).rglob("*") if p.is_file()]
+            made = {p.relative_to(scratch).as_posix(): p.read_bytes() for p in files}
+        require_same(folder, made, {})
+        tensors = check_written(folder, _plan(kokoro, options), kokoro.source)
+        port = load_port(folder)
+        check_tensors(kokoro, port)
+        with progress.stage("Comparing with PyTorch"):
+            compared = compare(kokoro, load_original(kokoro), port)
+    finally:
+        kokoro.source.close()
+    return ProgramVerification(
+        folder,
+        tensors,
+        tuple(dict.fromkeys(r.case for r in compared.records)),
+        compared.worst,
+        max(r.limit for r in compared.records),
+        notes=compared.deviations,
+    )
+
+
 def _convert(
     kokoro: Kokoro, destination: str | Path, options: ConvertOptions, progress: Progress
 ) -> ConvertedKokoro:
-    plan = plan_weights(kokoro.state, max_shard_size=parse_size(options.max_shard_size))
+    plan = _plan(kokoro, options)
     read = [kokoro.file, kokoro.folder / "config.json", *kokoro.voices.values()]
     source = SourceState.take([*read, *kokoro.documents.values()])
     identity = plan_identity(

@@ -13,13 +13,13 @@ from typing import Any
 
 from torch2mlx.errors import PlanError, SourceError
 from torch2mlx.planning.expressions import Expr, Source
-from torch2mlx.sources.base import TensorSource
+from torch2mlx.sources.base import Checkpoint, TensorSource
 from torch2mlx.sources.companions import check_companion
 from torch2mlx.sources.local_files import read_json_object
 from torch2mlx.sources.torch_pickle import StoredTensor
 from torch2mlx.sources.torch_zip import TorchZipSource
 
-__all__ = ["Kokoro", "is_kokoro", "open_kokoro", "port_name"]
+__all__ = ["Kokoro", "is_kokoro", "open_kokoro", "open_kokoro_headers", "port_name"]
 
 _PARTS = ("bert", "bert_encoder", "predictor", "decoder", "text_encoder")
 _MARKS = ("istftnet", "plbert", "vocab")  # of config.json
@@ -116,6 +116,21 @@ def open_kokoro(path: Path) -> Kokoro:
         check_companion(folder, document)
     config = read_json_object(folder / "config.json")
     return Kokoro(folder, files[0], config, source, state, voices, documents, dropped)
+
+
+def open_kokoro_headers(path: Path) -> Checkpoint:
+    """A release as a checkpoint, to be looked at; errors as of `open_kokoro`."""
+    opened = open_kokoro(path)
+    return Checkpoint(
+        location=str(path),
+        folder=opened.folder,
+        kind="original",
+        config={**opened.config, "model_type": "kokoro"},
+        source=opened.source,
+        state=opened.state,
+        tokenizer_files=opened.documents,
+        notes=(f"{len(opened.voices)} voices", "mlx-audio's port runs it"),
+    )
 
 
 def _flattened(path: Path, value: Any) -> tuple[dict[str, StoredTensor], list[str]]:

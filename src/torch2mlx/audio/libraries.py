@@ -27,6 +27,8 @@ __all__ = [
     "require_libraries",
 ]
 
+_MOST_LENGTHS = 1 << 16  # of a voice; real ones have 510
+
 
 def require_libraries(verify: bool) -> None:
     """Raise UnsupportedError unless mlx-audio and, to compare with, kokoro are installed."""
@@ -146,6 +148,13 @@ def read_voice(file: Path) -> torch.Tensor:
     if not isinstance(found, torch.Tensor) or found.ndim != 3 or tuple(found.shape[1:]) != (1, 256):
         shown = list(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
         raise UnsupportedError(f"{file}: no voice: expected [lengths, 1, 256], found {shown}")
+    lengths = len(found)
+    values = found.is_floating_point() and found.layout is torch.strided and not found.is_meta
+    if not values or not 1 <= lengths <= _MOST_LENGTHS:
+        raise UnsupportedError(
+            f"{file}: no voice: {lengths:,} lengths in {found.dtype}, {found.layout}, on "
+            f"{found.device}; expected 1 to {_MOST_LENGTHS:,} in floating point"
+        )
     if not bool(torch.isfinite(found).all()):
         raise UnsupportedError(f"{file}: a voice with NaN or Inf; download it again")
     return found.float().contiguous()

@@ -62,8 +62,9 @@ def plan(
 ) -> None:
     """Compare ways to convert a checkpoint: size, memory, quality and the Macs that run it."""
     from torch2mlx import api
+    from torch2mlx.compiler.route import is_program
 
-    if not (trust_remote_code or quality):
+    if not (trust_remote_code or quality or is_program(source)):
         without_torch.leave_out()
     result = api.plan(
         source,

@@ -1,18 +1,18 @@
 """From what a user has (a module, a factory's name, a file or folder) to a compiled folder.
 
-Every kind of source has a row in `_FORMATS` or a branch by its class in `_compile`; what becomes of
-it is in a module of its own.
+Every kind of source has a row in `_FORMATS`, which all commands ask, or a branch by its class in
+`_compile`; what becomes of it is in a module of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch2mlx.audio.kokoro import is_kokoro
+from torch2mlx.audio.kokoro import is_kokoro, open_kokoro_headers
 from torch2mlx.compiler.encoder_decoder.kinds import is_encoder_decoder_checkpoint
 from torch2mlx.compiler.example import (
     Example,
@@ -22,6 +22,7 @@ from torch2mlx.compiler.example import (
 )
 from torch2mlx.compiler.exported_file import is_exported_file, load_exported
 from torch2mlx.compiler.factory import is_factory, load_factory
+from torch2mlx.compiler.formats import Asked, Convert, Format
 from torch2mlx.compiler.pipelines.kinds import is_pipeline
 from torch2mlx.compiler.refusals import (
     check_exported,
@@ -41,9 +42,19 @@ from torch2mlx.sources.local_files import is_there
 if TYPE_CHECKING:
     import torch
 
+    from torch2mlx.compiler.prepared import Prepared
+    from torch2mlx.compiler.verification import ProgramVerification
+    from torch2mlx.planning.plan import Plan
     from torch2mlx.sources.base import Checkpoint
 
-__all__ = ["Compiled", "Example", "convert_program", "is_program"]
+__all__ = [
+    "Compiled",
+    "Example",
+    "convert_program",
+    "format_of",
+    "is_program",
+    "verify_program",
+]
 
 
 def is_program(source: Any) -> bool:
@@ -52,12 +63,56 @@ def is_program(source: Any) -> bool:
 
     Decided without importing torch.
     """
-    if not isinstance(source, str | Path):
-        return True
-    path = Path(source)
-    if any(is_one(path) for is_one, _ in _FORMATS):
-        return True
-    return is_factory(str(source)) and not is_there(path)
+    return not isinstance(source, str | Path) or format_of(source) is not None
+
+
+def format_of(source: str | Path) -> Format | None:
+    """The row of a file, a folder or "package.module:factory"; None: `convert` takes it as a
+    checkpoint of a language model.
+
+    Decided without importing torch.
+    """
+    path = Path(source).expanduser()
+    known = next((f for f in _FORMATS if f.knows(path)), None)
+    if known is None and is_factory(str(source)) and not is_there(path):
+        return _FACTORY
+    return known
+
+
+def verify_program(
+    source: Path,
+    folder: Path,
+    known: Format,
+    *,
+    memory_limit: str | int,
+    trust_remote_code: bool,
+    progress: Progress,
+) -> ProgramVerification:
+    """Hold a folder against its source: code, settings, every tensor, and outputs of PyTorch.
+
+    Args:
+        source: file or folder.
+        folder: what `convert` made of it.
+        known: its row.
+        memory_limit: memory beside the models.
+        trust_remote_code: allow code that the source brings.
+        progress: listener.
+
+    Raises:
+        UnsupportedError: the folder's values follow from data.
+        SourceError: one of the two cannot be read, or an example would be needed.
+        ParityError: something differs.
+    """
+    from torch2mlx.compiler.verification import recorded_options
+
+    verify = known.answer(known.verify, source)
+    options = replace(
+        recorded_options(folder),
+        memory_limit=memory_limit,
+        trust_remote_code=trust_remote_code,
+    )
+    check_options(options)
+    return verify(source, folder, options, progress)
 
 
 def convert_program(
@@ -85,78 +140,151 @@ def convert_program(
         ParityError: the result differs from PyTorch's; nothing is published.
     """
     check_options(options)
-    asked = _Asked(destination, options, example, progress or Silent())
-    if isinstance(source, str | Path):
-        path = Path(source)
-        for is_one, convert in _FORMATS:
-            if is_one(path):
-                return convert(path, asked)
-    if not isinstance(source, str):
+    asked = Asked(destination, options, example, progress or Silent())
+    if not isinstance(source, str | Path):
         return _compile(source, asked)
-    require_example(source, example)
-    return _compile(load_factory(source, on_meta=options.weights is not None), asked, source)
+    known = format_of(source) or _FACTORY
+    return known.convert(Path(source).expanduser(), asked)
 
 
-@dataclass(frozen=True)
-class _Asked:
-    """What `convert_program` is asked for, beside the source."""
-
-    destination: str | Path
-    options: ConvertOptions
-    example: Example
-    progress: Progress
-
-
-def _exported_file(path: Path, asked: _Asked) -> Compiled:
+def _exported_file(path: Path, asked: Asked) -> Compiled:
     program = load_exported(path, asked.options.trust_remote_code)
     return _compile(program, asked, str(path))
 
 
-def _torchscript(path: Path, asked: _Asked) -> Compiled:
+def _torchscript(path: Path, asked: Asked) -> Compiled:
     script = load_torchscript(path, asked.options.trust_remote_code)
     return _compile(script, asked, str(path))
 
 
-def _pipeline(path: Path, asked: _Asked) -> Compiled:
+def _pipeline(path: Path, asked: Asked) -> Compiled:
     from torch2mlx.compiler.pipelines.conversion import convert_pipeline
 
     check_pipeline(str(path), asked.options, asked.example)
     return of_pipeline(convert_pipeline(path, asked.destination, asked.options, asked.progress))
 
 
-def _encoder_decoder(path: Path, asked: _Asked) -> Compiled:
+def _encoder_decoder(path: Path, asked: Asked) -> Compiled:
     from torch2mlx.compiler.encoder_decoder.conversion import compile_checkpoint
 
     return of_module(compile_checkpoint(path, asked.destination, asked.options, asked.progress))
 
 
-def _kokoro(path: Path, asked: _Asked) -> Compiled:
+def _kokoro(path: Path, asked: Asked) -> Compiled:
     from torch2mlx.audio.conversion import convert_kokoro
 
     check_kokoro(str(path), asked.options, asked.example)
     return of_kokoro(convert_kokoro(path, asked.destination, asked.options, asked.progress))
 
 
-def _synthesizer(path: Path, asked: _Asked) -> Compiled:
+def _synthesizer(path: Path, asked: Asked) -> Compiled:
     from torch2mlx.compiler.speech.conversion import compile_speech
 
     check_speech(str(path), asked.options, asked.example)
     return of_module(compile_speech(path, asked.destination, asked.options, asked.progress))
 
 
-_FORMATS: tuple[tuple[Callable[[Path], bool], Callable[[Path, _Asked], Compiled]], ...] = (
-    (is_exported_file, _exported_file),
-    (is_torchscript, _torchscript),
-    (is_pipeline, _pipeline),
-    (is_encoder_decoder_checkpoint, _encoder_decoder),
-    (is_kokoro, _kokoro),
-    (is_synthesizer, _synthesizer),
+def _factory(path: Path, asked: Asked) -> Compiled:
+    name = str(path)
+    require_example(name, asked.example)
+    made = load_factory(name, on_meta=asked.options.weights is not None)
+    return _compile(made, asked, name)
+
+
+_Prepare = Callable[[Path, ConvertOptions], "Iterable[tuple[str, Prepared]]"]
+
+
+def _compiled(
+    name: str,
+    knows: Callable[[Path], bool],
+    convert: Convert,
+    headers: Callable[[Path], Checkpoint],
+    prepare: _Prepare,
+) -> Format:
+    """The row of a format whose examples are known; `prepare` compiles its models, by folder."""
+
+    def plans(path: Path, options: Mapping[str, ConvertOptions]) -> dict[str, list[Plan]]:
+        from torch2mlx.selection.programs import plans_of
+
+        return plans_of(prepare(path, ConvertOptions()), options)
+
+    def verify(
+        path: Path, folder: Path, options: ConvertOptions, progress: Progress
+    ) -> ProgramVerification:
+        from torch2mlx.compiler.verification import verify_prepared
+
+        return verify_prepared(folder, prepare(path, options), progress)
+
+    return Format(name, knows, convert, headers, plans, verify)
+
+
+def _prepare_pipeline(path: Path, options: ConvertOptions) -> Iterable[tuple[str, Prepared]]:
+    from torch2mlx.compiler.pipelines.conversion import prepare_pipeline
+
+    return prepare_pipeline(path, options)
+
+
+def _prepare_encoder_decoder(path: Path, options: ConvertOptions) -> Iterable[tuple[str, Prepared]]:
+    from torch2mlx.compiler.encoder_decoder.conversion import prepare_checkpoint
+
+    return [("", prepare_checkpoint(path, options))]
+
+
+def _prepare_speech(path: Path, options: ConvertOptions) -> Iterable[tuple[str, Prepared]]:
+    from torch2mlx.compiler.speech.conversion import prepare_speech
+
+    return [("", prepare_speech(path, options))]
+
+
+def _checkpoint(path: Path) -> Checkpoint:
+    from torch2mlx.sources import open_checkpoint
+
+    return open_checkpoint(path)
+
+
+def _pipeline_headers(path: Path) -> Checkpoint:
+    from torch2mlx.compiler.pipelines.headers import open_headers
+
+    return open_headers(path)
+
+
+def _kokoro_plans(path: Path, options: Mapping[str, ConvertOptions]) -> dict[str, list[Plan]]:
+    from torch2mlx.audio.conversion import plan_kokoro
+
+    return {"direct": [plan_kokoro(path, options["direct"])]}
+
+
+def _verify_kokoro(
+    path: Path, folder: Path, options: ConvertOptions, progress: Progress
+) -> ProgramVerification:
+    from torch2mlx.audio.conversion import verify_kokoro
+
+    return verify_kokoro(path, folder, options, progress)
+
+
+_FORMATS: tuple[Format, ...] = (
+    Format("an exported program", is_exported_file, _exported_file),
+    Format("a TorchScript archive", is_torchscript, _torchscript),
+    _compiled(
+        "a pipeline of diffusers", is_pipeline, _pipeline, _pipeline_headers, _prepare_pipeline
+    ),
+    _compiled(
+        "an encoder-decoder",
+        is_encoder_decoder_checkpoint,
+        _encoder_decoder,
+        _checkpoint,
+        _prepare_encoder_decoder,
+    ),
+    Format(
+        "Kokoro's release", is_kokoro, _kokoro, open_kokoro_headers, _kokoro_plans, _verify_kokoro
+    ),
+    _compiled("a speech model", is_synthesizer, _synthesizer, _checkpoint, _prepare_speech),
 )
-"""Files and folders that are compiled: what knows one by names and headers alone, and what converts
-it.  The first that knows a path takes it."""
+"""The first that knows a path takes it."""
+_FACTORY = Format("what builds a module", lambda _: False, _factory)
 
 
-def _compile(source: Any, asked: _Asked, location: str = "") -> Compiled:
+def _compile(source: Any, asked: Asked, location: str = "") -> Compiled:
     """An object of torch; `location` is what the user calls it."""
     import torch
     from torch.export import ExportedProgram
@@ -201,7 +329,7 @@ def _compile(source: Any, asked: _Asked, location: str = "") -> Compiled:
     return _compile_module(source, asked, location)
 
 
-def _compile_module(module: torch.nn.Module, asked: _Asked, location: str) -> Compiled:
+def _compile_module(module: torch.nn.Module, asked: Asked, location: str) -> Compiled:
     """Any module, on the example that was given."""
     import torch
 

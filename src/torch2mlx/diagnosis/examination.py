@@ -8,16 +8,18 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any
 
 from packaging.requirements import Requirement
 
+from torch2mlx.compiler.pipelines.kinds import INDEX as PIPELINE
 from torch2mlx.diagnosis import settings, tokens, weights
 from torch2mlx.diagnosis.finding import Finding, Patient
 from torch2mlx.errors import SourceError
+from torch2mlx.sources.local_files import read_json_object
 
 __all__ = ["Examination", "examine_folder", "examine_machine"]
 
@@ -65,7 +67,7 @@ def examine_folder(folder: Path, *, fix: bool = False) -> Examination:
     differs from the original.
 
     Args:
-        folder: with config.json and model*.safetensors.
+        folder: with config.json and model*.safetensors, or with model_index.json and such folders.
         fix: mend what can be mended without the original; changed files keep a copy (.bak).
 
     Raises:
@@ -73,6 +75,8 @@ def examine_folder(folder: Path, *, fix: bool = False) -> Examination:
     """
     if not folder.is_dir():
         raise SourceError(f"{folder}: no such folder")
+    if (folder / PIPELINE).is_file() and not (folder / "config.json").exists():
+        return _examine_pipeline(folder, fix)
     patient = Patient(folder)
     try:
         findings = list(_run(patient))
@@ -91,6 +95,30 @@ def examine_folder(folder: Path, *, fix: bool = False) -> Examination:
         "tokenizer": "none" if patient.tokenizer is None else type(patient.tokenizer).__name__,
         "converted by": "torch2mlx" if patient.manifest is not None else "unknown",
     }
+    return Examination(str(folder), facts, tuple(findings), tuple(fixed))
+
+
+def _examine_pipeline(folder: Path, fix: bool) -> Examination:
+    """Each model that model_index.json names, by itself."""
+    named = read_json_object(folder / PIPELINE)
+    parts = sorted(n for n, value in named.items() if isinstance(value, list) and "/" not in n)
+    facts = {"model": str(named.get("_class_name", "unknown")), "models": ", ".join(parts)}
+    findings, fixed = [], []
+    for name in parts:
+        if not (folder / name).is_dir():
+            findings.append(
+                Finding(
+                    f"{name}: missing",
+                    "the pipeline has no such model",
+                    f"{PIPELINE} names {name}, and there is no such folder",
+                    "restore it from the conversion, or convert again",
+                )
+            )
+            continue
+        found = examine_folder(folder / name, fix=fix)
+        facts[name] = found.facts["weights"]
+        findings += [replace(f, name=f"{name}: {f.name}") for f in found.findings]
+        fixed += [f"{name}: {known}" for known in found.fixed]
     return Examination(str(folder), facts, tuple(findings), tuple(fixed))
 
 

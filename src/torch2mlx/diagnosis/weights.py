@@ -191,7 +191,7 @@ def _values(patient: Patient) -> Iterator[Finding]:
         finite, any_value = _look_at(patient.source, name, info.size, info.dtype)
         if not finite:
             broken.append(name)
-        elif not any_value and prod(info.shape) > 1 and not name.endswith(("bias", "biases")):
+        elif not any_value and prod(info.shape) > 1 and not name.endswith(_MAY_BE_ZERO):
             empty.append(name)
     if broken:
         yield Finding(
@@ -207,6 +207,9 @@ def _values(patient: Patient) -> Iterator[Finding]:
             f"only zeros in {len(empty)} tensors: {_some(empty)}",
             "the download was cut off or the file is sparse: download or convert again",
         )
+
+
+_MAY_BE_ZERO = ("bias", "biases", "running_mean")
 
 
 def _look_at(source: Any, name: str, size: int, dtype: Any) -> tuple[bool, bool]:

@@ -40,6 +40,8 @@ class Inspection:
         kind: "safetensors", "torch" or "gguf".
         model_type, architectures: from config.json.
         route: name of the mlx-lm port that will be tried, or None.
+        program: what it is, where `convert` compiles it or makes a folder of another library
+            ("a speech model"); None: a port of a language model is needed.
         sharded: that port runs on several machines with mlx.launch.
         files: number of weight files.
         parameters: number of weights.
@@ -63,6 +65,7 @@ class Inspection:
     model_type: str
     architectures: tuple[str, ...]
     route: str | None
+    program: str | None
     sharded: bool
     files: int
     parameters: int
@@ -86,8 +89,13 @@ class Inspection:
         return asdict(self)
 
 
-def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
-    """Describe an opened checkpoint; nothing but headers and small files is read."""
+def inspect_checkpoint(checkpoint: Checkpoint, program: str | None = None) -> Inspection:
+    """Describe an opened checkpoint; nothing but headers and small files is read.
+
+    Args:
+        checkpoint: what was opened.
+        program: see `Inspection`.
+    """
     config = checkpoint.config
     text = config.get("text_config")
     merged = {**config, **text} if isinstance(text, Mapping) else dict(config)
@@ -95,8 +103,8 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
     dtypes = Counter[str]()
     for expr in checkpoint.state.values():
         dtypes[expr.dtype.torch_name] += expr.size
-    port = _route(config)
-    hazards = tuple(_hazards(checkpoint, merged, len(infos)))
+    port = None if program is not None else _route(config)
+    hazards = tuple(_hazards(checkpoint, merged, len(infos), program))
     of_layer = config.get("ffn_config")  # of dbrx
     active = _first_int(
         {**(of_layer if isinstance(of_layer, Mapping) else {}), **merged},
@@ -108,6 +116,7 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
         model_type=str(config.get("model_type")),
         architectures=tuple(config.get("architectures") or ()),
         route=port,
+        program=program,
         sharded=port is not None and runs_sharded(port),
         files=len(checkpoint.source.files),
         parameters=dtypes.total(),
@@ -127,7 +136,7 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> Inspection:
             *draw_experts(expert_layouts(checkpoint.state), active),
             *moved_experts(checkpoint),
         ),
-        costs=describe_costs(checkpoint, port),
+        costs=describe_costs(checkpoint, port, program),
         hazards=hazards,
         notes=(*checkpoint.notes, *too_large_to_fetch(checkpoint)),
     )
@@ -145,11 +154,11 @@ def _first_int(config: Mapping[str, Any], *keys: str) -> int | None:
     return next((config[k] for k in keys if isinstance(config.get(k), int)), None)
 
 
-def _hazards(checkpoint: Checkpoint, config: Mapping[str, Any], tensors: int) -> Iterator[str]:
-    from torch2mlx.compiler.route import is_program
-
+def _hazards(
+    checkpoint: Checkpoint, config: Mapping[str, Any], tensors: int, program: str | None
+) -> Iterator[str]:
     model_type = str(config.get("model_type"))
-    if _route(checkpoint.config) is None and not is_program(checkpoint.folder):
+    if program is None and _route(checkpoint.config) is None:
         close = similar_ports(model_type)
         hint = f" (similar: {', '.join(close)})" if close else ""
         yield f"mlx-lm has no port for model type {model_type!r}{hint}; it cannot be converted"
@@ -164,7 +173,8 @@ def _hazards(checkpoint: Checkpoint, config: Mapping[str, Any], tensors: int) ->
     if isinstance(packed, Mapping):
         method = packed.get("quant_method", packed.get("format", "unknown"))
         yield f"the weights are packed ({method}); only formats that the port unpacks convert"
-    yield from tokenizer_faults(checkpoint)
+    if program is None or "tokenizer.json" in checkpoint.tokenizer_files:
+        yield from tokenizer_faults(checkpoint)
     if checkpoint.kind == "torch":
         yield (
             "the weights are pickles, which can run code in programs that load them; torch2mlx "

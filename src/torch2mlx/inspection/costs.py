@@ -14,8 +14,10 @@ _GROUP = 64
 _BITS = 4.5  # a weight of 4 bits with its share of a scale and a bias in 16 bits, groups of 64
 
 
-def describe_costs(checkpoint: Checkpoint, port: str | None) -> dict[str, str]:
-    """A sentence for each of the four, from headers and config."""
+def describe_costs(
+    checkpoint: Checkpoint, port: str | None, program: str | None = None
+) -> dict[str, str]:
+    """A sentence for each of the four, from headers and config; `program` as in `Inspection`."""
     state = checkpoint.state
     weights = sum(expr.size for expr in state.values())
     largest = max(state.values(), key=lambda expr: expr.size, default=None)
@@ -37,7 +39,11 @@ def describe_costs(checkpoint: Checkpoint, port: str | None) -> dict[str, str]:
     return {
         "memory": memory,
         "quantization": quantization,
-        "architecture": _architecture(checkpoint, port),
+        "architecture": (
+            f"none: {program} needs no port of mlx-lm"
+            if program is not None
+            else _architecture(checkpoint, port)
+        ),
         "tokenizer": _tokenizer(checkpoint),
     }
 

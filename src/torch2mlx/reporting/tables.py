@@ -13,6 +13,7 @@ from rich.table import Table
 from torch2mlx.api import Conversion, Generation, Verification
 from torch2mlx.benchmarking import Benchmark, Row, Spread
 from torch2mlx.compiler.route import Compiled
+from torch2mlx.compiler.verification import ProgramVerification
 from torch2mlx.diagnosis import Examination
 from torch2mlx.evidence.recheck import CertificateCheck
 from torch2mlx.evidence.upload import Upload
@@ -50,7 +51,8 @@ def _(result: Inspection) -> None:
     table.add_row("tied head", _or_dash(result.tied))
     table.add_row("tokenizer", "yes" if result.tokenizer else "none")
     table.add_row("chat template", "yes" if result.chat_template else "none")
-    table.add_row("route", f"mlx-lm port {result.route}" if result.route else "none")
+    route = f"mlx-lm port {result.route}" if result.route else "none"
+    table.add_row("route", route if result.program is None else f"converted as {result.program}")
     table.add_row("several Macs", f"with mlx.launch: {'yes' if result.sharded else 'no'}")
     table.add_row("licence", result.licence or "not stated here")
     kinds = (f"{kind} {_share(count, result)}" for kind, count in result.classes.items())
@@ -70,10 +72,10 @@ def _(result: Inspection) -> None:
 def _(result: Selection) -> None:
     console = Console(highlight=False)
     caches = "unknown" if result.cache_bytes is None else format_bytes(result.cache_bytes)
-    console.print(
-        f"{result.location}: {result.parameters:,} parameters as {result.port}; caches of "
-        f"{result.context:,} tokens: {caches}"
-    )
+    beside = f"caches of {result.context:,} tokens: {caches}"
+    if result.context == 0:
+        beside = "what its inputs need while it runs is not counted"
+    console.print(f"{result.location}: {result.parameters:,} parameters as {result.port}; {beside}")
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     predicted = any(s.predicted is not None for s in result.strategies)
     columns = ("strategy", "weights", "bits/weight", "files", "while running", "Mac", "KL*")
@@ -85,11 +87,12 @@ def _(result: Selection) -> None:
         own = () if strategy.predicted is None else (f"{strategy.predicted:.3g}",)
         table.add_row(*_columns(strategy), *own, style=style)
     console.print(table)
-    console.print(
-        "* nats a token that round to nearest (or calibration) costs SmolLM2-135M; larger models "
-        "lose less",
-        style="dim",
-    )
+    if result.context:
+        console.print(
+            "* nats a token that round to nearest (or calibration) costs SmolLM2-135M; larger "
+            "models lose less",
+            style="dim",
+        )
     if predicted:
         console.print(
             "predicted KL: of this model, rounded to nearest, from its own gradients to second "
@@ -102,7 +105,7 @@ def _(result: Selection) -> None:
     else:
         console.print(f"{chosen.name}: {result.reason}")
         console.print(f"  {result.command(chosen)}", soft_wrap=True)
-        if chosen.name != result.chosen:
+        if result.chosen is not None and chosen.name != result.chosen:
             console.print(f"for convert --plan: {result.chosen}")
 
 
@@ -308,6 +311,21 @@ def _(result: Verification) -> None:
     console.print(f"tokenizer: {state}")
     verdict, style = ("equal", "green") if result.passed else ("NOT equal", "red")
     console.print(f"{result.folder}: {verdict} to its PyTorch source", style=f"bold {style}")
+
+
+@render.register
+def _(result: ProgramVerification) -> None:
+    console = Console(highlight=False)
+    table = _grid()
+    table.add_row("tensors", f"{result.tensors}, equal to the source's")
+    table.add_row("compared on", "; ".join(result.cases))
+    table.add_row("relative L2", f"{_number(result.error)} (limit {_number(result.limit)})")
+    if result.drift is not None:
+        table.add_row("quantization", f"moves the outputs by {_number(result.drift)}")
+    console.print(table)
+    for note in result.notes:
+        console.print(f"note: {note}", style="dim")
+    console.print(f"{result.folder}: equal to its PyTorch source", style="bold green")
 
 
 def _parity(console: Console, report: Mapping[str, Any]) -> None:

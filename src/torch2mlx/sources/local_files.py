@@ -87,7 +87,10 @@ def stays_inside(folder: Path, path: Path) -> bool:
     places = [real]
     if real.parent.name == "snapshots":
         places.append(real.parent.parent / "blobs")
-    target = path.resolve()
+    try:
+        target = path.resolve()
+    except (OSError, RuntimeError):  # a link to itself
+        return False
     return any(target.is_relative_to(place) for place in places)
 
 

@@ -294,8 +294,8 @@ def _no_weights(where: str, names: Sequence[str]) -> SourceError:
         return _only_adapter(where)
     if "model_index.json" in names:
         return SourceError(
-            f"{where}: a pipeline of several models (model_index.json); `torch2mlx convert` takes "
-            "it as a whole, as a local folder; other commands take no pipelines"
+            f"{where}: a pipeline of several models (model_index.json), which is taken as a local "
+            "folder only"
         )
     foreign = [name for name in names if PurePosixPath(name).suffix.lower() in _FOREIGN]
     if foreign:

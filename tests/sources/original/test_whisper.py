@@ -130,8 +130,16 @@ def test_what_is_missing_is_named(tmp_path):
     with pytest.raises(SourceError, match=r"1 tensors are missing.*decoder\.layers\.2\.fc1\.weig"):
         load_original(file)
     written(model, file, {**DIMS, "n_audio_layer": 1})
-    with pytest.raises(SourceError, match="15 tensors are missing, left over or of another shape"):
+    with pytest.raises(SourceError, match="2 blocks of the encoder for 1"):
         load_original(file)
+    for dims, words in (
+        ({"n_text_head": 3}, "3 heads of the decoder do not divide 32"),
+        ({"n_audio_ctx": 2**62}, r"encoder\.positional_embedding \[12, 32\] for \[461"),
+        ({"n_text_layer": 10**9}, "3 blocks of the decoder for 1000000000"),
+    ):
+        written(model, file, {**DIMS, **dims})
+        with pytest.raises(SourceError, match=words):
+            open_checkpoint(file)
     written(model, file, {n: v for n, v in DIMS.items() if n != "n_text_head"})
     with pytest.raises(SourceError, match="dims lacks n_text_head"):
         open_checkpoint(file)
@@ -142,6 +150,6 @@ def test_what_is_missing_is_named(tmp_path):
     with pytest.raises(UnsupportedError, match="a vocabulary of 60000"):
         open_checkpoint(file)
     written(model, file, {**DIMS, "n_vocab": 51866})
-    with pytest.raises(SourceError, match="missing, left over"):
+    with pytest.raises(SourceError, match=r"\[51865, 32\] for \[51866, 32\]"):
         torch2mlx.convert(file, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -155,24 +155,30 @@ def load_encoder_decoder(folder: Path) -> Any:
     """The float32 model of a checkpoint's folder, its weights in memory.
 
     Raises:
-        SourceError: transformers cannot load it.
+        SourceError: transformers cannot load it, or weights are missing, which it would draw.
     """
     from transformers import AutoModelForSeq2SeqLM, AutoModelForSpeechSeq2Seq
 
+    from torch2mlx.compiler.pipelines.source import checked_weights
     from torch2mlx.verification.reference import quiet
 
     error: Exception | None = None
     for kind in (AutoModelForSeq2SeqLM, AutoModelForSpeechSeq2Seq):
         try:
             with quiet():
-                return kind.from_pretrained(
+                model, info = kind.from_pretrained(
                     folder,
                     dtype=torch.float32,
                     local_files_only=True,
                     trust_remote_code=False,
+                    output_loading_info=True,
                 )
         except (ValueError, OSError, RuntimeError, KeyError, TypeError) as found:
             error = error or found
+            continue
+        missing = [*info["missing_keys"], *(str(m) for m in info["mismatched_keys"])]
+        checked_weights(str(folder), type(model).__name__, missing)
+        return model
     raise SourceError(f"{folder}: transformers cannot load it: {error}") from error
 
 

@@ -95,9 +95,10 @@ def open_whisper(location: str, path: Path) -> Checkpoint:
             f"{dims['n_text_state']}; transformers' Whisper has one width"
         )
     source = TorchZipSource([path])
-    state = _to_transformers(
-        path, {n: Source(n, i.dtype, i.shape) for n, i in source.tensors.items()}
-    )
+    stored = {n: Source(n, i.dtype, i.shape) for n, i in source.tensors.items()}
+    state = _to_transformers(path, stored)
+    generation = _generation(path, dims["n_vocab"])
+    _check_sizes(path, dims, stored)
     return Checkpoint(
         location=location,
         folder=path.parent,
@@ -105,13 +106,40 @@ def open_whisper(location: str, path: Path) -> Checkpoint:
         config=_config(dims),
         source=source,
         state=state,
-        generation_config=_generation(path, dims["n_vocab"]),
+        generation_config=generation,
         notes=(
             "OpenAI's Whisper; config.json was made from dims",
             "the file holds no vocabulary: take tokenizer.json and preprocessor_config.json of "
             "the Hugging Face version",
         ),
     )
+
+
+def _check_sizes(path: Path, dims: Mapping[str, int], state: Mapping[str, Expr]) -> None:
+    """Raise SourceError where dimensions are not those of the tensors; before a model is built."""
+    width = dims["n_audio_state"]
+    shapes = {
+        "encoder.conv1.weight": (width, dims["n_mels"], 3),
+        "encoder.positional_embedding": (dims["n_audio_ctx"], width),
+        "decoder.positional_embedding": (dims["n_text_ctx"], width),
+        "decoder.token_embedding.weight": (dims["n_vocab"], width),
+    }
+    wrong = [
+        f"{name} {list(state[name].shape) if name in state else 'missing'} for {list(shape)}"
+        for name, shape in shapes.items()
+        if name not in state or state[name].shape != shape
+    ]
+    for side, part in (("encoder", "audio"), ("decoder", "text")):
+        blocks = {m[2] for n in state if (m := _BLOCK.fullmatch(n)) and m[1] == side}
+        if len(blocks) != dims[f"n_{part}_layer"]:
+            wrong.append(f"{len(blocks)} blocks of the {side} for {dims[f'n_{part}_layer']}")
+        if width % dims[f"n_{part}_head"]:
+            wrong.append(f"{dims[f'n_{part}_head']} heads of the {side} do not divide {width}")
+    if wrong:
+        raise SourceError(
+            f"{path}: dims are not those of its tensors: {'; '.join(wrong)[:400]}; download it "
+            "again"
+        )
 
 
 def _to_transformers(path: Path, state: Mapping[str, Expr]) -> dict[str, Expr]:
