@@ -256,6 +256,6 @@ def _require_inside(folder: Path, files: list[Path], index: str | None) -> None:
     for file in files:
         if not stays_inside(folder, file):
             raise SourceError(
-                f"{folder / index}: lists {file.name}, a link to {file.resolve()}, which is "
-                "outside of the folder; put the file itself there if you trust it"
+                f"{folder / index}: lists {file.name}, a link to {os.path.realpath(file)}, which "
+                "is outside of the folder; put the file itself there if you trust it"
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -85,8 +86,8 @@ def check_companion(folder: Path, path: Path) -> None:
     """Raise SourceError for a Git LFS pointer, and for a link that leads out of the folder."""
     if not stays_inside(folder, path):
         raise SourceError(
-            f"{path}: a link to {path.resolve()}, which is outside of the folder, so it is not "
-            "copied into the output; put the file itself there if it belongs to the model"
+            f"{path}: a link to {os.path.realpath(path)}, which is outside of the folder, so it is "
+            "not copied into the output; put the file itself there if it belongs to the model"
         )
     refuse_lfs_pointer(path)
 
