@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import io
-import re
 import sys
-import sysconfig
-import traceback
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch2mlx.compiler.entry_points import Exported
+from torch2mlx.compiler.forwards import forward_replaced
 from torch2mlx.compiler.guards import Guard, recording_guards, violated_ranges
 from torch2mlx.compiler.guesses import guessing
+from torch2mlx.compiler.lost_state import lost_state, reads_state
 from torch2mlx.compiler.meta import (
     fake_inputs,
     fake_weights,
@@ -23,6 +21,7 @@ from torch2mlx.compiler.meta import (
     without_argument_checks,
     without_needless_moves,
 )
+from torch2mlx.compiler.reasons import drafted_reasons, reason_of
 from torch2mlx.errors import CompileError
 
 if TYPE_CHECKING:
@@ -30,9 +29,6 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
 __all__ = ["decomposed", "export_module", "export_or_guess"]
-
-_PACKAGE = str(Path(__file__).parents[1])
-_STANDARD_LIBRARY = sysconfig.get_path("stdlib")
 
 
 def export_module(
@@ -116,7 +112,7 @@ def export_or_guess(
         exported = Exported(program, *(known.answers() if known is not None else ()))
         if reasons:
             return exported, reasons
-    if lost and _reads_state(module, method, lost, args, kwargs or {}):
+    if lost and reads_state(module, method, lost, args, kwargs or {}):
         reasons = [
             f"{', '.join(lost)}: assigned by forward; register tensors that a module keeps "
             "between calls as buffers, so that the generated model keeps them too"
@@ -153,8 +149,8 @@ def _exported(
                 program = with_static_sizes(program)
             program = decomposed(program)
     except Exception as error:
-        return None, [], violated_ranges(str(error), guards) or [_reason(error)]
-    return program, _lost_state(module, caught), []
+        return None, [], violated_ranges(str(error), guards) or [reason_of(error)]
+    return program, lost_state(module, caught), []
 
 
 def decomposed(program: ExportedProgram) -> ExportedProgram:
@@ -190,10 +186,10 @@ def _guessed(
             )
             program = decomposed(exported)
     except Exception as error:
-        reasons.append(_reason(error))
+        reasons.append(reason_of(error))
         with warnings.catch_warnings(), _silent():
             warnings.simplefilter("ignore")
-            reasons += _drafted(module, args, kwargs, dynamic_shapes)
+            reasons += drafted_reasons(module, args, kwargs, dynamic_shapes)
     places = {reason.split(": ")[0] for reason in reasons}
     if not first.startswith(tuple(places)):
         reasons.insert(0, first)
@@ -260,163 +256,5 @@ def _as_forward(module: torch.nn.Module, method: str) -> Iterator[None]:
         return result
 
     call.__wrapped__ = function  # type: ignore[attr-defined]  # has the names of arguments
-    before = vars(module).get("forward")
-    vars(module)["forward"] = call
-    try:
+    with forward_replaced(module, call):
         yield
-    finally:
-        del vars(module)["forward"]
-        if before is not None:
-            vars(module)["forward"] = before
-
-
-def _lost_state(module: torch.nn.Module, caught: Iterable[warnings.WarningMessage]) -> list[str]:
-    """Attributes with state that export loses, which torch only warns of.
-
-    Other warnings are given on.
-    """
-    lost: list[str] = []
-    for warning in caught:
-        text = str(warning.message)
-        if "assigned during export" not in text:
-            warnings.warn_explicit(
-                warning.message, warning.category, warning.filename, warning.lineno
-            )
-            continue
-        found = dict.fromkeys(re.findall(r"self\.([\w.]*\w)", text))
-        lost += [name for name in found if not _is_registered(module, name)]
-    return lost
-
-
-def _reads_state(
-    module: torch.nn.Module,
-    method: str,
-    names: Sequence[str],
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
-) -> bool:
-    """Whether attributes that a call leaves behind change what the next one computes.
-
-    Without data in the weights nobody knows.
-    """
-    import torch
-    from torch.utils import _pytree as pytree
-
-    leaves, spec = pytree.tree_flatten((tuple(args), dict(kwargs)))
-    tensors = [*module.parameters(), *(v for v in leaves if isinstance(v, torch.Tensor))]
-    if any(t.device.type == "meta" for t in tensors):
-        return True
-    owners = [(module.get_submodule(n.rpartition(".")[0]), n.rpartition(".")[2]) for n in names]
-    before = [(owner, name, getattr(owner, name)) for owner, name in owners]
-    buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
-
-    def outputs(step: float) -> list[Any]:
-        for buffer, value in buffers:
-            buffer.copy_(value)
-        given = [v.clone() if isinstance(v, torch.Tensor) else v for v in leaves]
-        given = [
-            v + step if isinstance(v, torch.Tensor) and v.is_floating_point() else v for v in given
-        ]
-        torch.manual_seed(0)
-        positional, named = pytree.tree_unflatten(given, spec)
-        return pytree.tree_leaves(getattr(module, method)(*positional, **named))
-
-    try:
-        with torch.random.fork_rng(), torch.no_grad():
-            first, _, again = (outputs(step) for step in (0.0, 0.5, 0.0))
-    except Exception:  # whatever the user's own code raises
-        return True
-    finally:
-        for buffer, value in buffers:
-            with torch.no_grad():
-                buffer.copy_(value)
-        for owner, name, value in before:
-            setattr(owner, name, value)
-    pairs = zip(first, again, strict=True)
-    return not all(
-        torch.equal(a.nan_to_num(), b.nan_to_num()) if isinstance(a, torch.Tensor) else a == b
-        for a, b in pairs
-    )
-
-
-def _is_registered(module: torch.nn.Module, name: str) -> bool:
-    """Whether an attribute only lists parameters and buffers, as those of `nn.LSTM` do, which
-    export replaces while it runs.
-    """
-    from torch.utils import _pytree as pytree
-
-    owner, _, attribute = name.rpartition(".")
-    known = {id(t) for t in (*module.parameters(), *module.buffers())}
-    leaves = pytree.tree_leaves(getattr(module.get_submodule(owner), attribute))
-    return all(id(leaf) in known for leaf in leaves)
-
-
-def _drafted(
-    module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any
-) -> list[str]:
-    from torch.export import draft_export
-
-    try:
-        program = draft_export(module, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
-        failures = program._report.failures  # type: ignore[attr-defined]
-    except Exception:
-        # The export's own error says the first reason; draft export adds to it where it can.
-        return []
-    reasons = []
-    for failure in failures:
-        data: dict[str, Any] = failure.data
-        place = _user_frame(data.get("stack") or data.get("user_stack") or [])
-        what = failure.failure_type.name.lower().replace("_", " ")
-        detail = data.get("expr") or data.get("op") or data.get("reason") or ""
-        reasons.append(f"{place}: {what} {detail}".rstrip())
-    return reasons
-
-
-def _user_frame(stack: Any) -> str:
-    """`file:line` of the innermost frame outside torch in a stack of dicts or strings."""
-    for frame in reversed(list(stack)):
-        if isinstance(frame, Mapping):
-            name = str(frame.get("filename") or "")
-            if name.isdigit() or not name:
-                name = str(frame.get("name") or "")
-            if name and not _is_foreign(name):
-                return f"{name}:{frame.get('line')}"
-    return "forward"
-
-
-def _reason(error: BaseException) -> str:
-    """One line: the user's file and line, and what torch says."""
-    frames = [
-        f
-        for f in traceback.extract_tb(error.__traceback__)
-        if not f.filename.startswith(_PACKAGE) and not _is_foreign(f.filename)
-    ]
-    text = str(error)
-    user = re.findall(r'File "([^"]+)", line (\d+), in', text)
-    named = [(n, line) for n, line in user if not (n.startswith(_PACKAGE) or _is_foreign(n))]
-    # The first non-empty line is torch's sentence; the rest are logs and suggestions.
-    message = next((line.strip() for line in text.splitlines() if line.strip()), "")
-    message = message or type(error).__name__
-    unknown = re.match(r"Found <class '([^']+)'> in (\w+), which is not a known type", message)
-    if unknown:
-        message = (
-            f"{unknown[2]}: torch.export does not know what {unknown[1]} holds; for a "
-            "dataclass call torch.export.register_dataclass first, or use tuples and dicts"
-        )
-    if named:
-        name, line = named[-1]
-        return f"{name}:{line}: {message}"
-    if frames:
-        frame = frames[-1]
-        code = f" ({frame.line})" if frame.line else ""
-        return f"{frame.filename}:{frame.lineno}{code}: {message}"
-    return message
-
-
-def _is_foreign(filename: str) -> bool:
-    """Whether a frame is torch's or the standard library's, which says nothing of the module."""
-    import torch
-
-    if filename.startswith((str(Path(torch.__file__).parent), "<")):
-        return True
-    return filename.startswith(_STANDARD_LIBRARY) and "site-packages" not in filename

@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from torch2mlx.compiler.decoders.forwards import forwards_replaced
 from torch2mlx.compiler.decoders.operators import operators
+from torch2mlx.compiler.forwards import forwards_replaced
 
 __all__ = ["single_lightning"]
 

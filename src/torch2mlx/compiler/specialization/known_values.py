@@ -18,7 +18,9 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from torch2mlx.compiler.forwards import forward_replaced
 from torch2mlx.compiler.guards import user_place
+from torch2mlx.compiler.specialization.masks import masks_as_in_eager
 
 __all__ = ["ALIKE", "KnownValues", "Question"]
 
@@ -112,7 +114,6 @@ class KnownValues:
     def answering(self, module: torch.nn.Module) -> Iterator[None]:
         """While it lasts, `forward` answers questions, and returns (result, what was asked)."""
         function = module.forward
-        own = vars(module).get("forward")
 
         def call(*args: Any, **kwargs: Any) -> Any:
             with self.following(module, pytree.tree_leaves((args, kwargs))):
@@ -120,13 +121,8 @@ class KnownValues:
             return result, self.asked()
 
         call.__wrapped__ = function  # type: ignore[attr-defined]  # has the names of arguments
-        vars(module)["forward"] = call
-        try:
+        with forward_replaced(module, call):
             yield
-        finally:
-            del vars(module)["forward"]
-            if own is not None:
-                vars(module)["forward"] = own
 
     @contextmanager
     def following(self, module: torch.nn.Module, leaves: Sequence[Any]) -> Iterator[None]:
@@ -142,7 +138,7 @@ class KnownValues:
             for fake, real in zip(leaves, self.leaves, strict=True):
                 if isinstance(real, torch.Tensor):
                     mode.values[fake] = _Value(real.clone(), _is_measured(real), True)
-        with _masks_as_in_eager(mode), _Numbers(mode), mode:
+        with masks_as_in_eager(mode.is_given), _Numbers(mode), mode:
             yield
 
     def asked(self) -> list[torch.Tensor]:
@@ -173,52 +169,6 @@ def _uninitialized(value: Any) -> Any:
         return value
     with _disable_current_modes():
         return torch.empty(value.shape, dtype=value.dtype)
-
-
-@contextmanager
-def _masks_of_ones() -> Iterator[None]:
-    """While it lasts, encoders that need a mask make one where none is given, as in eager mode."""
-    name = "is_torchdynamo_compiling"
-    names = (f"transformers.models.{m}.modeling_{m}" for m in _NEED_MASKS)
-    sources: list[Any] = [sys.modules[n] for n in names if hasattr(sys.modules.get(n), name)]
-    originals = [getattr(source, name) for source in sources]
-    for source in sources:
-        setattr(source, name, bool)
-    try:
-        yield
-    finally:
-        for source, original in zip(sources, originals, strict=True):
-            setattr(source, name, original)
-
-
-_NEED_MASKS = ("longt5", "pop2piano", "switch_transformers", "udop")
-
-
-@contextmanager
-def _masks_as_in_eager(following: _Following) -> Iterator[None]:
-    """While it lasts, transformers leaves out the masks that its own forward leaves out.
-
-    It never does while it is exported, and where a module attends in both directions another
-    result would follow.  A mask that the caller gives is always used.
-    """
-    masks: Any = sys.modules.get("transformers.masking_utils")
-    names = ("is_torchdynamo_exporting", "is_tracing")
-    if masks is None or not all(hasattr(masks, name) for name in names):
-        yield
-        return
-    originals = [(name, getattr(masks, name)) for name in names]
-
-    def is_tracing(tensor: Any = None) -> bool:
-        known = following.values.get(tensor) if isinstance(tensor, FakeTensor) else None
-        return tensor is not None and (known is None or known.given)
-
-    try:
-        masks.is_torchdynamo_exporting, masks.is_tracing = bool, is_tracing
-        with _masks_of_ones():
-            yield
-    finally:
-        for name, original in originals:
-            setattr(masks, name, original)
 
 
 @dataclass(frozen=True, eq=False)
@@ -320,6 +270,11 @@ class _Following(TorchDispatchMode):
                 made = (func, args, kwargs, number)
                 self.values[fake] = _Value(found, measured, follows, made)
         return result
+
+    def is_given(self, tensor: Any) -> bool:
+        """Whether a tensor follows from inputs, or is not followed."""
+        known = self.values.get(tensor) if isinstance(tensor, FakeTensor) else None
+        return known is None or known.given
 
     def traced(self, tensor: torch.Tensor) -> torch.Tensor:
         """A tensor of the program that is traced: itself, or computed once more.
