@@ -72,3 +72,19 @@ def test_a_format_that_the_tensors_do_not_have_is_refused(tmp_path):
     )
     with pytest.raises(SourceError, match=r"m\.weight.*is not 8 bits in groups of 64"):
         open_checkpoint(folder)
+
+
+@pytest.mark.parametrize("changes", [{"mode": "foo"}, {"mode": "nvfp4"}, {"group_size": 0}])
+def test_a_format_that_mlx_lacks_is_refused(tmp_path, changes):
+    scheme = {"bits": 4, "group_size": 32, "mode": "mxfp4"}
+    folder = write(tmp_path / "q", quantize(WEIGHT, **scheme), {**scheme, **changes})
+    with pytest.raises(SourceError, match=r"m\.weight: U32 .* is not 4 bits in groups of"):
+        open_checkpoint(folder)
+
+
+def test_a_type_that_is_none_is_passed_over(tmp_path):
+    scheme = {"bits": 4, "group_size": 32, "mode": "mxfp4"}
+    folder = write(tmp_path / "q", quantize(WEIGHT, **scheme), scheme)
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "torch_dtype": "int8"}))
+    assert open_checkpoint(folder).state["m.weight"].dtype.name == "BF16"

@@ -9,8 +9,12 @@ from torch2mlx.dtypes import DType, parse_dtype
 from torch2mlx.errors import SourceError
 from torch2mlx.planning.expressions import Expr
 from torch2mlx.planning.functions import AlongRows
+from torch2mlx.quantization.scheme import MODES
 
 __all__ = ["dequantized_state"]
+
+_FURTHER_BITS = {"affine": (1,)}  # that MLX has and nothing here writes
+_FLOATS = ("float16", "bfloat16", "float32")
 
 
 def dequantized_state(state: Mapping[str, Expr], config: Mapping[str, Any]) -> dict[str, Expr]:
@@ -44,10 +48,13 @@ def _dequantized(
     weight, scales = state[f"{module}.weight"], state[f"{module}.scales"]
     biases = state.get(f"{module}.biases")
     bits, group, mode = entry.get("bits"), entry.get("group_size"), entry.get("mode", "affine")
+    form = MODES.get(str(mode))
     fits = (
-        isinstance(bits, int)
-        and isinstance(group, int)
-        and bits > 0
+        form is not None
+        and type(bits) is int
+        and type(group) is int
+        and bits in (*form.bits, *_FURTHER_BITS.get(str(mode), ()))
+        and group in form.group_sizes
         and weight.dtype.name == "U32"
         and weight.shape[-1] * 32 == scales.shape[-1] * group * bits
         and (mode == "affine") == (biases is not None)
@@ -82,5 +89,5 @@ def _float_type(scales: DType, config: Mapping[str, Any]) -> DType:
     """Affine scales have the weights' type; the other formats' do not tell it."""
     if scales.floating:
         return scales
-    name = config.get("torch_dtype") or config.get("dtype") or "bfloat16"
-    return parse_dtype(str(name))
+    name = str(config.get("torch_dtype") or config.get("dtype")).removeprefix("torch.")
+    return parse_dtype(name if name in _FLOATS else "bfloat16")

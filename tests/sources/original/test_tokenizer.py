@@ -11,7 +11,7 @@ import pytest
 from releases import byte_ranks, tekken_content, tiktoken_file
 
 from torch2mlx.errors import SourceError
-from torch2mlx.sources.original.tokenizer import ConvertedTokenizer
+from torch2mlx.sources.original.tokenizer import ConvertedTokenizer, find_tokenizer
 from torch2mlx.sources.strings import HARD_STRINGS
 
 
@@ -118,3 +118,17 @@ def test_sentencepiece_that_is_none(tmp_path):
     (tmp_path / "tokenizer.model").write_bytes(b"\x0a\xff\xff\xff\x7f" + bytes(99))
     with pytest.raises(SourceError, match="cannot be converted"):
         ConvertedTokenizer(tmp_path / "tokenizer.model").folder  # noqa: B018
+
+
+def test_the_newest_version_is_taken_and_copies_are_none(tmp_path: Path) -> None:
+    assert find_tokenizer(tmp_path) is None
+    for name in (
+        "tokenizer.model",
+        "tokenizer.model.v3",
+        "tokenizer.model.v11",
+        "tokenizer.model.x",
+    ):
+        (tmp_path / name).touch()
+    found = find_tokenizer(tmp_path)
+    assert found is not None
+    assert found.name == "tokenizer.model.v11"

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from torch2mlx.sources.strings import HARD_STRINGS
 __all__ = ["ConvertedTokenizer", "find_tokenizer"]
 
 _TEKKEN = "tekken.json"
+_VERSION = re.compile(r"tokenizer\.model(?:\.v(\d+)\w*)?")
 _MADE = ("tokenizer.json", "tokenizer_config.json")
 # Of Meta's reference code for Llama 3 (llama3/tokenizer.py).
 _LLAMA3_PATTERN = (
@@ -111,8 +113,9 @@ def find_tokenizer(folder: Path) -> Path | None:
     """The tokenizer file of a release, tekken first; the newest of several versions."""
     if (folder / _TEKKEN).is_file():
         return folder / _TEKKEN
-    versions = sorted(folder.glob("tokenizer.model*"))
-    return versions[-1] if versions else None
+    named = {p: _VERSION.fullmatch(p.name) for p in sorted(folder.glob("tokenizer.model*"))}
+    versions = {path: int(found[1] or 0) for path, found in named.items() if found}
+    return max(versions, key=lambda path: versions[path], default=None)
 
 
 def _require_equal(file: Path, built: _Built) -> None:
