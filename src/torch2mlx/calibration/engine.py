@@ -20,6 +20,7 @@ from torch2mlx.calibration.fitting import Collected, Fitting, Settings
 from torch2mlx.calibration.grid import Grid
 from torch2mlx.calibration.scratch import Overlay, Scratch, Stream, save_step
 from torch2mlx.calibration.solver import Moments, Solver
+from torch2mlx.conversion.identity import values_digest
 from torch2mlx.dtypes import to_torch
 from torch2mlx.errors import UnsupportedError
 from torch2mlx.planning.expressions import Source, sources_of
@@ -142,6 +143,7 @@ def _question(
         "files": files,
         "settings": asdict(settings),
         "ids": hashlib.sha256(np.ascontiguousarray(ids, "<i8").tobytes()).hexdigest(),
+        "values": values_digest(outputs),
         "formats": {o.name: f"{o.scheme}, {o.expr.dtype}" for o in outputs if o.scheme is not None},
         "device": str(device),
         "config": hashlib.sha256(

@@ -6,16 +6,23 @@ Two runs with the same identity write the same bytes, so one may go on where the
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from torch2mlx.errors import SourceError
 from torch2mlx.planning.expressions import Expr
-from torch2mlx.planning.plan import Plan
+from torch2mlx.planning.plan import Output, Plan
 
-__all__ = ["SourceState", "differences", "plan_digest", "plan_identity", "same_work"]
+__all__ = [
+    "SourceState",
+    "differences",
+    "plan_digest",
+    "plan_identity",
+    "same_work",
+    "values_digest",
+]
 
 _EDGE = 1 << 16  # bytes at either end of a source file that are hashed
 _LISTED = 4
@@ -111,6 +118,27 @@ def plan_digest(plan: Plan) -> str:
     Functions inside of expressions count by their printed names: what else could change in them
     comes with another config or another version, which are compared by themselves.
     """
+    of = _describer()
+    digest = hashlib.sha256()
+    for output in plan.outputs:
+        ready = "" if output.parts is None else of(tuple(output.parts.values()))
+        digest.update(_hash(output.name, of(output.expr), repr(output.scheme), ready).encode())
+    for shard in plan.shards:
+        digest.update(shard.file.encode() + shard.header)
+    return digest.hexdigest()
+
+
+def values_digest(outputs: Iterable[Output]) -> str:
+    """SHA-256 of what the values of outputs are made of, before they are quantized."""
+    of = _describer()
+    digest = hashlib.sha256()
+    for output in outputs:
+        digest.update(_hash(output.name, of(output.expr)).encode())
+    return digest.hexdigest()
+
+
+def _describer() -> Callable[[Any], str]:
+    """A function that tells expressions apart; it keeps what it has told."""
     known: dict[int, str] = {}
 
     def of(value: Any) -> str:
@@ -126,13 +154,7 @@ def plan_digest(plan: Plan) -> str:
         named = ((f.name, getattr(value, f.name)) for f in fields(value))
         return [f"{name}={of(v)}" for name, v in named if not callable(v)]
 
-    digest = hashlib.sha256()
-    for output in plan.outputs:
-        ready = "" if output.parts is None else of(tuple(output.parts.values()))
-        digest.update(_hash(output.name, of(output.expr), repr(output.scheme), ready).encode())
-    for shard in plan.shards:
-        digest.update(shard.file.encode() + shard.header)
-    return digest.hexdigest()
+    return of
 
 
 def _hash(*texts: str) -> str:
