@@ -49,12 +49,17 @@ def test_patterns_of_a_recipe_file_hold_when_everything_gets_more_bits(
         )  # fmt: skip
 
 
-def test_attempts_of_other_versions_are_made_anew(tmp_path: Path, monkeypatch) -> None:
+def test_damaged_attempts_and_those_of_other_versions_are_made_anew(
+    tmp_path: Path, monkeypatch
+) -> None:
     asked = ConvertOptions(quantize=True, max_kl=0.1, auto=True)
     cure = Cure("8 bits", ConvertOptions(quantize=True, max_kl=0.1, auto=True, q_bits=8))
     attempt = Attempt("as asked", {}, 4.5, {"mean_kl": 0.2}, ("too much",))
     Attempts(tmp_path, asked, {}).failed(attempt, cure)
     again = Attempts(tmp_path, asked, {})
     assert (again.done, again.cure.options.q_bits) == ([attempt], 8)
+    (tmp_path / "attempts.json").write_bytes(b"\x00" * 40)  # after a power loss
+    assert Attempts(tmp_path, asked, {}).done == []
+    Attempts(tmp_path, asked, {}).failed(attempt, cure)
     monkeypatch.setattr("torch2mlx.cures.library_versions", lambda: {"torch2mlx": "0"})
     assert Attempts(tmp_path, asked, {}).done == []

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch2mlx.conversion.journal import sync
 from torch2mlx.errors import PlanError
 from torch2mlx.options import ConvertOptions
 from torch2mlx.packaging.manifest import library_versions
@@ -85,8 +86,8 @@ class Attempts:
         self.done: list[Attempt] = []
         self.cure = Cure("as asked", asked)
         if self._path.exists():
-            found = json.loads(self._path.read_text(encoding="utf-8"))
-            if found["question"] == self._question:
+            found = _object(self._path)
+            if found.get("question") == self._question:
                 self.done = [
                     Attempt(**{**a, "problems": tuple(a["problems"]), "blamed": tuple(a["blamed"])})
                     for a in found["done"]
@@ -107,6 +108,7 @@ class Attempts:
         }
         partial = self._path.with_suffix(".partial")
         partial.write_text(json.dumps(found), encoding="utf-8")
+        sync(partial)
         partial.rename(self._path)
 
     @property
@@ -114,6 +116,15 @@ class Attempts:
         """Options of the present attempt that differ from those asked for."""
         asked, now = asdict(self._asked), asdict(self.cure.options)
         return {key: value for key, value in now.items() if asked[key] != value}
+
+
+def _object(path: Path) -> dict[str, Any]:
+    """What a file of attempts holds; nothing where it is damaged, so that all are made anew."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:

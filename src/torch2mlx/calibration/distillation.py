@@ -23,6 +23,7 @@ import numpy as np
 
 from torch2mlx.calibration.scratch import Overlay, Scratch, Stream, save_step
 from torch2mlx.calibration.tuned import Tuned, TunedLayer, stored_parts
+from torch2mlx.conversion.journal import sync
 from torch2mlx.dtypes import to_torch
 from torch2mlx.planning.plan import Output
 from torch2mlx.planning.regions import full
@@ -153,6 +154,7 @@ class _Run:
                     partial = state.with_suffix(".partial")
                     values = [each.state() for each in tuned]
                     torch.save({"step": number + 1, "values": values}, partial)
+                    sync(partial)
                     partial.rename(state)
             progress(self.ids[self.batches[index]].size)
         distilled = [(each.scale.clone(), each.level.clone()) for each in tuned]
