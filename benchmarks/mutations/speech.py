@@ -182,7 +182,7 @@ def _changed(rng: random.Random, state: Any) -> Any:
             del owner[name]
         elif kind == 1:
             owner[rng.choice((f"{name}x", 7, ".", "", "\x1b[2J", None))] = owner.pop(name)
-        elif kind == 2 or not isinstance(value, torch.Tensor):
+        elif kind == 2 or not _dense(value):
             owner[name] = rng.choice((None, 3, [], "x", {}, {"a": torch.ones(1)}, torch.ones(())))
         elif kind == 3:
             other = (value.T, value[:0], value[None], value.reshape(-1), value[..., :1])
@@ -192,3 +192,10 @@ def _changed(rng: random.Random, state: Any) -> Any:
             cast = value.to(getattr(torch, rng.choice(kinds)))
             owner[name] = rng.choice((cast, value * float("nan"), value * 1e30, value.to_sparse()))
     return state
+
+
+def _dense(value: Any) -> bool:
+    """Whether a value is a tensor that can be cut; what was damaged before may be none."""
+    import torch
+
+    return isinstance(value, torch.Tensor) and value.layout is torch.strided and value.ndim > 0

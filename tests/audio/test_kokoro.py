@@ -63,6 +63,11 @@ def test_a_release_becomes_a_folder_of_mlx_audio(release: Path, tmp_path: Path) 
     ours = model("hello", stored[5], return_output=True)
     assert theirs.pred_dur.tolist() == [int(n) for n in ours.pred_dur]
     assert ours.audio.size == theirs.audio.numel()
+    found = torch2mlx.verify(release, tmp_path / "out")
+    assert (found.passed, found.error, found.notes) == (True, made.error, made.notes)
+    written = (tmp_path / "out" / "model.safetensors").stat().st_size
+    assert torch2mlx.plan(release).strategies[0].nbytes == written
+    assert not torch2mlx.doctor(tmp_path / "out").findings
     manifest = json.loads((tmp_path / "out" / "torch2mlx.json").read_text())
     assert manifest["plan"]["port"] == "mlx_audio.tts.models.kokoro"
     assert manifest["verification"]["audit"]["passed"]

@@ -110,8 +110,11 @@ class Patient:
     def compiled(self) -> bool:
         """Mlx-lm does not load the folder: it has its own code, or is one of mlx-audio."""
         config = self.config or {}
-        if "model_class" in config and "model_type" not in config:
-            return True
+        return ("model_class" in config and "model_type" not in config) or self.of_mlx_audio
+
+    @property
+    def of_mlx_audio(self) -> bool:
+        """Mlx-audio loads the folder, and has the code for it."""
         port = self.manifest.plan.get("port") if self.manifest is not None else None
         return isinstance(port, str) and port.startswith("mlx_audio.")
 

@@ -111,7 +111,7 @@ def _half_type(patient: Patient) -> Iterator[Finding]:
 
 def _code(patient: Patient) -> Iterator[Finding]:
     config = patient.config or {}
-    file = MODEL_FILE if patient.compiled else config.get("model_file")
+    file = MODEL_FILE if patient.compiled and not patient.of_mlx_audio else config.get("model_file")
     if not file:
         return
     path = patient.folder / str(file)

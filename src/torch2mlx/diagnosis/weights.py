@@ -209,7 +209,7 @@ def _values(patient: Patient) -> Iterator[Finding]:
         )
 
 
-_MAY_BE_ZERO = ("bias", "biases", "running_mean")
+_MAY_BE_ZERO = ("bias", "biases", ".beta", "running_mean")  # of layers that were never trained
 
 
 def _look_at(source: Any, name: str, size: int, dtype: Any) -> tuple[bool, bool]:
