@@ -6,16 +6,15 @@ verification; what a stage does is in its own package.
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch2mlx.checkpoint_route import CheckpointConversion, Conversion
-from torch2mlx.errors import DestinationError, OptionError
+from torch2mlx.checkpoint_route import Conversion
+from torch2mlx.destinations import convert_and_upload, convert_here
+from torch2mlx.errors import OptionError
 from torch2mlx.generation import Generation, generate_text
 from torch2mlx.inspection import Inspection, inspect_checkpoint
 from torch2mlx.loading import load_language_model
@@ -28,14 +27,13 @@ if TYPE_CHECKING:
 
     from torch2mlx.benchmarking import Benchmark
     from torch2mlx.compiler.formats import Format
-    from torch2mlx.compiler.route import Compiled, Example
+    from torch2mlx.compiler.route import Compiled
     from torch2mlx.compiler.verification import ProgramVerification
     from torch2mlx.diagnosis import Examination
     from torch2mlx.evidence.recheck import CertificateCheck
     from torch2mlx.evidence.upload import Upload
     from torch2mlx.reporting.report import Report
     from torch2mlx.selection import Selection
-    from torch2mlx.selection.plan_file import PlannedConversion
     from torch2mlx.verification.report import ParityReport
 
 __all__ = [
@@ -243,100 +241,9 @@ def convert(
         example_inputs, example_kwargs, dynamic_shapes, example, tuple(dynamic), entry_points
     )
     if is_url(str(destination)):
-        return _convert_and_upload(source, str(destination), asked, examples, listener, order)
+        return convert_and_upload(source, str(destination), asked, examples, listener, order)
     place = Path(destination).expanduser()
-    return _convert(source, place, asked, examples, listener, order)
-
-
-def _convert(
-    source: str | Path | torch.nn.Module | torch.export.ExportedProgram,
-    destination: str | Path,
-    asked: ConvertOptions,
-    examples: Example,
-    listener: Progress,
-    order: PlannedConversion | None = None,
-) -> Conversion | Compiled:
-    from torch2mlx.compiler.route import convert_program, is_program
-    from torch2mlx.packaging.staging import check_destination
-    from torch2mlx.sources.remote.urls import shown
-
-    check_destination(destination)
-    if is_program(source):
-        compiled = convert_program(source, destination, asked, examples, listener)
-        for note in compiled.notes:
-            listener.note(note)
-        return compiled
-    name = shown(str(source))
-    if examples.given:
-        raise OptionError(
-            f"{name}: a checkpoint takes no example; to compile a module, name what builds it: "
-            "package.module:factory"
-        )
-    if asked.weights is not None:
-        raise OptionError(f"{name}: is a checkpoint itself; --weights belongs to a module")
-    assert isinstance(source, str | Path)
-    checkpoint = open_convertible(
-        source,
-        asked.revision,
-        asked.trust_remote_code,
-        asked.keep_download,
-        asked.adapter,
-        asked.expert_layout,
-        asked.text_only,
-    )
-    with closing(checkpoint.source):
-        for one in (asked, *asked.further().values()):
-            one.check_source(checkpoint.kind, checkpoint.location)
-        if order is not None:
-            order.check_source(checkpoint)
-        return CheckpointConversion(checkpoint, Path(destination), asked, listener, order).run()
-
-
-def _convert_and_upload(
-    source: Any,
-    destination: str,
-    asked: ConvertOptions,
-    examples: Example,
-    listener: Progress,
-    order: PlannedConversion | None = None,
-) -> Conversion | Compiled:
-    """Make the folder here, as always; upload it once it is verified, then remove it."""
-    from torch2mlx.conversion.team import find_team
-    from torch2mlx.packaging.remote import RemoteDestination
-
-    if asked.also:
-        raise OptionError("--also: a remote DST takes one output; run the command once for each")
-    remote = RemoteDestination(destination)
-    finished = remote.local.exists()
-    if find_team().leads:
-        remote.require_new(begun=finished)
-    result = (
-        _made_before(remote.local, source, asked)
-        if finished
-        else _convert(source, remote.local, asked, examples, listener, order)
-    )
-    if find_team().leads:
-        total = sum(path.stat().st_size for path in remote.local.rglob("*"))
-        with listener.stage("Uploading", total) as advance:
-            remote.upload(remote.local, advance)
-        shutil.rmtree(remote.local)
-    return replace(result, destination=remote.url)
-
-
-def _made_before(folder: Path, source: Any, asked: ConvertOptions) -> Conversion:
-    """The folder of a run that was stopped while it uploaded, if it is what is asked for."""
-    from torch2mlx.packaging.manifest import read_manifest
-    from torch2mlx.sources.remote.urls import HUB, shown
-
-    manifest = read_manifest(folder)
-    location = shown(str(source)).removeprefix(HUB)
-    options = json.loads(json.dumps(asked.to_dict(), default=str))
-    if manifest.source.location != location or dict(manifest.options) != options:
-        raise DestinationError(
-            f"{folder}: waits to be uploaded there since an earlier run, but comes from another "
-            "source or other options; remove it"
-        )
-    return Conversion(folder, manifest)
+    return convert_here(source, place, asked, examples, listener, order)
 
 
 def verify(
