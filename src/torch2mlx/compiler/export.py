@@ -18,6 +18,7 @@ from torch2mlx.compiler.meta import (
     fake_inputs,
     fake_weights,
     keywords_as_names,
+    recurrent_lengths,
     without_argument_checks,
     without_needless_moves,
 )
@@ -99,6 +100,7 @@ def export_or_guess(
         without_needless_moves(),
         keywords_as_names(),
         without_argument_checks(),
+        recurrent_lengths(),
         grouped_experts(module),
         all_pools(module),
         _as_forward(module, method),

@@ -15,6 +15,7 @@ __all__ = [
     "fake_weights",
     "keywords_as_names",
     "parameters_on_meta",
+    "recurrent_lengths",
     "without_argument_checks",
     "without_needless_moves",
 ]
@@ -156,6 +157,53 @@ def without_argument_checks() -> Iterator[None]:
         yield
     finally:
         Distribution.set_default_validate_args(before)
+
+
+@contextmanager
+def recurrent_lengths() -> Iterator[None]:
+    """While it lasts, recurrent networks on fake tensors keep the length of their input a name.
+
+    Torch follows them step by step to know the shapes of their results, which fixes the length.
+    """
+    import torch
+    from torch._decomp import meta_table
+
+    aten = torch.ops.aten
+    operators = (aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input)
+    kernels = {op: dict(op.py_kernels) for op in operators}
+    metas: dict[Any, Any] = {op: meta_table[op] for op in operators if op in meta_table}
+    for op in operators:
+        meta_table[op] = _recurrent_shapes(None)
+        for key, kernel in kernels[op].items():
+            op.py_kernels[key] = _recurrent_shapes(kernel)
+        op._dispatch_cache.clear()
+    try:
+        yield
+    finally:
+        for op in operators:
+            del meta_table[op]
+            op.py_kernels.update(kernels[op])
+            op._dispatch_cache.clear()
+        meta_table.update(metas)
+
+
+def _recurrent_shapes(kernel: Any) -> Any:
+    """Results without values of op(input, hx, params, biases?, layers, dropout, train?,
+    bidirectional?, batch first?); of tensors that have values those of `kernel`.
+    """
+    import torch
+
+    def results(x: torch.Tensor, hx: Any, *rest: Any) -> tuple[torch.Tensor, ...]:
+        real = type(x) in (torch.Tensor, torch.nn.Parameter) and x.device.type != "meta"
+        if real and kernel is not None:
+            found: tuple[torch.Tensor, ...] = kernel(x, hx, *rest)
+            return found
+        states = [hx] if isinstance(hx, torch.Tensor) else list(hx)
+        width = states[0].shape[-1] * (2 if rest[5] else 1)
+        output = x.new_empty([*x.shape[:-1], width])
+        return (output, *(state.new_empty(state.shape) for state in states))
+
+    return results
 
 
 def fake_inputs(value: Any) -> Any:
