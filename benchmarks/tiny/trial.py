@@ -19,7 +19,7 @@ from tiny.catalogue import Entry, family
 from tiny.configs import EXCEPTIONS, LEVELS, tiny_config
 from tiny.inputs import Inputs, NoInputsError, find_inputs, fresh
 
-__all__ = ["LIMIT", "evened", "run_trial"]
+__all__ = ["LIMIT", "evened", "instance", "run_trial"]
 
 LIMIT = 1e-4
 """Largest relative L2 error that counts as equal."""
@@ -56,6 +56,12 @@ def run_trial(entry: Entry, tell: Callable[[str, Any], None], forward_only: bool
                 return
         tell("stage", "compile")
         _compiled(model, inputs, Path(scratch), tell)
+
+
+def instance(entry: Entry) -> torch.nn.Module | None:
+    """A tiny model of a type, or None where none runs."""
+    found = _instance(entry, lambda name, value: None)
+    return None if found is None else found[1]
 
 
 def _instance(

@@ -45,12 +45,16 @@ def convert_here(
     Raises:
         Torch2MLXError: as `torch2mlx.convert`.
     """
+    from torch2mlx.compiler.hub import compiled_snapshot
     from torch2mlx.compiler.route import convert_program, is_program
     from torch2mlx.packaging.staging import check_destination
     from torch2mlx.sources.remote.urls import shown
 
     check_destination(destination)
-    if is_program(source):
+    snapshot = compiled_snapshot(source, asked.revision)
+    if snapshot is not None:
+        source, asked = snapshot, replace(asked, revision=None, keep_download=False)
+    if is_program(source, examples):
         compiled = convert_program(source, destination, asked, examples, listener)
         for note in compiled.notes:
             listener.note(note)

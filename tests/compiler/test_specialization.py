@@ -236,3 +236,26 @@ def test_indexers_choose_the_same_tokens_with_all_pools() -> None:
     pooled = indexer.get_pooled_states(torch.cat([torch.randn(2, 22, 16), mask[..., None]], -1))
     assert pooled[0].shape[1] == 5  # the sixth is incomplete
     assert torch.equal(want.sort(-1).values, found.sort(-1).values)
+
+
+class Counted(nn.Module):
+    """A size that follows from a mask and a constant."""
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        limits = torch.where(mask > 0, torch.tensor([5, 2, 4, 3]), 0)
+        if limits.max() > 3:
+            return x * 2
+        return x
+
+
+def test_a_branch_from_a_constant_of_the_code(tmp_path: Path) -> None:
+    auto = torch.export.Dim.AUTO
+    x, mask = torch.randn(2, 9), torch.tensor([[0, 1, 1, 0], [0, 0, 0, 1]])
+    torch2mlx.convert(
+        Counted().eval(), tmp_path / "out", example_kwargs={"x": x, "mask": mask},
+        dynamic_shapes={"x": {0: auto}, "mask": {0: auto}},
+    )  # fmt: skip
+    loaded = import_model(tmp_path / "out").load(str(tmp_path / "out"))
+    for case in (mask, mask.flip(0)):
+        found = loaded(mx.array(x.numpy()), mx.array(case.numpy()))
+        assert np.allclose(np.array(found), 2 * x.numpy())

@@ -168,10 +168,12 @@ def _lower(
     standing = standing_names([found.program for *_, found in exported], tied_names(module))
     constants: dict[str, torch.Tensor] = {}
     graphs: list[Graph] = []
+    renamed: list[Mapping[str, str]] = []
     reasons: list[str] = []
     for point, _, found in exported:
         program = found.program
         names = {**standing, **_constant_names(program, point.method, constants)}
+        renamed.append(names)
         try:
             dims = dimension_names(program, point.dynamic_shapes)
             graph = build_graph(program, name, names, dims, point.method, found.questions)
@@ -182,8 +184,12 @@ def _lower(
         raise CompileError(name, list(dict.fromkeys(reasons)))
     programs = [optimized(program) for program in build_programs(graphs)]
     entries = tuple(
-        CompiledEntry(point, original, found.program, graph, program, found.buffers)
-        for (point, original, found), graph, program in zip(exported, graphs, programs, strict=True)
+        CompiledEntry(
+            point, original, found.program, graph, program, _known(found, names, constants)
+        )
+        for (point, original, found), names, graph, program in zip(
+            exported, renamed, graphs, programs, strict=True
+        )
     )
     return Compilation(entries, generate(*programs, host=host), constants)
 
@@ -200,10 +206,19 @@ def _frozen(
 
     if not found.questions:
         return graph
-    known = {names.get(k, k): v for k, v in {**found.buffers, **constants}.items()}
+    known = _known(found, names, constants)
     graph, more = frozen(graph, input_values(graph, point.leaves), known)
     constants.update(more)
     return graph
+
+
+def _known(
+    found: Exported, names: Mapping[str, str], constants: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Values that answers followed from beside the inputs, by the graph's names."""
+    if not found.questions:
+        return {}
+    return {names.get(k, k): v for k, v in {**found.buffers, **constants}.items()}
 
 
 def _constant_names(

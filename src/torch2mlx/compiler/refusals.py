@@ -7,7 +7,14 @@ from torch2mlx.errors import OptionError
 from torch2mlx.options import ConvertOptions
 from torch2mlx.planning.plan import FLOAT_DTYPES
 
-__all__ = ["check_exported", "check_kokoro", "check_options", "check_pipeline", "check_speech"]
+__all__ = [
+    "check_exported",
+    "check_kokoro",
+    "check_options",
+    "check_pipeline",
+    "check_pretrained",
+    "check_speech",
+]
 
 _REFUSED = {
     "distill": "--distill: belongs to ports of language models; leave it out",
@@ -69,6 +76,12 @@ def check_pipeline(name: str, options: ConvertOptions, example: Example) -> None
             f"{name}: {' and '.join(n for n, g in given.items() if g)}: a pipeline has its own; "
             "leave it out"
         )
+
+
+def check_pretrained(name: str, options: ConvertOptions) -> None:
+    """Raise OptionError for what a checkpoint has of its own."""
+    if options.weights is not None:
+        raise OptionError(f"{name}: --weights: a checkpoint has its own; leave it out")
 
 
 def check_speech(name: str, options: ConvertOptions, example: Example) -> None:

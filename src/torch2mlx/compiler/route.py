@@ -24,11 +24,13 @@ from torch2mlx.compiler.exported_file import is_exported_file, load_exported
 from torch2mlx.compiler.factory import is_factory, load_factory
 from torch2mlx.compiler.formats import Asked, Convert, Format
 from torch2mlx.compiler.pipelines.kinds import is_pipeline
+from torch2mlx.compiler.pretrained.kinds import is_class_folder, is_pretrained_model
 from torch2mlx.compiler.refusals import (
     check_exported,
     check_kokoro,
     check_options,
     check_pipeline,
+    check_pretrained,
     check_speech,
 )
 from torch2mlx.compiler.result import Compiled, of_kokoro, of_module, of_pipeline
@@ -57,26 +59,28 @@ __all__ = [
 ]
 
 
-def is_program(source: Any) -> bool:
+def is_program(source: Any, example: Example | None = None) -> bool:
     """Whether a source goes to the compiler: an object, "package.module:factory", or a file or
-    folder of a format that it knows.
+    folder of a format that it knows; with an example, any folder of transformers.
 
     Decided without importing torch.
     """
-    return not isinstance(source, str | Path) or format_of(source) is not None
+    return not isinstance(source, str | Path) or format_of(source, example) is not None
 
 
-def format_of(source: str | Path) -> Format | None:
+def format_of(source: str | Path, example: Example | None = None) -> Format | None:
     """The row of a file, a folder or "package.module:factory"; None: `convert` takes it as a
-    checkpoint of a language model.
+    checkpoint of a language model.  With an example, any folder of transformers has one.
 
     Decided without importing torch.
     """
     path = Path(source).expanduser()
     known = next((f for f in _FORMATS if f.knows(path)), None)
-    if known is None and is_factory(str(source)) and not is_there(path):
-        return _FACTORY
-    return known
+    if known is not None:
+        return known
+    if example is not None and example.given and is_class_folder(path):
+        return _PRETRAINED
+    return _FACTORY if is_factory(str(source)) and not is_there(path) else None
 
 
 def verify_program(
@@ -143,7 +147,7 @@ def convert_program(
     asked = Asked(destination, options, example, progress or Silent())
     if not isinstance(source, str | Path):
         return _compile(source, asked)
-    known = format_of(source) or _FACTORY
+    known = format_of(source, example) or _FACTORY
     return known.convert(Path(source).expanduser(), asked)
 
 
@@ -182,6 +186,13 @@ def _synthesizer(path: Path, asked: Asked) -> Compiled:
 
     check_speech(str(path), asked.options, asked.example)
     return of_module(compile_speech(path, asked.destination, asked.options, asked.progress))
+
+
+def _pretrained_model(path: Path, asked: Asked) -> Compiled:
+    from torch2mlx.compiler.pretrained.conversion import compile_pretrained
+
+    check_pretrained(str(path), asked.options)
+    return of_module(compile_pretrained(path, asked))
 
 
 def _factory(path: Path, asked: Asked) -> Compiled:
@@ -236,6 +247,20 @@ def _prepare_speech(path: Path, options: ConvertOptions) -> Iterable[tuple[str, 
     return [("", prepare_speech(path, options))]
 
 
+def _prepare_pretrained(path: Path, options: ConvertOptions) -> Iterable[tuple[str, Prepared]]:
+    from torch2mlx.compiler.pretrained.conversion import prepare_pretrained
+
+    return [("", prepare_pretrained(path, options))]
+
+
+def _verify_pretrained(
+    path: Path, folder: Path, options: ConvertOptions, progress: Progress
+) -> ProgramVerification:
+    from torch2mlx.compiler.pretrained.conversion import verify_pretrained
+
+    return verify_pretrained(path, folder, options, progress)
+
+
 def _checkpoint(path: Path) -> Checkpoint:
     from torch2mlx.sources import open_checkpoint
 
@@ -262,6 +287,16 @@ def _verify_kokoro(
     return verify_kokoro(path, folder, options, progress)
 
 
+_PRETRAINED = replace(
+    _compiled(
+        "a model of transformers",
+        is_pretrained_model,
+        _pretrained_model,
+        _checkpoint,
+        _prepare_pretrained,
+    ),
+    verify=_verify_pretrained,
+)
 _FORMATS: tuple[Format, ...] = (
     Format("an exported program", is_exported_file, _exported_file),
     Format("a TorchScript archive", is_torchscript, _torchscript),
@@ -279,6 +314,7 @@ _FORMATS: tuple[Format, ...] = (
         "Kokoro's release", is_kokoro, _kokoro, open_kokoro_headers, _kokoro_plans, _verify_kokoro
     ),
     _compiled("a speech model", is_synthesizer, _synthesizer, _checkpoint, _prepare_speech),
+    _PRETRAINED,
 )
 """The first that knows a path takes it."""
 _FACTORY = Format("what builds a module", lambda _: False, _factory)

@@ -16,6 +16,7 @@ __all__ = [
     "check_companion",
     "companion_files",
     "is_companion",
+    "peek_config",
     "read_config",
     "read_generation_config",
 ]
@@ -133,6 +134,18 @@ def read_config(folder: Path) -> dict[str, Any]:
         if isinstance(config.get(part), dict):
             _check_types(path, config[part], f"{part}.")
     return config
+
+
+def peek_config(folder: Path) -> dict[str, Any]:
+    """config.json of a folder as it is; {} where there is none that can be read.
+
+    For a first look at what a path is: opening the checkpoint tells what is wrong with it.
+    """
+    path = folder / "config.json"
+    try:
+        return read_json_object(path) if path.is_file() else {}
+    except SourceError:
+        return {}
 
 
 def _check_types(path: Path, config: dict[str, Any], prefix: str = "") -> None:

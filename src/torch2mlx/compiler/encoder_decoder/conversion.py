@@ -15,12 +15,12 @@ from torch2mlx.compiler.encoder_decoder.methods import (
 from torch2mlx.compiler.entry_points import EntryPoint
 from torch2mlx.compiler.package import prepare_module
 from torch2mlx.compiler.prepared import Extras, Prepared
+from torch2mlx.compiler.pretrained.loading import own_dtype
 from torch2mlx.compiler.publish import CompiledModule, publish
 from torch2mlx.errors import OptionError
 from torch2mlx.options import ConvertOptions
 from torch2mlx.progress import Progress
-from torch2mlx.sources.companions import companion_files
-from torch2mlx.sources.local_files import read_json_object
+from torch2mlx.sources.companions import companion_files, read_config
 
 __all__ = ["compile_checkpoint", "compile_model", "prepare_checkpoint"]
 
@@ -44,17 +44,8 @@ def prepare_checkpoint(path: Path, options: ConvertOptions) -> Prepared:
         model = load_original(path)
     else:
         model, files = load_encoder_decoder(path), companion_files(path)
-        options = replace(options, dtype=options.dtype or _own_dtype(path, model))
+        options = replace(options, dtype=options.dtype or own_dtype(read_config(path), model))
     return _prepare_model(model, options, str(path), files)
-
-
-def _own_dtype(path: Path, model: Any) -> str | None:
-    """The half type of a checkpoint, where transformers itself computes in it all through."""
-    found = read_json_object(path / "config.json")
-    name = str(found.get("dtype") or found.get("torch_dtype"))
-    exact = getattr(model, "_keep_in_fp32_modules", None)  # such as T5's, which overflow
-    halves = ("bfloat16",) if exact else ("bfloat16", "float16")
-    return name if name in halves else None
 
 
 def compile_model(

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from torch2mlx.errors import SourceError
-from torch2mlx.sources.local_files import read_json_object
+from torch2mlx.sources.companions import peek_config
 from torch2mlx.sources.original.whisper import is_whisper
 
-__all__ = ["is_encoder_decoder_checkpoint"]
+__all__ = ["is_encoder_decoder_checkpoint", "is_encoder_decoder_config"]
 
 
 def is_encoder_decoder_checkpoint(path: Path) -> bool:
     """Whether a path is the folder of an encoder-decoder of transformers, or OpenAI's Whisper."""
-    if is_whisper(path):
-        return True
-    config = path / "config.json"
-    if not config.is_file():
-        return False
-    try:
-        found = read_json_object(config)
-    except SourceError:
-        return False  # opening the checkpoint will tell
-    names = found.get("architectures")
+    return is_whisper(path) or is_encoder_decoder_config(peek_config(path))
+
+
+def is_encoder_decoder_config(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json is that of an encoder-decoder."""
+    names = config.get("architectures")
     names = names if isinstance(names, list) else []
     generates = any(str(n).endswith("ForConditionalGeneration") for n in names)
     # Others with such a name are language models that also take images.
-    return generates and found.get("is_encoder_decoder") is True
+    return generates and config.get("is_encoder_decoder") is True

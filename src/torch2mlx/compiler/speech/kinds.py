@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from torch2mlx.errors import SourceError
-from torch2mlx.sources.local_files import read_json_object
+from torch2mlx.sources.companions import peek_config
 
-__all__ = ["SYNTHESIZERS", "is_synthesizer"]
+__all__ = ["SYNTHESIZERS", "is_synthesizer", "is_synthesizer_config"]
 
 SYNTHESIZERS = {
     "fastspeech2_conformer": "FastSpeech2ConformerModel",
@@ -19,11 +20,10 @@ SYNTHESIZERS = {
 
 def is_synthesizer(path: Path) -> bool:
     """Whether a path is the folder of such a checkpoint."""
-    config = path / "config.json"
-    if not config.is_file():
-        return False
-    try:
-        name = read_json_object(config).get("model_type")
-    except SourceError:
-        return False  # opening the checkpoint will tell
+    return is_synthesizer_config(peek_config(path))
+
+
+def is_synthesizer_config(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json is that of such a checkpoint."""
+    name = config.get("model_type")
     return isinstance(name, str) and name in SYNTHESIZERS

@@ -6,13 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from torch2mlx.compiler.pretrained.loading import load_pretrained
 from torch2mlx.compiler.speech.fastspeech2 import fastspeech2_parts
 from torch2mlx.compiler.speech.kinds import SYNTHESIZERS
 from torch2mlx.compiler.speech.parts import SpeechParts
 from torch2mlx.compiler.speech.vits import vits_parts
-from torch2mlx.errors import SourceError, Torch2MLXError, UnsupportedError
+from torch2mlx.errors import Torch2MLXError, UnsupportedError
 from torch2mlx.sources.companions import read_config
 
 __all__ = ["is_speech_model", "load_speech_model", "parts_of"]
@@ -57,24 +56,5 @@ def load_speech_model(folder: Path) -> Any:
     Raises:
         SourceError: transformers cannot load it, or weights are missing.
     """
-    import transformers
-
-    from torch2mlx.compiler.pipelines.source import checked_weights
-    from torch2mlx.verification.reference import quiet
-
-    kind = getattr(transformers, SYNTHESIZERS[read_config(folder)["model_type"]])
-    try:
-        with quiet():
-            model, info = kind.from_pretrained(
-                folder,
-                dtype=torch.float32,
-                local_files_only=True,
-                output_loading_info=True,
-            )
-    except Exception as error:  # whatever a damaged folder provokes
-        raise SourceError(
-            f"{folder}: transformers cannot load it: {str(error)[:400]}; download it again"
-        ) from error
-    missing = [*info["missing_keys"], *(str(m) for m in info["mismatched_keys"])]
-    checked_weights(str(folder), type(model).__name__, missing)
-    return model.eval()
+    class_name = SYNTHESIZERS[read_config(folder)["model_type"]]
+    return load_pretrained(folder, class_name).model

@@ -1,0 +1,1 @@
+"""Checkpoints of transformers that write no text: encoders, classifiers, detectors."""
