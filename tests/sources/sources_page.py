@@ -223,11 +223,11 @@ comparison with PyTorch. Resident memory grew by 42 MB and 52 MB above the impor
 _FAMILIES = """## Families beyond language models
 
 Pipelines of diffusers, generating encoder-decoders (Whisper, T5 ...) and speech models
-([speech.md](speech.md)) convert as folders or files, and so do encoders, classifiers and detectors of
-transformers ([encoders.md](encoders.md)). What is left, a program builds, with its own library's
-`from_pretrained`, and `torch2mlx convert package.module:factory` compiles it. Either way the result needs MLX alone
-(`model.py` loads it) and is no folder of mlx-whisper, mlx-vlm or another library, but for Kokoro's,
-which mlx-audio loads.
+([speech.md](speech.md)) convert as folders or files, and so do encoders, classifiers and
+detectors of transformers ([encoders.md](encoders.md)). What is left, a program builds, with its
+own library's `from_pretrained`, and `torch2mlx convert package.module:factory` compiles it. Either
+way the result needs MLX alone (`model.py` loads it) and is no folder of mlx-whisper, mlx-vlm or
+another library, but for Kokoro's, which mlx-audio loads.
 Compared with PyTorch on tiny random models, relative L2 error at most 1e-4:
 
 """
