@@ -152,9 +152,13 @@ def plan(
     """
     from torch2mlx.architectures.bounds import check_counts
     from torch2mlx.architectures.port import load_port
+    from torch2mlx.compiler.hub import compiled_snapshot
     from torch2mlx.compiler.route import format_of
     from torch2mlx.selection import select_strategies
 
+    snapshot = compiled_snapshot(source, revision)
+    if snapshot is not None:
+        source, revision = snapshot, None
     known = format_of(source)
     if known is not None:
         from torch2mlx.selection.programs import select_for_program
@@ -281,9 +285,13 @@ def verify(
     Raises:
         Torch2MLXError: source or folder cannot be read, or hold different models.
     """
+    from torch2mlx.compiler.hub import compiled_snapshot
     from torch2mlx.compiler.route import format_of, verify_program
     from torch2mlx.verification.folder import verify_folder
 
+    snapshot = compiled_snapshot(source, revision)
+    if snapshot is not None:
+        source, revision = snapshot, None
     known = format_of(source)
     if known is not None:
         asked: dict[str, Any] = {

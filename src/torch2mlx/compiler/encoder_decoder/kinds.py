@@ -9,7 +9,10 @@ from typing import Any
 from torch2mlx.sources.companions import peek_config
 from torch2mlx.sources.original.whisper import is_whisper
 
-__all__ = ["is_encoder_decoder_checkpoint", "is_encoder_decoder_config"]
+__all__ = ["GENERATES", "is_encoder_decoder_checkpoint", "is_encoder_decoder_config"]
+
+GENERATES = "ForConditionalGeneration"
+"""How the names of classes end that write text of text, pictures or sound."""
 
 
 def is_encoder_decoder_checkpoint(path: Path) -> bool:
@@ -21,6 +24,6 @@ def is_encoder_decoder_config(config: Mapping[str, Any]) -> bool:
     """Whether a config.json is that of an encoder-decoder."""
     names = config.get("architectures")
     names = names if isinstance(names, list) else []
-    generates = any(str(n).endswith("ForConditionalGeneration") for n in names)
+    generates = any(str(n).endswith(GENERATES) for n in names)
     # Others with such a name are language models that also take images.
     return generates and config.get("is_encoder_decoder") is True

@@ -16,7 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torch2mlx.compiler.encoder_decoder.kinds import GENERATES
+from torch2mlx.compiler.pretrained.loading import load_pretrained
 from torch2mlx.errors import SourceError
+from torch2mlx.sources.companions import read_config
 
 __all__ = [
     "EncoderDecoder",
@@ -155,31 +158,10 @@ def load_encoder_decoder(folder: Path) -> Any:
     """The float32 model of a checkpoint's folder, its weights in memory.
 
     Raises:
-        SourceError: transformers cannot load it, or weights are missing, which it would draw.
+        SourceError, UnsupportedError: see `load_pretrained`.
     """
-    from transformers import AutoModelForSeq2SeqLM, AutoModelForSpeechSeq2Seq
-
-    from torch2mlx.compiler.pipelines.source import checked_weights
-    from torch2mlx.verification.reference import quiet
-
-    error: Exception | None = None
-    for kind in (AutoModelForSeq2SeqLM, AutoModelForSpeechSeq2Seq):
-        try:
-            with quiet():
-                model, info = kind.from_pretrained(
-                    folder,
-                    dtype=torch.float32,
-                    local_files_only=True,
-                    trust_remote_code=False,
-                    output_loading_info=True,
-                )
-        except (ValueError, OSError, RuntimeError, KeyError, TypeError) as found:
-            error = error or found
-            continue
-        missing = [*info["missing_keys"], *(str(m) for m in info["mismatched_keys"])]
-        checked_weights(str(folder), type(model).__name__, missing)
-        return model
-    raise SourceError(f"{folder}: transformers cannot load it: {error}") from error
+    names = read_config(folder)["architectures"]
+    return load_pretrained(folder, next(n for n in names if n.endswith(GENERATES))).model
 
 
 def load_original(file: Path) -> Any:

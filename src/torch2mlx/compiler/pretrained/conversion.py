@@ -71,6 +71,9 @@ def prepare_pretrained(folder: Path, options: ConvertOptions) -> Prepared:
 def _loaded(folder: Path, options: ConvertOptions) -> tuple[Loaded, ConvertOptions]:
     config = read_config(folder)
     loaded = load_pretrained(folder, config["architectures"][0])
+    settings = loaded.model.config
+    for part in (settings, settings.get_text_config()):
+        part.use_cache = False  # a cache is no output of an encoder's or a classifier's
     return loaded, replace(options, dtype=options.dtype or own_dtype(config, loaded.model))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from torch2mlx.compiler.pipelines.source import checked_weights
-from torch2mlx.errors import SourceError
+from torch2mlx.errors import SourceError, UnsupportedError
 
 __all__ = ["Loaded", "load_pretrained", "own_dtype"]
 
@@ -36,13 +36,19 @@ def load_pretrained(folder: Path, class_name: str) -> Loaded:
         class_name: of transformers.
 
     Raises:
-        SourceError: transformers cannot load it, or weights are missing.
+        SourceError: transformers cannot load it, or weights are missing, which it would draw.
+        UnsupportedError: it has no such class.
     """
     import transformers
 
     from torch2mlx.verification.reference import quiet
 
-    kind = getattr(transformers, class_name)
+    kind = getattr(transformers, class_name, None)
+    if kind is None:
+        raise UnsupportedError(
+            f"{folder}: transformers {transformers.__version__} has no {class_name}, which "
+            "config.json names; update transformers, or compile the module from code of your own"
+        )
     try:
         with quiet():
             model, info = kind.from_pretrained(
@@ -58,8 +64,6 @@ def load_pretrained(folder: Path, class_name: str) -> Loaded:
         ) from error
     missing = [*info["missing_keys"], *(str(m) for m in info["mismatched_keys"])]
     checked_weights(str(folder), class_name, missing)
-    for config in (model.config, model.config.get_text_config()):
-        config.use_cache = False  # a cache is no output of an encoder's or a classifier's
     return Loaded(model.eval(), tuple(sorted(map(str, info["unexpected_keys"]))))
 
 
