@@ -78,10 +78,16 @@ def check_pipeline(name: str, options: ConvertOptions, example: Example) -> None
         )
 
 
-def check_pretrained(name: str, options: ConvertOptions) -> None:
-    """Raise OptionError for what a checkpoint has of its own."""
+def check_pretrained(name: str, options: ConvertOptions, example: Example) -> None:
+    """Raise OptionError for what a checkpoint has of its own, and for what only its user has."""
     if options.weights is not None:
         raise OptionError(f"{name}: --weights: a checkpoint has its own; leave it out")
+    if options.calibrate and not (example.given or options.calibration_text):
+        raise OptionError(
+            f"{name}: --calibrate: the example that is made of a model's settings has random "
+            "values; give arguments of forward, by name, as it will see them: --calibration-text "
+            "inputs.pt"
+        )
 
 
 def check_speech(name: str, options: ConvertOptions, example: Example) -> None:

@@ -191,7 +191,7 @@ def _synthesizer(path: Path, asked: Asked) -> Compiled:
 def _pretrained_model(path: Path, asked: Asked) -> Compiled:
     from torch2mlx.compiler.pretrained.conversion import compile_pretrained
 
-    check_pretrained(str(path), asked.options)
+    check_pretrained(str(path), asked.options, asked.example)
     return of_module(compile_pretrained(path, asked))
 
 

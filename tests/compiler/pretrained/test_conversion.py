@@ -190,6 +190,8 @@ def test_what_no_example_is_known_for_names_its_arguments(tmp_path: Path) -> Non
         torch2mlx.convert(tmp_path / "decisions", tmp_path / "out")
     with pytest.raises(OptionError, match="--weights: a checkpoint has its own"):
         torch2mlx.convert(tmp_path / "decisions", tmp_path / "out", weights=tmp_path)
+    with pytest.raises(OptionError, match="random values; give arguments of forward"):
+        torch2mlx.convert(tmp_path / "decisions", tmp_path / "out", quantize=True, calibrate=True)
 
 
 def test_any_class_is_compiled_on_an_example(tmp_path: Path) -> None:
