@@ -75,11 +75,14 @@ def format_of(source: str | Path, example: Example | None = None) -> Format | No
     Decided without importing torch.
     """
     path = Path(source).expanduser()
-    known = next((f for f in _FORMATS if f.knows(path)), None)
-    if known is not None:
-        return known
-    if example is not None and example.given and is_class_folder(path):
-        return _PRETRAINED
+    try:
+        known = next((f for f in _FORMATS if f.knows(path)), None)
+        if known is not None:
+            return known
+        if example is not None and example.given and is_class_folder(path):
+            return _PRETRAINED
+    except (OSError, ValueError):  # no name that a file could have
+        return None
     return _FACTORY if is_factory(str(source)) and not is_there(path) else None
 
 

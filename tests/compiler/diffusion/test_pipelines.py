@@ -95,5 +95,5 @@ def test_what_is_wrong_is_named(tmp_path: Path, run_cli: Any) -> None:
     refused = run_cli("convert", folder, tmp_path / "out", "--max-kl", "0.1")
     assert (refused.code, "--max-kl" in refused.message) == (2, True)
     shown = run_cli("inspect", folder)
-    assert shown.code == 3
-    assert "takes it as a whole" in shown.message
+    assert shown.code == 0
+    assert "a pipeline of diffusers" in " ".join(shown.out.split())
