@@ -284,9 +284,9 @@ def test_ctrl_c_stops_within_two_seconds_and_a_second_run_is_refused(
     refused = run_cli(*command)
     assert refused.code == 7
     assert f"process {child.pid} on" in refused.message
-    go_on.touch()
     start = time.monotonic()
     child.send_signal(signal.SIGINT)
+    go_on.touch()  # after the signal, which would else find it finished now and then
     _, errors = child.communicate(timeout=20)
     assert time.monotonic() - start < 2
     assert child.returncode == 130
