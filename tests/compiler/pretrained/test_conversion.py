@@ -149,6 +149,24 @@ def test_attempts_have_fewer_and_fewer_free_extents(tmp_path: Path) -> None:
     assert points[0].kwargs["attention_mask"].sum(1).tolist() == [16, 11]
 
 
+def test_settings_that_no_example_can_have(tmp_path: Path) -> None:
+    model = saved(
+        tmp_path / "vit", "ViTModel", **_PICTURE, image_size=16, patch_size=8, num_channels=1
+    )
+    file = tmp_path / "vit/preprocessor_config.json"
+    for size in ({"height": 10**6, "width": 10**6}, 10**9, [3, "x"], None, -4):
+        file.write_text(json.dumps({"size": size}))
+        if isinstance(size, dict) or size == 10**9:
+            with pytest.raises(OptionError, match="more than an example may have"):
+                entry_points_of(model, tmp_path / "vit")
+        else:
+            shape = entry_points_of(model, tmp_path / "vit")[0].kwargs["pixel_values"].shape
+            assert shape == (2, 1, 16, 16)
+    short = saved(tmp_path / "bert", "BertModel", **{**_TEXT, "max_position_embeddings": 2})
+    mask = entry_points_of(short, tmp_path / "bert")[0].kwargs["attention_mask"]
+    assert mask.tolist() == [[1, 1], [1, 1]]
+
+
 def test_half_precision_is_kept(tmp_path: Path) -> None:
     torch.manual_seed(0)
     config = transformers.BertConfig(**_TEXT)  # type: ignore[arg-type]

@@ -6,6 +6,7 @@ import inspect
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ __all__ = ["entry_points_of"]
 _TOKENS = 16  # of a text
 _SAMPLES = 16_000  # of a sound: a second, for most
 _FRAMES = 128  # of a spectrogram of any length
+_MOST = 2**27  # numbers in a tensor
 _BATCH = 2  # so that an extent is not taken for a constant
 
 
@@ -100,7 +102,7 @@ def _candidates(model: Any, processor: Mapping[str, Any]) -> Iterator[_Inputs]:
     if "input_features" in taken:
         kinds.append(list(_spectrograms(model.config, processor)))
     elif "input_values" in taken:
-        kinds.append(list(_sounds(model.config, processor)))
+        kinds.append(list(_sounds(model.config)))
     if "past_values" in taken:
         kinds.append(list(_series(model.config)))
     if not kinds:
@@ -120,11 +122,12 @@ def _texts(config: Any, taken: Mapping[str, Any]) -> Iterator[_Inputs]:
     if isinstance(padding, int):
         ids[ids == padding] = (padding + 1) % size
     mask = torch.ones_like(ids)
-    mask[1, tokens - 5 :] = 0
+    length = tokens - tokens // 3  # of the second text
+    mask[1, length:] = 0
     if isinstance(end, int) and 0 <= end < size:  # where some models read what a text is
-        ids[0, -1] = ids[1, tokens - 6] = end
+        ids[0, -1] = ids[1, length - 1] = end
     if isinstance(padding, int) and 0 <= padding < size:
-        ids[1, tokens - 5 :] = padding
+        ids[1, length:] = padding
     both = (0, 1)
     inputs: dict[str, _Input] = {"input_ids": _Input(ids, both)}
     beside: dict[str, _Input] = {}
@@ -173,7 +176,7 @@ def _extents(value: Any) -> tuple[int, int] | None:
     return None
 
 
-def _sounds(config: Any, processor: Mapping[str, Any]) -> Iterator[_Inputs]:
+def _sounds(config: Any) -> Iterator[_Inputs]:
     """Samples [batch, samples] or [batch, channels, samples]; else the spectrogram of a size."""
     bins = getattr(config, "num_mel_bins", None)
     if isinstance(bins, int):
@@ -229,6 +232,11 @@ def _processor(folder: Path) -> dict[str, Any]:
 
 
 def _drawn(*shape: int) -> Tensor:
+    if prod(shape) > _MOST:
+        raise OptionError(
+            f"settings ask for inputs of {list(shape)}, which is more than an example may have; "
+            "correct preprocessor_config.json or config.json, or give --example inputs.pt"
+        )
     return torch.randn(shape, generator=_seeded())
 
 
